@@ -1,0 +1,5 @@
+"""`python -m xdsbpf`."""
+
+from xdsbpf.cli.main import main
+
+main()

@@ -1,0 +1,57 @@
+"""Object metadata and the base of every manifest kind."""
+
+from __future__ import annotations
+
+import msgspec
+
+from xdsbpf.diagnostics import ObjectId
+from xdsbpf.model.scalars import Labels, Timestamp
+
+
+class ObjectMeta(msgspec.Struct, frozen=True, rename="camel"):
+    """The part of Kubernetes' metadata that is read; the rest is ignored."""
+
+    name: str
+    namespace: str = ""
+    labels: Labels = ()
+    annotations: Labels = ()
+    creation_timestamp: Timestamp | None = None
+    uid: str = ""
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of every kind. `GROUP` and `KIND` are set by the subclass; `STRICT` refuses unknown fields."""
+
+    metadata: ObjectMeta
+
+    @property
+    def id(self) -> ObjectId:
+        """Kind, namespace and name of this object."""
+        kind = type(self)
+        return ObjectId(
+            kind.__name__, self.metadata.namespace, self.metadata.name, GROUPS.get(kind.__name__, "")
+        )
+
+    @property
+    def namespace(self) -> str:
+        return self.metadata.namespace
+
+    @property
+    def name(self) -> str:
+        return self.metadata.name
+
+
+GROUPS = {
+    "Deployment": "apps",
+    "EndpointSlice": "discovery.k8s.io",
+    "VirtualService": "networking.istio.io",
+    "DestinationRule": "networking.istio.io",
+    "AuthorizationPolicy": "security.istio.io",
+}
+"""API group of each kind that has one; core kinds are not listed."""
+
+
+def age_order(manifest: Manifest) -> tuple[bool, str, str, str]:
+    """Sort key: creation time (objects without one last), namespace, name; never arrival."""
+    created = manifest.metadata.creation_timestamp
+    return (created is None, created or "", manifest.metadata.namespace, manifest.metadata.name)

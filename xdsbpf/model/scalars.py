@@ -1,0 +1,44 @@
+"""Scalar and map types of the manifest schema.
+
+The structs in this package are the schema; `sources` walks them (msgspec.inspect) to report every
+mistake with its position. Where YAML and value differ, the type says so through `Meta.extra`:
+
+    Duration    "7s", "1m30s", "250ms" (Go syntax)   -> int nanoseconds
+    Millionths  100.0 (percent)                      -> int, 1_000_000 = 100 %
+    Timestamp   RFC 3339                             -> str, kept as written (sorts by time in UTC)
+    IntOrString 9080 or "http"                       -> int | str
+    Pairs[V]    a YAML mapping                       -> tuple of (key, value), sorted by key
+
+Values are hashable and frozen: no dict and no list ever enters the database.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias, TypeVar
+
+from msgspec import Meta
+
+V = TypeVar("V")
+
+Duration: TypeAlias = Annotated[int, Meta(extra={"yaml": "duration"})]
+Millionths: TypeAlias = Annotated[int, Meta(extra={"yaml": "percent"})]
+Timestamp: TypeAlias = Annotated[str, Meta(extra={"yaml": "timestamp"})]
+IntOrString: TypeAlias = int | str
+Pairs: TypeAlias = tuple[tuple[str, V], ...]
+Labels: TypeAlias = Pairs[str]
+Port: TypeAlias = Annotated[int, Meta(ge=1, le=65535)]
+
+NANOSECONDS = 1_000_000_000
+
+
+def lookup(pairs: Pairs[V], key: str) -> V | None:
+    """Value of `key` in a sorted mapping, or None. O(n): mappings of manifests are small."""
+    for name, value in pairs:
+        if name == key:
+            return value
+    return None
+
+
+def is_subset(selector: Labels, labels: Labels) -> bool:
+    """Whether every pair of `selector` is in `labels`; an empty selector selects everything."""
+    return set(selector) <= set(labels)
