@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from xdsbpf.model.meta import Manifest
-from xdsbpf.model.scalars import Labels
+from xdsbpf.model.scalars import Labels, NonEmpty
 
 
 class Source(msgspec.Struct, frozen=True, rename="camel"):
@@ -21,6 +21,8 @@ class Source(msgspec.Struct, frozen=True, rename="camel"):
     not_namespaces: tuple[str, ...] = ()
     service_accounts: tuple[str, ...] = ()
     not_service_accounts: tuple[str, ...] = ()
+    trust_domains: tuple[str, ...] = ()
+    not_trust_domains: tuple[str, ...] = ()
     ip_blocks: tuple[str, ...] = ()
     not_ip_blocks: tuple[str, ...] = ()
     remote_ip_blocks: tuple[str, ...] = ()
@@ -55,8 +57,8 @@ class Condition(msgspec.Struct, frozen=True, rename="camel"):
 class Rule(msgspec.Struct, frozen=True, rename={"from_": "from"}):
     """`from`, `to` and `when` are ANDed; an empty list means no constraint."""
 
-    from_: tuple[From, ...] = ()
-    to: tuple[To, ...] = ()
+    from_: NonEmpty[From] = ()
+    to: NonEmpty[To] = ()
     when: tuple[Condition, ...] = ()
 
 

@@ -8,17 +8,17 @@ import msgspec
 
 from xdsbpf.model.matching import PortSelector
 from xdsbpf.model.meta import Manifest
-from xdsbpf.model.scalars import Duration, Labels, Millionths, Pairs
+from xdsbpf.model.scalars import Count, Decimal, Duration, Labels, Millionths, Pairs, UInt32, UInt64
 
 
 class TcpKeepalive(msgspec.Struct, frozen=True):
-    probes: int = 0
+    probes: UInt32 = 0
     time: Duration | None = None
     interval: Duration | None = None
 
 
 class TCPSettings(msgspec.Struct, frozen=True, rename="camel"):
-    max_connections: int = 0
+    max_connections: Count = 0
     connect_timeout: Duration | None = None
     tcp_keepalive: TcpKeepalive | None = None
     max_connection_duration: Duration | None = None
@@ -31,14 +31,14 @@ class Http2KeepAlive(msgspec.Struct, frozen=True):
 
 
 class HTTPSettings(msgspec.Struct, frozen=True, rename="camel"):
-    http1_max_pending_requests: int = 0
-    http2_max_requests: int = 0
-    max_requests_per_connection: int = 0
-    max_retries: int = 0
+    http1_max_pending_requests: Count = 0
+    http2_max_requests: Count = 0
+    max_requests_per_connection: Count = 0
+    max_retries: Count = 0
     idle_timeout: Duration | None = None
     h2_upgrade_policy: Literal["DEFAULT", "DO_NOT_UPGRADE", "UPGRADE"] = "DEFAULT"
     use_client_protocol: bool = False
-    max_concurrent_streams: int = 0
+    max_concurrent_streams: Count = 0
     http2_keep_alive: Http2KeepAlive | None = None
 
 
@@ -60,11 +60,11 @@ class HTTPCookie(msgspec.Struct, frozen=True):
 
 
 class RingHash(msgspec.Struct, frozen=True, rename="camel"):
-    minimum_ring_size: int = 0
+    minimum_ring_size: UInt64 = 0
 
 
 class MagLev(msgspec.Struct, frozen=True, rename="camel"):
-    table_size: int = 0
+    table_size: UInt64 = 0
 
 
 class ConsistentHashLB(msgspec.Struct, frozen=True, rename="camel"):
@@ -74,12 +74,12 @@ class ConsistentHashLB(msgspec.Struct, frozen=True, rename="camel"):
     http_query_parameter_name: str = ""
     ring_hash: RingHash | None = None
     maglev: MagLev | None = None
-    minimum_ring_size: int = 0
+    minimum_ring_size: UInt64 = 0
 
 
 class LocalityDistribute(msgspec.Struct, frozen=True, rename={"from_": "from"}):
     from_: str = ""
-    to: Pairs[int] = ()
+    to: Pairs[UInt32] = ()
 
 
 class LocalityFailover(msgspec.Struct, frozen=True, rename={"from_": "from"}):
@@ -96,8 +96,8 @@ class LocalityLbSetting(msgspec.Struct, frozen=True, rename="camel"):
 
 class Warmup(msgspec.Struct, frozen=True, rename="camel"):
     duration: Duration
-    minimum_percent: int | None = None
-    aggression: int | None = None
+    minimum_percent: Millionths | None = None
+    aggression: Decimal | None = None
 
 
 class LoadBalancerSettings(msgspec.Struct, frozen=True, rename="camel"):
@@ -111,15 +111,15 @@ class LoadBalancerSettings(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class OutlierDetection(msgspec.Struct, frozen=True, rename="camel"):
-    consecutive_errors: int | None = None
+    consecutive_errors: UInt32 | None = None
     split_external_local_origin_errors: bool = False
-    consecutive_local_origin_failures: int | None = None
-    consecutive_gateway_errors: int | None = None
-    consecutive_5xx_errors: int | None = msgspec.field(default=None, name="consecutive5xxErrors")
+    consecutive_local_origin_failures: UInt32 | None = None
+    consecutive_gateway_errors: UInt32 | None = None
+    consecutive_5xx_errors: UInt32 | None = msgspec.field(default=None, name="consecutive5xxErrors")
     interval: Duration | None = None
     base_ejection_time: Duration | None = None
-    max_ejection_percent: int = 0
-    min_health_percent: int = 0
+    max_ejection_percent: Count = 0
+    min_health_percent: Count = 0
 
 
 class ClientTLSSettings(msgspec.Struct, frozen=True, rename="camel"):
@@ -137,7 +137,7 @@ class ClientTLSSettings(msgspec.Struct, frozen=True, rename="camel"):
 class TunnelSettings(msgspec.Struct, frozen=True, rename="camel"):
     protocol: str = ""
     target_host: str = ""
-    target_port: int = 0
+    target_port: UInt32 = 0
 
 
 class ProxyProtocol(msgspec.Struct, frozen=True):
@@ -146,7 +146,7 @@ class ProxyProtocol(msgspec.Struct, frozen=True):
 
 class RetryBudget(msgspec.Struct, frozen=True, rename="camel"):
     percent: Millionths | None = None
-    min_retry_concurrency: int | None = None
+    min_retry_concurrency: UInt32 | None = None
 
 
 class PortTrafficPolicy(msgspec.Struct, frozen=True, rename="camel"):

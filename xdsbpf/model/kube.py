@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from xdsbpf.model.meta import Manifest, ObjectMeta
-from xdsbpf.model.scalars import IntOrString, Labels, Port
+from xdsbpf.model.scalars import Count, IntOrString, Labels, Port
 
 
 class ServicePort(msgspec.Struct, frozen=True, rename="camel"):
@@ -18,7 +18,7 @@ class ServicePort(msgspec.Struct, frozen=True, rename="camel"):
     protocol: Literal["TCP", "UDP", "SCTP"] = "TCP"
     target_port: IntOrString | None = None
     app_protocol: str = ""
-    node_port: int | None = None
+    node_port: Port | None = None
 
 
 class ServiceSpec(msgspec.Struct, frozen=True, rename="camel"):
@@ -144,7 +144,7 @@ class PodTemplate(msgspec.Struct, frozen=True):
 
 class DeploymentSpec(msgspec.Struct, frozen=True):
     template: PodTemplate
-    replicas: int = 1
+    replicas: Count = 1
     selector: LabelSelector = LabelSelector()
 
 

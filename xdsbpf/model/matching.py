@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from xdsbpf.model.scalars import Port
+
 
 class StringMatch(msgspec.Struct, frozen=True):
     """Exactly one of the three; an empty matcher means presence where Istio allows it (headers, query)."""
@@ -14,4 +16,4 @@ class StringMatch(msgspec.Struct, frozen=True):
 
 
 class PortSelector(msgspec.Struct, frozen=True):
-    number: int
+    number: Port

@@ -38,7 +38,7 @@ VERSIONS: dict[str, tuple[str, ...]] = {
 STRICT_GROUPS = frozenset({ISTIO_NETWORKING, ISTIO_SECURITY})
 """Groups whose objects may not have unknown fields."""
 
-CLUSTER_SCOPED = frozenset({"Namespace", "Node"})
+CLUSTER_SCOPED = frozenset({"Namespace", "Node", "GatewayClass"})
 
 SECURITY_KINDS = frozenset({"AuthorizationPolicy"})
 """Kinds that deny what they select while they have no good version (fail closed)."""

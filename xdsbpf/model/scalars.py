@@ -5,9 +5,12 @@ mistake with its position. Where YAML and value differ, the type says so through
 
     Duration    "7s", "1m30s", "250ms" (Go syntax)   -> int nanoseconds
     Millionths  100.0 (percent)                      -> int, 1_000_000 = 100 %
-    Timestamp   RFC 3339                             -> str, kept as written (sorts by time in UTC)
+    Decimal     1.5                                  -> int, 1_000_000 = 1
+    Timestamp   RFC 3339                             -> str, in UTC (sorts by time)
     IntOrString 9080 or "http"                       -> int | str
     Pairs[V]    a YAML mapping                       -> tuple of (key, value), sorted by key
+
+    NonEmpty[V] a list that may be left out but not be given empty
 
 Values are hashable and frozen: no dict and no list ever enters the database.
 """
@@ -22,11 +25,16 @@ V = TypeVar("V")
 
 Duration: TypeAlias = Annotated[int, Meta(extra={"yaml": "duration"})]
 Millionths: TypeAlias = Annotated[int, Meta(extra={"yaml": "percent"})]
+Decimal: TypeAlias = Annotated[int, Meta(extra={"yaml": "decimal"})]
 Timestamp: TypeAlias = Annotated[str, Meta(extra={"yaml": "timestamp"})]
 IntOrString: TypeAlias = int | str
 Pairs: TypeAlias = tuple[tuple[str, V], ...]
 Labels: TypeAlias = Pairs[str]
 Port: TypeAlias = Annotated[int, Meta(ge=1, le=65535)]
+Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+UInt32: TypeAlias = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+UInt64: TypeAlias = Annotated[int, Meta(ge=0)]
+NonEmpty: TypeAlias = Annotated[tuple[V, ...], Meta(min_length=1)]
 
 NANOSECONDS = 1_000_000_000
 

@@ -12,7 +12,7 @@ import msgspec
 
 from xdsbpf.model.matching import PortSelector, StringMatch
 from xdsbpf.model.meta import Manifest
-from xdsbpf.model.scalars import Duration, Labels, Millionths, Pairs
+from xdsbpf.model.scalars import Count, Duration, Labels, Millionths, Pairs, UInt32
 
 
 class Destination(msgspec.Struct, frozen=True):
@@ -34,7 +34,7 @@ class Headers(msgspec.Struct, frozen=True):
 
 class HTTPRouteDestination(msgspec.Struct, frozen=True):
     destination: Destination
-    weight: int = 0
+    weight: Count = 0
     headers: Headers | None = None
 
 
@@ -48,7 +48,7 @@ class HTTPMatchRequest(msgspec.Struct, frozen=True, rename="camel"):
     without_headers: Pairs[StringMatch] = ()
     query_params: Pairs[StringMatch] = ()
     ignore_uri_case: bool = False
-    port: int | None = None
+    port: UInt32 | None = None
     source_labels: Labels = ()
     source_namespace: str = ""
     gateways: tuple[str, ...] = ()
@@ -60,10 +60,10 @@ class HTTPRedirect(msgspec.Struct, frozen=True, rename="camel"):
     uri_prefix: str = ""
     prefix_rewrite: str = ""
     authority: str = ""
-    port: int | None = None
+    port: UInt32 | None = None
     derive_port: Literal["FROM_PROTOCOL_DEFAULT", "FROM_REQUEST_PORT"] | None = None
     scheme: str = ""
-    redirect_code: int = 0
+    redirect_code: UInt32 = 0
 
 
 class HTTPBody(msgspec.Struct, frozen=True):
@@ -72,7 +72,7 @@ class HTTPBody(msgspec.Struct, frozen=True):
 
 
 class HTTPDirectResponse(msgspec.Struct, frozen=True):
-    status: int
+    status: UInt32
     body: HTTPBody | None = None
 
 
@@ -88,7 +88,7 @@ class HTTPRewrite(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class HTTPRetry(msgspec.Struct, frozen=True, rename="camel"):
-    attempts: int = 0
+    attempts: Count = 0
     per_try_timeout: Duration | None = None
     retry_on: str = ""
     retry_remote_localities: bool | None = None
@@ -104,11 +104,11 @@ class FaultDelay(msgspec.Struct, frozen=True, rename="camel"):
     fixed_delay: Duration | None = None
     exponential_delay: Duration | None = None
     percentage: Percent | None = None
-    percent: int | None = None
+    percent: Count | None = None
 
 
 class FaultAbort(msgspec.Struct, frozen=True, rename="camel"):
-    http_status: int | None = None
+    http_status: Count | None = None
     grpc_status: str | None = None
     http2_error: str | None = None
     percentage: Percent | None = None
@@ -153,7 +153,7 @@ class HTTPRoute(msgspec.Struct, frozen=True, rename="camel"):
     fault: HTTPFaultInjection | None = None
     mirror: Destination | None = None
     mirrors: tuple[HTTPMirrorPolicy, ...] = ()
-    mirror_percent: int | None = None
+    mirror_percent: Count | None = None
     mirror_percentage: Percent | None = None
     cors_policy: CorsPolicy | None = None
     headers: Headers | None = None
@@ -161,12 +161,12 @@ class HTTPRoute(msgspec.Struct, frozen=True, rename="camel"):
 
 class RouteDestination(msgspec.Struct, frozen=True):
     destination: Destination
-    weight: int = 0
+    weight: Count = 0
 
 
 class L4MatchAttributes(msgspec.Struct, frozen=True, rename="camel"):
     destination_subnets: tuple[str, ...] = ()
-    port: int | None = None
+    port: UInt32 | None = None
     source_subnet: str = ""
     source_labels: Labels = ()
     gateways: tuple[str, ...] = ()
@@ -181,7 +181,7 @@ class TCPRoute(msgspec.Struct, frozen=True):
 class TLSMatchAttributes(msgspec.Struct, frozen=True, rename="camel"):
     sni_hosts: tuple[str, ...] = ()
     destination_subnets: tuple[str, ...] = ()
-    port: int | None = None
+    port: UInt32 | None = None
     source_labels: Labels = ()
     gateways: tuple[str, ...] = ()
     source_namespace: str = ""

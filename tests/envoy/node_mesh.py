@@ -1,0 +1,186 @@
+"""A compiled mesh served to a real Envoy, with stand-in servers and clients, moved onto loopback.
+
+The mesh refuses loopback addresses, so manifests use 100.1.x.y and what was compiled is moved to
+127.1.x.y: endpoint addresses, identity table, and the listener, which then binds to the service port
+itself (so that the original destination is what eBPF would have reported).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from envoy.config.listener.v3.listener_pb2 import Listener
+
+from tests.compiling import NODE, Mesh
+from tests.envoy.real_envoy import RealEnvoy, unchunked, until
+from xdsbpf.model.names import ENDPOINTS, EXTENSION, LISTENER
+from xdsbpf.model.resource import Resource, make_resource
+from xdsbpf.xds.server import XdsServer
+from xdsbpf.xds.status import SyncState
+from xdsbpf.xds.store import Batch, ResourceStore, View
+
+MESH_PREFIX = "100.1."
+LOOPBACK_PREFIX = "127.1."
+"""Of equal length, so that encoded messages can be rewritten in place."""
+SETTLED = (SyncState.SYNCED, SyncState.NACKED, SyncState.NOT_SENT)
+NODE_ID = f"node~127.0.0.1~{NODE}~cluster.local"
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What a client got: status 0 if the connection was closed without an answer."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...] = ()
+    body: bytes = b""
+
+    @property
+    def seen(self) -> dict[str, Any]:
+        """What the stand-in server saw of the request."""
+        value: dict[str, Any] = json.loads(self.body)
+        return value
+
+    def header(self, name: str) -> str:
+        return dict(self.headers).get(name, "")
+
+
+def free_port() -> int:
+    """A TCP port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def moved(resource: Resource, port: int) -> Resource:
+    """The same resource for loopback; `port` is where the listener binds."""
+    if resource.type_url not in (LISTENER, ENDPOINTS, EXTENSION):
+        return resource
+    body = resource.body.replace(MESH_PREFIX.encode(), LOOPBACK_PREFIX.encode())
+    if resource.type_url == LISTENER:
+        message = Listener.FromString(body)
+        message.address.socket_address.address = "127.0.0.1"
+        message.address.socket_address.port_value = port
+        body = message.SerializeToString(deterministic=True)
+    return make_resource(resource.type_url, resource.name, body, on_demand=resource.on_demand)
+
+
+def loopback(address: str) -> str:
+    """Where an address of the mesh is found in the test."""
+    return address.replace(MESH_PREFIX, LOOPBACK_PREFIX)
+
+
+class NodeMesh:
+    """Control plane, Envoy and stand-in servers of one node."""
+
+    def __init__(self, mesh: Mesh, binary: str, directory: Path, port: int) -> None:
+        self.mesh = mesh
+        self.port = port
+        self.store = ResourceStore()
+        view = View(scopes=("node-envoy", f"node-envoy/{NODE}"), node=NODE, kind="node-envoy")
+        self.server = XdsServer(self.store, lambda node_id, metadata: view, time.monotonic)
+        self.socket = directory / "xds.sock"
+        self.envoy = RealEnvoy(binary, directory, self.socket, NODE_ID)
+        self._servers: list[asyncio.Server] = []
+        self._published: dict[tuple[str, str, str], Resource] = {}
+
+    async def start(self) -> None:
+        """Serve what is compiled and wait for a live Envoy."""
+        self.publish()
+        await self.server.start([f"unix:{self.socket}"])
+        await self.envoy.start()
+
+    async def stop(self) -> None:
+        await self.envoy.stop()
+        await self.server.stop(0.1)
+        for server in self._servers:
+            server.close()
+
+    def publish(self) -> None:
+        """Compile again and push what changed."""
+        current = {key: moved(found, self.port) for key, found in self.mesh.resources().items()}
+        batches = []
+        for scope in {key[0] for key in (*current, *self._published)}:
+            puts = tuple(found for key, found in current.items() if key[0] == scope)
+            gone = tuple((key[1], key[2]) for key in self._published if key[0] == scope and key not in current)
+            batches.append(Batch(scope, puts, gone))
+        self._published = current
+        self.server.changed(self.store.apply_all(batches))
+
+    async def settled(self) -> None:
+        """Wait until Envoy has taken or refused all that was pushed."""
+
+        async def is_settled() -> bool:
+            types = [found for node in self.server.status() for found in node.types]
+            return bool(types) and all(found.state in SETTLED for found in types)
+
+        await until(is_settled, 10.0, lambda: f"not settled: {self.server.status()}")
+
+    def nacks(self) -> list[str]:
+        """Errors that Envoy has answered with."""
+        types = [found for node in self.server.status() for found in node.types]
+        return [f"{found.type_url} {found.error} {found.nacked}" for found in types if found.error or found.nacked]
+
+    async def serve(self, name: str, address: str, port: int) -> None:
+        """A stand-in server at a mesh address that answers with what it saw."""
+
+        async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                while head := await reader.readuntil(b"\r\n\r\n"):
+                    method, path, _ = head.split(b"\r\n", 1)[0].decode().split(" ")
+                    headers = _headers(head)
+                    await reader.readexactly(int(headers.get("content-length", "0")))
+                    if "x-sleep" in headers:
+                        await asyncio.sleep(float(headers["x-sleep"]))
+                    status = headers.get("x-answer", "200")
+                    seen = {"name": name, "method": method, "path": path, "headers": headers}
+                    body = json.dumps(seen).encode()
+                    writer.write(
+                        f"HTTP/1.1 {status} X\r\ncontent-length: {len(body)}\r\nserver: {name}\r\n\r\n".encode() + body
+                    )
+                    await writer.drain()
+            except (asyncio.IncompleteReadError, ConnectionError):
+                pass
+            finally:
+                writer.close()
+
+        host = loopback(address)
+        self._servers.append(await asyncio.start_server(handle, host, port))
+
+    async def request(
+        self,
+        source: str,
+        host: str,
+        path: str = "/",
+        *,
+        method: str = "GET",
+        headers: dict[str, str] | None = None,
+    ) -> Answer:
+        """One request on a connection of its own from a pod's address."""
+        client = loopback(source)
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, local_addr=(client, 0))
+        try:
+            lines = [f"{method} {path} HTTP/1.1", f"host: {host}", "connection: close"]
+            lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+            writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
+            data = await asyncio.wait_for(reader.read(), 10.0)
+        except ConnectionError:
+            return Answer(0)
+        finally:
+            writer.close()
+        head, _, body = data.partition(b"\r\n\r\n")
+        if not head:
+            return Answer(0)
+        found = _headers(head)
+        if found.get("transfer-encoding") == "chunked":
+            body = unchunked(body)
+        return Answer(int(head.split(b" ", 2)[1]), tuple(found.items()), body)
+
+
+def _headers(head: bytes) -> dict[str, str]:
+    lines = head.decode().strip().split("\r\n")[1:]
+    return {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}

@@ -1,0 +1,142 @@
+"""A real Envoy that takes everything over delta ADS from a unix socket; loopback only.
+
+Deprecated fields are an error for it, so that compiled configuration cannot contain one unseen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+READY_SECONDS = 30.0
+
+
+def bootstrap(directory: Path, xds_socket: Path, node_id: str) -> dict[str, Any]:
+    """Envoy's bootstrap: admin on a unix socket, LDS and CDS over delta ADS, deprecated fields refused."""
+    ads = {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"}
+    http2 = {
+        "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+        "explicit_http_config": {"http2_protocol_options": {}},
+    }
+    endpoint = {"endpoint": {"address": {"pipe": {"path": str(xds_socket)}}}}
+    return {
+        "node": {"id": node_id, "cluster": "test"},
+        "admin": {"address": {"pipe": {"path": str(directory / "admin.sock"), "mode": 0o600}}},
+        "dynamic_resources": {
+            "ads_config": {
+                "api_type": "DELTA_GRPC",
+                "transport_api_version": "V3",
+                "grpc_services": [{"envoy_grpc": {"cluster_name": "xds"}}],
+            },
+            "lds_config": ads,
+            "cds_config": ads,
+        },
+        "static_resources": {
+            "clusters": [
+                {
+                    "name": "xds",
+                    "type": "STATIC",
+                    "connect_timeout": "1s",
+                    "typed_extension_protocol_options": {
+                        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": http2
+                    },
+                    "load_assignment": {"cluster_name": "xds", "endpoints": [{"lb_endpoints": [endpoint]}]},
+                }
+            ]
+        },
+        "layered_runtime": {
+            "layers": [
+                {
+                    "name": "test",
+                    "static_layer": {"envoy.features.fail_on_any_deprecated_feature": True},
+                }
+            ]
+        },
+    }
+
+
+class RealEnvoy:
+    """One Envoy process with its directory (bootstrap, log, admin socket)."""
+
+    def __init__(self, binary: str, directory: Path, xds_socket: Path, node_id: str) -> None:
+        self.binary = binary
+        self.directory = directory
+        self.log = directory / "envoy.log"
+        self._bootstrap = directory / "bootstrap.json"
+        self._bootstrap.write_text(json.dumps(bootstrap(directory, xds_socket, node_id)))
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        """Start and wait until Envoy is LIVE: all of its first configuration has arrived."""
+        self._process = await asyncio.create_subprocess_exec(
+            self.binary,
+            *("-c", str(self._bootstrap), "--concurrency", "1", "--use-dynamic-base-id"),
+            *("--log-path", str(self.log), "-l", "info", "--drain-time-s", "1"),
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        await until(self._is_live, READY_SECONDS, lambda: f"Envoy is not ready:\n{self.tail()}")
+
+    async def stop(self) -> None:
+        """End the process; idempotent."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.terminate()
+            await self._process.wait()
+
+    async def admin(self, path: str) -> str:
+        """The body of an admin GET."""
+        reader, writer = await asyncio.open_unix_connection(str(self.directory / "admin.sock"))
+        try:
+            writer.write(f"GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n".encode())
+            answer = await reader.read()
+        finally:
+            writer.close()
+        head, _, body = answer.partition(b"\r\n\r\n")
+        return (unchunked(body) if b"chunked" in head.lower() else body).decode()
+
+    async def stat(self, name: str) -> int:
+        """A counter or gauge; 0 if it does not exist."""
+        for line in (await self.admin(f"/stats?filter=^{name}$")).splitlines():
+            key, _, value = line.rpartition(": ")
+            if key == name:
+                return int(value)
+        return 0
+
+    def tail(self) -> str:
+        """The end of the log."""
+        return "\n".join(self.log.read_text().splitlines()[-20:]) if self.log.exists() else "no log"
+
+    async def _is_live(self) -> bool:
+        assert self._process is not None
+        assert self._process.returncode is None, f"Envoy exited:\n{self.tail()}"
+        try:
+            return "LIVE" in await self.admin("/ready")
+        except OSError:
+            return False
+
+
+def unchunked(body: bytes) -> bytes:
+    """The content of a chunked HTTP/1.1 body."""
+    result = b""
+    while body:
+        size, _, body = body.partition(b"\r\n")
+        count = int(size, 16)
+        if not count:
+            break
+        result += body[:count]
+        body = body[count + 2 :]
+    return result
+
+
+async def until(
+    condition: Callable[[], Awaitable[bool]], seconds: float, explain: Callable[[], str] = lambda: "timeout"
+) -> None:
+    """Poll a condition until it holds; AssertionError with `explain()` after `seconds`."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    while not await condition():
+        assert loop.time() < deadline, explain()
+        await asyncio.sleep(0.02)

@@ -1,0 +1,236 @@
+"""The agent process on a real kernel: what clients in pods see when it starts, dies, and comes back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kernel.nodelab import attempt, wait_until
+from tests.node import agentlab
+from tests.node.agentlab import CGROUP, PIN_ROOT, PORT, ROOT, VIP, AgentLab, pod_address
+from xdsbpf.model import names
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built() -> None:
+    subprocess.run(["make", "-s", "-C", str(ROOT / "bpf")], check=True, capture_output=True)
+
+
+@pytest.fixture
+def lab() -> Iterator[AgentLab]:
+    lab = AgentLab()
+    try:
+        lab.open()
+        for number in (1, 2, 3, 4):
+            lab.add_pod(number)
+        lab.start_feed()
+        lab.change(
+            agentlab.node_config(1, 2, 3, 4),
+            *agentlab.identities(1, 2, 3, 4),
+            agentlab.allow_only(1, (3, 4)),
+            *agentlab.service(3, 4),
+        )
+        yield lab
+    finally:
+        lab.close()
+
+
+def ready(status: Any) -> bool:
+    return bool(status.synced and not status.not_enrolled)
+
+
+def prober(address: str, port: int, stop: Path) -> Callable[[Callable[[Any], None]], None]:
+    """Connects again and again until `stop` exists, then reports outcomes by name."""
+
+    def run(started: Callable[[Any], None]) -> None:
+        results: Counter[str] = Counter()
+        report = stop.with_suffix(".result")
+        started(True)
+        while not stop.exists():
+            results[attempt(address, port)] += 1
+        report.write_text(repr(dict(results)))
+
+    return run
+
+
+def outcomes(stop: Path) -> dict[str, int]:
+    report = stop.with_suffix(".result")
+    wait_until(report.exists, "the prober reports")
+    wait_until(lambda: report.read_text().endswith("}"), "the report is complete")
+    result: dict[str, int] = eval(report.read_text())
+    return result
+
+
+def test_pods_reach_the_service_as_policy_says(lab: AgentLab) -> None:
+    lab.start_agent()
+    lab.wait(ready, "synced")
+
+    assert lab.pods[1].run(lambda: {attempt(VIP, 80) for _ in range(40)}) == {"pod3", "pod4"}
+    assert lab.pods[2].run(lambda: {attempt(VIP, 80) for _ in range(5)}) == {"EPERM"}
+    assert lab.pods[1].run(lambda: attempt(pod_address(3), PORT)) == "pod3"
+    assert lab.pods[2].run(lambda: attempt(pod_address(3), PORT)) in ("EPERM", "TIMEOUT")
+    assert lab.pods[2].run(lambda: attempt(pod_address(1), PORT)) == "pod1"
+
+    tables = lab.tables()
+    assert [(row.address, row.plane, row.backends) for row in tables.frontends] == [(VIP, "L4", 2)]
+    assert {row.address for row in tables.backends} == {pod_address(3), pod_address(4)}
+    assert {(row.source, row.verdict) for row in tables.policies} == {
+        (agentlab.identity(1), "ALLOW"),
+        ("any", "DENY"),
+    }
+    assert lab.status().enrolled == [f"default/pod{number}" for number in (1, 2, 3, 4)]
+    assert all(state[0] == "SYNCED" for state in lab.acked().values()), lab.acked()
+    assert oct((lab.state / "agent" / "agent.sock").stat().st_mode)[-3:] == "600"
+
+
+def test_endpoints_and_policy_change_without_a_restart(lab: AgentLab) -> None:
+    lab.start_agent()
+    lab.wait(ready, "synced")
+    lab.change(*agentlab.service(4), agentlab.allow_only(2, (3, 4)))
+    wait_until(lambda: lab.pods[2].run(lambda: attempt(VIP, 80)) == "pod4", "pod 2 is allowed now")
+    assert lab.pods[1].run(lambda: attempt(VIP, 80)) == "EPERM"
+    assert lab.pods[2].run(lambda: {attempt(VIP, 80) for _ in range(20)}) == {"pod4"}
+
+    lab.change(remove=((names.FRONTEND, f"{VIP}:80/tcp"), (names.POLICY, "default/only")))
+    wait_until(lambda: lab.pods[1].run(lambda: attempt(pod_address(3), PORT)) == "pod3", "no policy any more")
+    assert lab.pods[1].run(lambda: attempt(VIP, 80)) not in ("pod3", "pod4")
+    assert not lab.tables().frontends
+
+
+def test_a_bad_resource_is_refused_by_name_and_its_last_version_stays(lab: AgentLab) -> None:
+    lab.start_agent()
+    lab.wait(ready, "synced")
+    kind, name, policy = agentlab.allow_only(1, (3, 4))
+    del policy.entries[0]  # type: ignore[attr-defined]
+    policy.entries[0].ClearField("source")  # type: ignore[attr-defined]
+    lab.change((kind, name, policy), *agentlab.service(3))
+    wait_until(lambda: "default/only" in lab.acked()["Policy"][2], "NACK that names the policy")
+    wait_until(lambda: len(lab.tables().backends) == 1, "the other change is in force")
+    assert lab.pods[1].run(lambda: attempt(VIP, 80)) == "pod3"
+    assert lab.pods[2].run(lambda: attempt(VIP, 80)) == "EPERM"
+    assert any("default/only" in problem.subject for problem in lab.status().problems)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_an_agent_restart_neither_drops_nor_opens_anything(lab: AgentLab, number: signal.Signals) -> None:
+    lab.start_agent()
+    lab.wait(ready, "synced")
+    before = lab.tables()
+    stop = lab.state / "stop"
+    lab.start(lab.pods[1], prober(VIP, 80, stop))
+    denied = lab.state / "denied"
+    lab.start(lab.pods[2], prober(VIP, 80, denied))
+    for _ in range(3):
+        lab.stop_agent(number)
+        lab.start_agent()
+        lab.wait(ready, "synced again")
+    stop.touch()
+    denied.touch()
+
+    allowed, refused = outcomes(stop), outcomes(denied)
+    assert set(allowed) == {"pod3", "pod4"}, allowed
+    assert set(refused) == {"EPERM"}, refused
+    assert min(sum(allowed.values()), refused["EPERM"]) > 200, (allowed, refused)
+    after = lab.tables()
+    assert after.frontends == before.frontends
+    assert after.identities == before.identities, "numbers are stable over restarts"
+    assert after.policies == before.policies
+
+
+def test_what_vanished_while_the_agent_was_away_is_pruned_when_it_is_back(lab: AgentLab) -> None:
+    lab.start_agent()
+    lab.wait(ready, "synced")
+    lab.stop_agent(signal.SIGKILL)
+    lab.change(remove=((names.FRONTEND, f"{VIP}:80/tcp"), (names.IDENTITY, agentlab.identity(4))))
+    lab.start_agent()
+    lab.wait(ready, "synced again")
+    assert not lab.tables().frontends
+    assert pod_address(4) in {row.address for row in lab.tables().identities}, "guarded by the policy still"
+    assert {row.identity for row in lab.tables().identities if row.address == pod_address(4)} == {""}
+
+
+def test_without_a_control_plane_the_last_state_stays(lab: AgentLab) -> None:
+    lab.start_agent()
+    lab.wait(ready, "synced")
+    assert lab.feed is not None
+    lab.feed.kill()
+    lab.stop_agent(signal.SIGKILL)
+    lab.start_agent()
+    lab.wait(lambda status: "disconnected" in status.xds_state, "no control plane")
+    assert lab.pods[1].run(lambda: attempt(VIP, 80)) in ("pod3", "pod4")
+    assert lab.pods[2].run(lambda: attempt(VIP, 80)) == "EPERM"
+    assert not lab.status().synced
+
+
+def test_a_pod_that_starts_later_is_enrolled_and_one_that_ends_is_forgotten(lab: AgentLab) -> None:
+    lab.start_agent()
+    lab.wait(ready, "synced")
+    lab.change(agentlab.node_config(1, 2, 3, 4, 5), *agentlab.identities(5), agentlab.allow_only(5, (3, 4)))
+    lab.wait(lambda status: status.not_enrolled == ["default/pod5"], "pod 5 is missing")
+    pod = lab.add_pod(5)
+    lab.wait(lambda status: "default/pod5" in status.enrolled, "pod 5 is enrolled")
+    wait_until(lambda: pod.run(lambda: attempt(VIP, 80)) in ("pod3", "pod4"), "pod 5 is let in")
+
+    lab.children[-1].kill()
+    lab.change(agentlab.node_config(1, 2, 3, 4))
+    lab.wait(lambda status: "default/pod5" not in status.enrolled, "pod 5 is forgotten")
+
+
+def test_detach_leaves_nothing_behind(lab: AgentLab) -> None:
+    lab.start_agent()
+    lab.wait(ready, "synced")
+    assert lab.pods[2].run(lambda: attempt(pod_address(3), PORT)) != "pod3"
+    assert lab.stop_agent(signal.SIGTERM) == 0
+    assert lab.pods[2].run(lambda: attempt(pod_address(3), PORT)) != "pod3", "SIGTERM leaves the datapath"
+    lab.detach()
+    assert not PIN_ROOT.exists()
+    assert lab.pods[2].run(lambda: attempt(pod_address(3), PORT)) == "pod3"
+    attached = subprocess.run(
+        ["bpftool", "cgroup", "tree", str(CGROUP)], capture_output=True, text=True, check=True
+    ).stdout
+    assert "xb_" not in attached, attached
+    lab.detach()
+
+
+@pytest.mark.envoy
+def test_envoy_outlives_the_agent_and_is_adopted_and_replaced(lab: AgentLab, envoy: str) -> None:
+    lab.start_agent(envoy=True, envoy_binary=envoy)
+    lab.wait(lambda status: status.envoy_state == "LIVE", "Envoy is LIVE", 30)
+    first = lab.status().envoy_pid
+    procs = (CGROUP / "proxy" / "cgroup.procs").read_text().split()
+    assert str(first) in procs
+    assert oct((lab.state / "agent" / "envoy" / "admin.sock").stat().st_mode)[-3:] == "600"
+
+    lab.stop_agent(signal.SIGKILL)
+    assert Path(f"/proc/{first}").exists()
+    lab.start_agent(envoy=True, envoy_binary=envoy)
+    lab.wait(lambda status: status.synced and status.envoy_state == "LIVE", "adopted", 30)
+    assert lab.status().envoy_pid == first
+
+    os.kill(first, signal.SIGKILL)
+    lab.wait(lambda s: s.envoy_state == "LIVE" and s.envoy_pid not in (0, first), "replaced", 30)
+    second = lab.status().envoy_pid
+
+    lab.stop_agent(signal.SIGTERM)
+    assert Path(f"/proc/{second}").exists(), "SIGTERM leaves Envoy serving"
+    lab.detach()
+    wait_until(lambda: not Path(f"/proc/{second}").exists(), "detach ends Envoy", 10)
+
+
+def test_the_agent_imports_no_manifest_reader_and_no_compiler() -> None:
+    code = "import sys, xdsbpf.node; print('\\n'.join(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    forbidden = ("yaml", "kubernetes", "xdsbpf.mesh", "xdsbpf.compile", "xdsbpf.sources", "xdsbpf.serve")
+    found = [name for name in loaded.splitlines() if name.startswith(forbidden)]
+    assert found == []
+    assert "xdsbpf.agent.plan" in loaded.splitlines()

@@ -1,0 +1,290 @@
+"""Plans, operation by operation: no reader between two writes sees something that never was wanted."""
+
+from __future__ import annotations
+
+import itertools
+
+import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xdsbpf.agent.desired import (
+    Backend,
+    Backends,
+    Balance,
+    DesiredState,
+    Enrolled,
+    Frontend,
+    Identity,
+    NodeConfig,
+    Policy,
+    PolicyEntry,
+    Redirect,
+    frontend_name,
+)
+from xdsbpf.agent.ops import Realised
+from xdsbpf.agent.plan import numbers_of, plan
+from xdsbpf.datapath.abi import Identity as IdentityNumber
+from xdsbpf.datapath.abi import NameKey, NameSpace, PolicyKey, Verdict
+from xdsbpf.datapath.address import address16, host_key
+
+ADDRESSES = [address16(bytes((10, 0, 0, last))) for last in range(1, 6)]
+SERVICES = ["a.d:80", "b.d:80"]
+IDENTITIES = ["spiffe://t/p", "spiffe://t/q", "spiffe://t/r"]
+POLICIES = ["d/one", "d/one+d/two"]
+PORTS = [0, 80, 81]
+
+
+@st.composite
+def desired_states(draw: st.DrawFn) -> DesiredState:
+    """A consistent state: every address in one identity and under one policy at most."""
+    backends = {}
+    for service in draw(st.sets(st.sampled_from(SERVICES))):
+        endpoints = draw(
+            st.dictionaries(st.tuples(st.sampled_from(ADDRESSES), st.just(8080)), st.integers(1, 5), max_size=4)
+        )
+        backends[service] = Backends(service, tuple(Backend(*key, endpoints[key]) for key in sorted(endpoints)))
+    identity_of = draw(st.dictionaries(st.sampled_from(ADDRESSES), st.sampled_from(IDENTITIES)))
+    policy_of = draw(st.dictionaries(st.sampled_from(ADDRESSES), st.sampled_from(POLICIES)))
+    policies = {name: draw(_policy(name, policy_of)) for name in sorted(set(policy_of.values()))}
+    frontends = {}
+    for last in draw(st.sets(st.integers(1, 4))):
+        address, service = address16(bytes((240, 0, 0, last))), draw(st.sampled_from(SERVICES))
+        plane = draw(
+            st.one_of(
+                st.just(Balance(service)),
+                st.builds(Redirect, st.just(15001), st.sampled_from(["", *policies]), st.just(80)),
+            )
+        )
+        frontends[frontend_name(address, 80)] = Frontend(address, 80, service, plane)
+    return DesiredState(
+        frontends=frontends,
+        backends=backends,
+        identities={
+            name: Identity(name, tuple(sorted(a for a, n in identity_of.items() if n == name)))
+            for name in sorted(set(identity_of.values()))
+        },
+        policies=policies,
+        node=NodeConfig("n", draw(st.sampled_from(ADDRESSES[:2])), (), "t"),
+        enrolled=tuple(
+            Enrolled(f"d/{i}", 1000 + i, 10 + i, (ADDRESSES[i],)) for i in sorted(draw(st.sets(st.integers(0, 3))))
+        ),
+    )
+
+
+@st.composite
+def _policy(draw: st.DrawFn, name: str, policy_of: dict[bytes, str]) -> Policy:
+    cells = draw(
+        st.dictionaries(
+            st.tuples(st.sampled_from([None, *IDENTITIES]), st.sampled_from(PORTS)),
+            st.tuples(st.sampled_from([Verdict.ALLOW, Verdict.DENY]), st.sampled_from(["rule 1", "rule 2"])),
+            max_size=9,
+        )
+    )
+    entries = tuple(PolicyEntry(source, port, *cells[source, port]) for source, port in cells)
+    return Policy(name, tuple(sorted(a for a, n in policy_of.items() if n == name)), entries)
+
+
+def verdict(realised: Realised, policy: int, source: int, port: int) -> Verdict:
+    """The kernel's lookups, in its order; nothing found: deny."""
+    for key in (
+        PolicyKey(policy, source, port, 6),
+        PolicyKey(policy, source, 0, 6),
+        PolicyKey(policy, IdentityNumber.ANY, port, 6),
+        PolicyKey(policy, IdentityNumber.ANY, 0, 6),
+    ):
+        found = realised.policies.get(key)
+        if found is not None:
+            return Verdict(found.verdict)
+    return Verdict.DENY
+
+
+Query = tuple[int, int, int]
+
+
+def verdicts(realised: Realised, policies: set[int], sources: set[int]) -> dict[Query, Verdict]:
+    """Every verdict over the numbers in play, of unknown sources and unmentioned ports too."""
+    queries = itertools.product(sorted(policies), sorted(sources | {0, 999}), (80, 81, 82))
+    return {query: verdict(realised, *query) for query in queries}
+
+
+def copy(realised: Realised) -> Realised:
+    """An independent copy."""
+    twin = Realised()
+    for name, value in vars(realised).items():
+        setattr(twin, name, value if isinstance(value, msgspec.Struct) else value.copy())
+    return twin
+
+
+def numbers_in(realised: Realised, space: NameSpace) -> set[int]:
+    """Numbers of a space that the kernel knows."""
+    return {key.number for key in realised.names if key.space == space} | {
+        number for used, number in realised.numbers_in_use() if used is space
+    }
+
+
+def named(realised: Realised) -> object:
+    """What the kernel holds with names for numbers: what two runs with different numbers share."""
+
+    def name(space: NameSpace, number: int) -> str:
+        if number in (0, IdentityNumber.ANY):
+            return str(number)
+        return realised.names[NameKey(space, number)].text
+
+    frontends = {}
+    for key, value in realised.frontends.items():
+        place = (value.slot_offset, value.slot_count)
+        slots = realised.slots[place] if value.slot_count else ()
+        endpoints = sorted((realised.backends[i].address, realised.backends[i].port) for i in slots)
+        frontends[key] = (
+            name(NameSpace.SERVICE, value.service),
+            endpoints,
+            name(NameSpace.POLICY, value.policy),
+            value.policy_port,
+            value.proxy_port,
+            value.flags,
+        )
+    return (
+        frontends,
+        {
+            key: (name(NameSpace.IDENTITY, value.identity), name(NameSpace.POLICY, value.policy))
+            for key, value in realised.addresses.items()
+        },
+        {
+            (name(NameSpace.POLICY, key.policy), name(NameSpace.IDENTITY, key.source), key.port): (
+                value.verdict,
+                name(NameSpace.RULE, value.rule),
+            )
+            for key, value in realised.policies.items()
+        },
+        realised.netns,
+        realised.veths,
+        realised.attached,
+        realised.config.proxy_address,
+    )
+
+
+def settle(desired: DesiredState, realised: Realised, numbers: object, now: float) -> float:
+    """Plan and apply until all quarantines have ended. Returns the time then."""
+    for _ in range(12):
+        result = plan(desired, realised, numbers, now)  # type: ignore[arg-type]
+        for op in result.ops:
+            realised.record(op)
+        now += 301
+    return now
+
+
+@given(st.lists(desired_states(), min_size=1, max_size=4), st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_no_operation_of_a_plan_opens_closes_or_breaks_what_stays(states: list[DesiredState], slow: bool) -> None:
+    realised, now = Realised(), 0.0
+    numbers = numbers_of(realised)
+    for desired in states:
+        result = plan(desired, realised, numbers, now)
+        before, final = copy(realised), copy(realised)
+        for op in result.ops:
+            final.record(op)
+        policies = numbers_in(before, NameSpace.POLICY) | numbers_in(final, NameSpace.POLICY)
+        sources = numbers_in(before, NameSpace.IDENTITY) | numbers_in(final, NameSpace.IDENTITY)
+        old, new = verdicts(before, policies, sources), verdicts(final, policies, sources)
+        guarded = {
+            key
+            for key, value in before.addresses.items()
+            if value.policy and key in final.addresses and final.addresses[key].policy
+        }
+        last = dict(old)
+        for op in result.ops:
+            realised.record(op)
+            realised.check()
+            assert all(realised.addresses[key].policy for key in guarded)
+            current = verdicts(realised, policies, sources)
+            for query, verdict_now in current.items():
+                assert verdict_now in (old[query], new[query])
+                if last[query] == new[query]:
+                    assert verdict_now == new[query], "a verdict went back after it was final"
+            last = current
+        assert not plan(desired, realised, numbers, now).ops
+        now += 400 if slow else 0.1
+
+
+@given(st.lists(desired_states(), min_size=1, max_size=4))
+@settings(max_examples=150, deadline=None)
+def test_the_kernel_ends_with_exactly_what_the_last_state_says(states: list[DesiredState]) -> None:
+    realised, now = Realised(), 0.0
+    numbers = numbers_of(realised)
+    for desired in states:
+        for op in plan(desired, realised, numbers, now).ops:
+            realised.record(op)
+        now += 0.5
+    settle(states[-1], realised, numbers, now)
+    fresh = Realised()
+    settle(states[-1], fresh, numbers_of(fresh), 0.0)
+    assert named(realised) == named(fresh)
+    assert {v.text for v in realised.names.values()} == {v.text for v in fresh.names.values()}
+    assert sorted(realised.slots) and len(realised.slots) == len(fresh.slots) or not fresh.slots
+    assert len(realised.backends) == len(fresh.backends)
+
+
+@given(desired_states(), desired_states(), st.data())
+@settings(max_examples=200, deadline=None)
+def test_a_crash_after_any_operation_is_made_good_by_the_next_agent(
+    first: DesiredState, second: DesiredState, data: st.DataObject
+) -> None:
+    realised = Realised()
+    numbers = numbers_of(realised)
+    for op in plan(first, realised, numbers, 0.0).ops:
+        realised.record(op)
+    ops = plan(second, realised, numbers, 1.0).ops
+    for op in ops[: data.draw(st.integers(0, len(ops)), label="applied before the crash")]:
+        realised.record(op)
+    guarded = {key for key, value in realised.addresses.items() if value.policy}
+    in_use = realised.slot_ranges_in_use()
+    realised.slots = {place: contents for place, contents in realised.slots.items() if place in in_use}
+    reborn = numbers_of(realised)
+    early = plan(DesiredState(node=second.node), realised, reborn, 0.0, prune=False)
+    for op in early.ops:
+        realised.record(op)
+    assert {key for key, value in realised.addresses.items() if value.policy} >= guarded
+    for op in plan(second, realised, reborn, 0.0).ops:
+        realised.record(op)
+        realised.check()
+    fresh = Realised()
+    settle(second, fresh, numbers_of(fresh), 0.0)
+    assert named(realised) == named(fresh)
+
+
+@given(desired_states(), desired_states())
+@settings(max_examples=150, deadline=None)
+def test_an_incomplete_state_takes_nothing_away(first: DesiredState, part: DesiredState) -> None:
+    realised = Realised()
+    numbers = numbers_of(realised)
+    for op in plan(first, realised, numbers, 0.0).ops:
+        realised.record(op)
+    before = copy(realised)
+    partial = msgspec.structs.replace(part, policies={}, frontends={})
+    for op in plan(partial, realised, numbers_of(realised), 1.0, prune=False).ops:
+        realised.record(op)
+        realised.check()
+    assert realised.frontends == before.frontends
+    assert realised.policies == before.policies
+    assert realised.attached >= before.attached
+    for key, value in before.addresses.items():
+        assert realised.addresses[key].policy == value.policy
+        assert realised.addresses[key].identity or not value.identity
+
+
+def test_an_address_of_two_policies_is_closed_and_said_so() -> None:
+    address = ADDRESSES[0]
+    allow = PolicyEntry(None, 0, Verdict.ALLOW, "rule")
+    desired = DesiredState(
+        policies={name: Policy(name, (address,), (allow,)) for name in ("d/x", "d/y")},
+        identities={name: Identity(name, (address,)) for name in ("spiffe://t/p", "spiffe://t/q")},
+    )
+    realised = Realised()
+    result = plan(desired, realised, numbers_of(realised), 0.0)
+    for op in result.ops:
+        realised.record(op)
+    value = realised.addresses[host_key(address)]
+    assert verdict(realised, value.policy, 999, 80) is Verdict.DENY
+    assert value.identity == IdentityNumber.UNKNOWN
+    assert {problem.name for problem in result.problems} == {"d/x", "d/y", "spiffe://t/p", "spiffe://t/q"}

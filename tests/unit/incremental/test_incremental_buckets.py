@@ -1,0 +1,165 @@
+"""Buckets: sorted by the table's order, never by arrival, and spoiled only by a change of contents."""
+
+from __future__ import annotations
+
+import itertools
+
+import msgspec
+import pytest
+
+from xdsbpf.incremental import Database, Index, Table, query
+
+
+class Rule(msgspec.Struct, frozen=True):
+    name: str
+    hosts: tuple[str, ...]
+    created: str = ""
+    weight: int = 0
+
+
+RULES = Table[str, Rule]("rules", order=lambda rule: (rule.created or "~",))
+BY_HOST = Index("by_host", RULES, keys=lambda rule: rule.hosts)
+runs: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def _no_runs_yet() -> None:
+    runs.clear()
+
+
+@query
+def names(db: Database, host: str) -> tuple[str, ...]:
+    runs.append(host)
+    return tuple(rule.name for rule in db.bucket(BY_HOST, host))
+
+
+@query
+def hosts(db: Database) -> tuple[str, ...]:
+    runs.append("hosts")
+    return db.bucket_keys(BY_HOST)
+
+
+def put(db: Database, *rules: Rule) -> None:
+    with db.change() as change:
+        for rule in rules:
+            change.put(RULES, rule.name, rule)
+
+
+def test_a_bucket_is_sorted_by_order_and_then_by_key_whatever_arrives_first() -> None:
+    rules = [Rule("d", ("x",), "2"), Rule("b", ("x",), "3"), Rule("a", ("x",), "3"), Rule("c", ("x",))]
+    for arrival in itertools.permutations(rules):
+        db = Database()
+        db.watch(names, "x")
+        for rule in arrival:
+            put(db, rule)
+        assert names(db, "x") == ("d", "a", "b", "c")
+        put(db, Rule("d", ("x",), "9"))
+        assert names(db, "x") == ("a", "b", "d", "c")
+
+
+def test_only_the_buckets_that_a_value_left_or_entered_are_spoiled() -> None:
+    db = Database()
+    put(db, Rule("a", ("x",)), Rule("b", ("y",)), Rule("c", ("z",)))
+    for host in "xyz":
+        db.watch(names, host)
+    db.drain()
+    runs.clear()
+    put(db, Rule("a", ("y",)))
+    revision = db.drain()
+    assert sorted(runs) == ["x", "y"]
+    assert revision is not None
+    assert [output.value for output in revision.outputs] == [(), ("a", "b")]
+
+
+def test_a_value_put_aside_and_back_in_one_change_spoils_nothing() -> None:
+    db = Database()
+    put(db, Rule("a", ("x",)))
+    db.watch(names, "x")
+    db.watch(hosts)
+    db.drain()
+    runs.clear()
+    with db.change() as change:
+        change.remove(RULES, "a")
+        change.put(RULES, "a", Rule("a", ("x",)))
+    assert db.drain() is None
+    assert runs == []
+
+
+def test_values_that_swap_their_keys_do_not_spoil_their_bucket() -> None:
+    one, other = Rule("one", ("x",), "1"), Rule("other", ("x",), "2")
+    db = Database()
+    with db.change() as change:
+        change.put(RULES, "p", one)
+        change.put(RULES, "q", other)
+    db.watch(names, "x")
+    db.drain()
+    runs.clear()
+    with db.change() as change:
+        change.put(RULES, "p", other)
+        change.put(RULES, "q", one)
+    assert db.drain() is None
+    assert runs == []
+    assert names(db, "x") == ("one", "other")
+
+
+def test_an_empty_bucket_is_a_read() -> None:
+    db = Database()
+    db.watch(names, "x")
+    db.drain()
+    put(db, Rule("a", ("x",)))
+    revision = db.drain()
+    assert revision is not None
+    assert revision.outputs[0].value == ("a",)
+
+
+def test_bucket_keys_are_sorted_and_hold_only_buckets_that_are_not_empty() -> None:
+    db = Database()
+    put(db, Rule("a", ("y", "x")), Rule("b", ("y",)))
+    db.watch(hosts)
+    db.drain()
+    assert hosts(db) == ("x", "y")
+    put(db, Rule("c", ("w",)))
+    with db.change() as change:
+        change.remove(RULES, "a")
+    assert hosts(db) == ("w", "y")
+    runs.clear()
+    put(db, Rule("b", ("y",), weight=3))
+    assert db.drain() is not None  # the new bucket key, published once
+    assert db.drain() is None
+    put(db, Rule("b", ("y",), weight=4))
+    assert db.drain() is None
+    assert runs == []
+
+
+def test_a_value_that_names_a_bucket_twice_is_in_it_once() -> None:
+    db = Database()
+    put(db, Rule("a", ("x", "x")))
+    assert names(db, "x") == ("a",)
+    with db.change() as change:
+        change.remove(RULES, "a")
+    assert names(db, "x") == ()
+
+
+def test_an_index_declared_after_the_values_has_them() -> None:
+    table = Table[str, Rule]("late", order=lambda rule: (rule.created,))
+    db = Database()
+    with db.change() as change:
+        change.put(table, "a", Rule("a", ("x",), weight=1))
+    index = Index("late", table, keys=lambda rule: (rule.weight,))
+    assert [rule.name for rule in db.bucket(index, 1)] == ["a"]
+    another = Index("later", table, keys=lambda rule: rule.hosts)
+    with db.change() as change:
+        change.put(table, "b", Rule("b", ("x",), weight=2))
+    assert [rule.name for rule in db.bucket(another, "x")] == ["a", "b"]
+    assert db.bucket_keys(index) == (1, 2)
+
+
+def test_a_put_whose_keys_raise_is_refused_and_leaves_the_change_whole() -> None:
+    table = Table[str, Rule]("strict", order=lambda rule: (rule.created,))
+    index = Index("first", table, keys=lambda rule: (rule.hosts[0],))
+    db = Database()
+    with db.change() as change:
+        change.put(table, "a", Rule("a", ("x",)))
+        with pytest.raises(IndexError):
+            change.put(table, "b", Rule("b", ()))
+    assert [rule.name for rule in db.bucket(index, "x")] == ["a"]

@@ -1,0 +1,95 @@
+"""Workloads, identities and nodes: who is where, and who cannot be told apart."""
+
+from __future__ import annotations
+
+from tests.builders import Mesh, bookinfo, node, pod, workload
+from xdsbpf.mesh.identities import (
+    NODE_PROXY,
+    identities,
+    identity,
+    identity_at,
+    known_nodes,
+    proxy_address,
+    proxy_addresses,
+    workloads_of_node,
+)
+from xdsbpf.mesh.inputs import MeshSettings
+
+A = "spiffe://cluster.local/ns/default/sa/a"
+
+
+def test_an_identity_has_the_addresses_of_its_running_pods() -> None:
+    mesh = Mesh(
+        pod("a1", "10.0.0.2", account="a"),
+        pod("a2", "10.0.0.10", account="a"),
+        pod("pending", "10.0.0.11", account="a", phase="Pending"),
+        pod("done", "10.0.0.12", account="a", phase="Succeeded"),
+        pod("host", "192.168.0.1", account="a", host_network=True),
+        pod("nowhere", "", account="a"),
+    )
+    assert identities(mesh.db) == (A,)
+    assert identity(mesh.db, A) == ("10.0.0.2", "10.0.0.10")
+
+
+def test_an_unnamed_service_account_is_default() -> None:
+    assert identities(Mesh(pod("x", "10.0.0.1")).db) == ("spiffe://cluster.local/ns/default/sa/default",)
+
+
+def test_the_trust_domain_is_a_setting() -> None:
+    mesh = Mesh(pod("x", "10.0.0.1", account="a"), settings=MeshSettings(trust_domain="corp.example"))
+    assert identities(mesh.db) == ("spiffe://corp.example/ns/default/sa/a",)
+
+
+def test_an_address_that_two_identities_claim_has_none() -> None:
+    mesh = Mesh(pod("a", "10.0.0.1", account="a"), pod("b", "10.0.0.1", account="b"))
+    assert identities(mesh.db) == ()
+    assert identity_at(mesh.db, "10.0.0.1") == ""
+    assert len(mesh.findings("XB2012")) == 2
+    mesh.remove(pod("b", "").id)
+    assert identity(mesh.db, A) == ("10.0.0.1",)
+
+
+def test_two_pods_of_one_identity_at_one_address_keep_it() -> None:
+    mesh = Mesh(pod("a1", "10.0.0.1", account="a"), pod("a2", "10.0.0.1", account="a"))
+    assert identity(mesh.db, A) == ("10.0.0.1",)
+
+
+def test_a_pod_cannot_take_the_proxys_address() -> None:
+    mesh = Mesh(node("node1", proxy="10.0.0.1"), pod("thief", "10.0.0.1", account="a"))
+    assert identities(mesh.db) == ()
+    assert len(mesh.findings("XB2012")) == 1
+    assert identity(mesh.db, NODE_PROXY) == ("10.0.0.1",)
+
+
+def test_the_proxy_address_is_annotated_or_the_internal_address() -> None:
+    mesh = Mesh(node("a", "192.168.0.1", proxy="10.0.0.1"), node("b", "192.168.0.2"), node("c"))
+    assert [proxy_address(mesh.db, name) for name in "abcd"] == ["10.0.0.1", "192.168.0.2", "", ""]
+    assert proxy_addresses(mesh.db) == ("10.0.0.1", "192.168.0.2")
+    assert {(str(found.object), found.severity.value) for found in mesh.findings("XB2014")} == {
+        ("Node/b", "info"),
+        ("Node/c", "warning"),
+    }
+
+
+def test_an_unusable_proxy_address_is_reported() -> None:
+    mesh = Mesh(node("a", "192.168.0.1", proxy="127.0.0.1"))
+    assert proxy_address(mesh.db, "a") == ""
+    assert [found.path for found in mesh.findings("XB2014")] == ["metadata.annotations[xdsbpf.io/proxy-address]"]
+
+
+def test_nodes_are_known_from_node_objects_and_from_pods() -> None:
+    assert known_nodes(Mesh(node("b"), pod("x", "10.0.0.1", node="a")).db) == ("a", "b")
+
+
+def test_workloads_of_a_node_are_its_pods_sorted() -> None:
+    mesh = Mesh(*bookinfo())
+    found = workloads_of_node(mesh.db, "node2")
+    assert [entry.name for entry in found] == ["default/ratings-v1", "default/reviews-v2", "default/reviews-v3"]
+    assert found[0].identity == "spiffe://cluster.local/ns/default/sa/bookinfo-ratings"
+
+
+def test_a_moved_pod_changes_both_nodes() -> None:
+    mesh = Mesh(workload("a", "v1", "10.0.0.1", node="n1"))
+    mesh.put(workload("a", "v1", "10.0.0.1", node="n2"))
+    assert workloads_of_node(mesh.db, "n1") == ()
+    assert len(workloads_of_node(mesh.db, "n2")) == 1

@@ -1,0 +1,111 @@
+"""Groups of workloads with the same policies, and their decision tables."""
+
+from __future__ import annotations
+
+from tests.builders import Mesh, bookinfo, from_source, host, pod, policy, rule, to_operation, workload
+from xdsbpf.mesh.authorization import Verdict
+from xdsbpf.mesh.policy_groups import (
+    Admission,
+    GroupPort,
+    admitted,
+    destination_groups,
+    group_addresses,
+    policy_groups,
+    policy_table,
+)
+
+REVIEWS = "spiffe://cluster.local/ns/default/sa/bookinfo-reviews"
+VIEWER = policy(
+    "viewer",
+    rule(from_source(principals=("cluster.local/ns/default/sa/bookinfo-reviews",)), to_operation(ports=("9080",))),
+    selector={"app": "ratings"},
+)
+
+
+def test_workloads_with_the_same_policies_form_a_group_named_after_them() -> None:
+    mesh = Mesh(*bookinfo(), VIEWER, policy("base", rule(), namespace="istio-system"))
+    assert policy_groups(mesh.db) == ("default/viewer+istio-system/base", "istio-system/base")
+    assert group_addresses(mesh.db, "default/viewer+istio-system/base") == ("10.10.2.13",)
+    assert "10.10.2.13" not in group_addresses(mesh.db, "istio-system/base")
+
+
+def test_without_policies_there_are_no_groups() -> None:
+    assert policy_groups(Mesh(*bookinfo()).db) == ()
+    assert group_addresses(Mesh(*bookinfo()).db, "default/viewer") == ()
+
+
+def test_policies_without_effect_form_no_group() -> None:
+    assert policy_groups(Mesh(*bookinfo(), policy("audit", rule(), action="AUDIT")).db) == ()
+
+
+def test_a_group_of_a_root_policy_spans_namespaces() -> None:
+    mesh = Mesh(
+        workload("a", "v1", "10.0.0.1"),
+        workload("b", "v1", "10.0.0.2", namespace="other"),
+        policy("base", rule(), namespace="istio-system"),
+    )
+    assert group_addresses(mesh.db, "istio-system/base") == ("10.0.0.1", "10.0.0.2")
+
+
+def test_the_table_is_the_full_cross_product_of_what_makes_a_difference() -> None:
+    table = policy_table(Mesh(*bookinfo(), VIEWER).db, "default/viewer")
+    assert table.ports == (9080,)
+    assert [(row.identity, row.port, row.verdict) for row in table.rows] == [
+        (None, 9080, Verdict.DENY),
+        (None, None, Verdict.DENY),
+        (REVIEWS, 9080, Verdict.ALLOW),
+        (REVIEWS, None, Verdict.DENY),
+    ]
+    assert table.rows[2].rule == "AuthorizationPolicy/default/viewer spec.rules[0]"
+
+
+def test_an_identity_that_is_named_but_not_running_has_its_rows() -> None:
+    table = policy_table(Mesh(workload("ratings", "v1", "10.0.0.1"), VIEWER).db, "default/viewer")
+    assert {row.identity for row in table.rows} == {None, REVIEWS}
+
+
+def test_a_policy_that_only_names_identities_does_not_depend_on_which_run() -> None:
+    mesh = Mesh(*bookinfo(), VIEWER)
+    mesh.db.watch(policy_table, "default/viewer")
+    mesh.db.drain()
+    before = mesh.db.runs
+    mesh.put(pod("new", "10.0.0.99", account="new"))
+    assert mesh.db.drain() is None
+    assert mesh.db.runs == before
+
+
+def test_a_policy_with_patterns_follows_the_identities_that_run() -> None:
+    mesh = Mesh(*bookinfo(), policy("ns", rule(from_source(namespaces=("default",)))))
+    assert len({row.identity for row in policy_table(mesh.db, "default/ns").rows}) == 5
+    mesh.put(pod("new", "10.0.0.99", account="new"))
+    assert "spiffe://cluster.local/ns/default/sa/new" in {
+        row.identity for row in policy_table(mesh.db, "default/ns").rows
+    }
+
+
+def test_who_is_admitted_is_a_default_and_its_exceptions() -> None:
+    mesh = Mesh(*bookinfo(), VIEWER)
+    assert admitted(mesh.db, "default/viewer", 9080) == Admission(Verdict.DENY, (REVIEWS,))
+    assert admitted(mesh.db, "default/viewer", 80) == Admission(Verdict.DENY, ())
+    assert admitted(mesh.db, "", 80) == Admission(Verdict.ALLOW, ())
+
+
+def test_the_groups_of_a_destination_are_those_of_its_endpoints() -> None:
+    mesh = Mesh(*bookinfo(), policy("v2", rule(), selector={"version": "v2"}))
+    assert destination_groups(mesh.db, host("reviews"), 9080, "") == (
+        GroupPort("", 9080),
+        GroupPort("default/v2", 9080),
+    )
+    assert destination_groups(mesh.db, host("ratings"), 9080, "") == (GroupPort("", 9080),)
+
+
+def test_a_policy_for_a_pod_on_the_hosts_network_is_reported_as_not_enforced() -> None:
+    mesh = Mesh(pod("agent", "192.168.0.1", labels={"app": "agent"}, host_network=True), policy("p"))
+    (found,) = mesh.findings("XB2013")
+    assert "Pod/default/agent" in found.message
+    assert policy_groups(mesh.db) == ()
+
+
+def test_the_table_cites_its_policies() -> None:
+    mesh = Mesh(*bookinfo(), VIEWER)
+    assert "AuthorizationPolicy/default/viewer spec" in mesh.origins(policy_table, "default/viewer")

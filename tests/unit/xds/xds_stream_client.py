@@ -1,0 +1,118 @@
+"""A scripted delta client against one session: builds requests, collects responses, ACKs and NACKs them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+
+from xdsbpf.model import names
+from xdsbpf.model.resource import Requirement, Resource, make_resource
+from xdsbpf.xds import protocol
+from xdsbpf.xds.gate import EnvoyLedger, Gate
+from xdsbpf.xds.response import Response
+from xdsbpf.xds.session import DeltaSession
+from xdsbpf.xds.store import AGENT, NODE_ENVOY, Changes, ResourceStore, View
+
+CDS, EDS, LDS, RDS, VHDS = names.CLUSTER, names.ENDPOINTS, names.LISTENER, names.ROUTES, names.VIRTUAL_HOST
+ENVOY_VIEW = View(("node-envoy", "node-envoy/node1"), "node1", NODE_ENVOY)
+AGENT_VIEW = View(("datapath", "datapath/node1"), "node1", AGENT)
+NODE_ID = "node~10.0.0.1~node1~cluster.local"
+
+
+def resource(
+    type_url: str,
+    name: str,
+    content: str = "1",
+    *,
+    on_demand: bool = False,
+    requires: tuple[Requirement, ...] = (),
+) -> Resource:
+    """A resource whose body says `content`."""
+    return make_resource(type_url, name, f"{name}={content}".encode(), on_demand=on_demand, requires=requires)
+
+
+def need(what: Resource) -> Requirement:
+    return Requirement(what.type_url, what.name, what.version)
+
+
+class StreamClient:
+    """One stream of one client. `on` sends a request, `got` what may be sent then; `ack` answers it."""
+
+    def __init__(
+        self,
+        store: ResourceStore,
+        view: View = ENVOY_VIEW,
+        *,
+        gate: Gate | None = None,
+        nonces: Iterator[int] | None = None,
+        now: Iterator[float] | None = None,
+    ) -> None:
+        self.store = store
+        self.now = 0.0
+        self.ledger: EnvoyLedger | None = gate.open(view.node) if gate and view.kind == NODE_ENVOY else None
+        self.session = DeltaSession(
+            view,
+            store,
+            node_id=NODE_ID,
+            gate=gate if view.kind == AGENT else None,
+            ledger=self.ledger,
+            nonces=nonces or itertools.count(1),
+            clock=lambda: self.now,
+        )
+
+    def on(
+        self,
+        type_url: str,
+        *subscribe: str,
+        unsubscribe: Iterable[str] = (),
+        claims: Mapping[str, str] | None = None,
+        nonce: str = "",
+        error: str = "",
+        node_id: str = "",
+    ) -> tuple[Response, ...]:
+        """Send one request, return what the server sends then."""
+        data = protocol.encode_request(
+            type_url,
+            node_id=node_id,
+            subscribe=subscribe,
+            unsubscribe=tuple(unsubscribe),
+            initial_versions=claims,
+            nonce=nonce,
+            error=error,
+        )
+        self.session.on_request(protocol.decode_request(data))
+        return self.session.poll()
+
+    def ack(self, response: Response) -> tuple[Response, ...]:
+        return self.on(response.type_url, nonce=response.nonce)
+
+    def nack(self, response: Response, text: str) -> tuple[Response, ...]:
+        return self.on(response.type_url, nonce=response.nonce, error=text)
+
+    def ack_all(self, responses: Iterable[Response]) -> tuple[Response, ...]:
+        """ACK these and everything that follows; returns all responses, the given ones first."""
+        queue = list(responses)
+        for response in queue:
+            queue.extend(self.ack(response))
+        return tuple(queue)
+
+    def changed(self, changes: Changes) -> tuple[Response, ...]:
+        self.session.on_changes(changes)
+        return self.session.poll()
+
+    def put(self, *resources: Resource, scope: str = "node-envoy") -> tuple[Response, ...]:
+        return self.changed(self.store.apply(scope, resources))
+
+    def remove(self, type_url: str, *gone: str, scope: str = "node-envoy") -> tuple[Response, ...]:
+        return self.changed(self.store.apply(scope, (), [(type_url, name) for name in gone]))
+
+
+def sent(responses: Iterable[Response]) -> list[tuple[str, list[str], list[str]]]:
+    """(type, resource names, removed names) of each response."""
+    return [(r.type_url, [item.name for item in r.resources], list(r.removed)) for r in responses]
+
+
+def store_with(*resources: Resource, scope: str = "node-envoy") -> ResourceStore:
+    store = ResourceStore()
+    store.apply(scope, resources)
+    return store

@@ -1,0 +1,160 @@
+"""Delta ADS client of the node agent.
+
+One stream to the control plane, wildcard subscriptions to the five datapath types; responses go into
+`Received` and are ACKed or NACKed only when the main loop says that they are in force. Reconnects
+for ever. Writes no maps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from typing import Any, cast
+
+import grpc
+import msgspec
+import structlog
+
+from xdsbpf import __version__
+from xdsbpf.agent.received import Received
+from xdsbpf.agent.reconcile import Outcome, failures_of
+from xdsbpf.errors import ConfigError, ProtocolError
+from xdsbpf.model.names import DATAPATH_TYPES
+from xdsbpf.xds import protocol
+
+_LOG = structlog.get_logger()
+_FIRST_BACKOFF, _LAST_BACKOFF = 0.1, 5.0
+_MAX_MESSAGE = 64 << 20
+
+
+class Pending(msgspec.Struct, frozen=True):
+    """A response that was taken over and not answered yet."""
+
+    type_url: str
+    nonce: str
+    names: tuple[str, ...]
+    rejected: dict[str, str]
+
+
+def check_address(address: str) -> str:
+    """The gRPC target of `unix:/path` or a loopback `host:port`.
+
+    Raises: ConfigError for anything else: the stream is plaintext, and whoever answers it decides what
+    this node's policies are.
+    """
+    if address.startswith("unix:/"):
+        return address
+    host, separator, port = address.rpartition(":")
+    if separator and port.isdigit() and host in ("127.0.0.1", "[::1]", "localhost"):
+        return address
+    raise ConfigError(
+        f"xDS address {address!r} is neither unix:/path nor a loopback host:port",
+        hint="plaintext xDS stays on the machine",
+    )
+
+
+class DatapathClient:
+    """Keeps one stream open; `changed` is set whenever there is something new to apply."""
+
+    def __init__(self, address: str, node_id: str, received: Received, changed: asyncio.Event) -> None:
+        """`address`: see `check_address` (ConfigError)."""
+        self._target = check_address(address)
+        self._node_id = node_id
+        self._received = received
+        self._changed = changed
+        self._pending: list[Pending] = []
+        self._outbox: asyncio.Queue[bytes] = asyncio.Queue()
+        self._answered: set[str] = set()
+        self._last_response = 0.0
+        self.state = "connecting"
+
+    @property
+    def answered_at(self) -> float | None:
+        """When the last response came (monotonic seconds), if all types are answered on this stream."""
+        return self._last_response if self._answered == set(DATAPATH_TYPES) else None
+
+    async def run(self) -> None:
+        """Connect, and again when the stream ends; returns only when cancelled."""
+        backoff = _FIRST_BACKOFF
+        while True:
+            started = time.monotonic()
+            self._answered.clear()
+            self._pending.clear()
+            try:
+                await self._session()
+                reason = "the server ended the stream"
+            except grpc.aio.AioRpcError as err:
+                reason = f"{err.code().name}: {err.details()}"
+            except ProtocolError as err:
+                reason = str(err)
+            self.state = f"disconnected: {reason}"
+            _LOG.warning("agent.stream_closed", error=reason, target=self._target)
+            if time.monotonic() - started > _LAST_BACKOFF:
+                backoff = _FIRST_BACKOFF
+            # Jitter: agents of a whole cluster must not come back in one instant.
+            await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
+            backoff = min(backoff * 2, _LAST_BACKOFF)
+
+    async def _session(self) -> None:
+        options = [
+            ("grpc.max_receive_message_length", _MAX_MESSAGE),
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.enable_http_proxy", 0),
+            ("grpc.use_local_subchannel_pool", 1),
+        ]
+        self._outbox = asyncio.Queue()
+        for index, type_url in enumerate(DATAPATH_TYPES):
+            self._outbox.put_nowait(
+                protocol.encode_request(
+                    type_url,
+                    node_id=self._node_id if index == 0 else "",
+                    user_agent=f"xdsbpf-agent/{__version__}",
+                    subscribe=(protocol.WILDCARD,),
+                    initial_versions=self._received.versions(type_url),
+                )
+            )
+        async with grpc.aio.insecure_channel(self._target, options=options) as channel:
+            # Bytes in, bytes out; the stubs want serialisers and a request iterator, grpc.aio does not.
+            call = cast(Any, channel).stream_stream(protocol.DELTA_ADS)()
+            writer = asyncio.create_task(self._write(call))
+            try:
+                while isinstance(message := await call.read(), bytes):
+                    self._take(protocol.decode_response(message))
+                status = await call.code()
+                if status is not grpc.StatusCode.OK:
+                    raise ProtocolError(status.name, str(await call.details()))
+            finally:
+                writer.cancel()
+                call.cancel()
+
+    async def _write(self, call: Any) -> None:
+        while True:
+            try:
+                await call.write(await self._outbox.get())
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                # The reader sees the same end of the stream and says why.
+                return
+
+    def _take(self, response: protocol.ReceivedResponse) -> None:
+        rejected = self._received.accept(response)
+        names = tuple(resource.name for resource in response.resources)
+        self._pending.append(Pending(response.type_url, response.nonce, names, rejected))
+        self._answered.add(response.type_url)
+        self._last_response = time.monotonic()
+        self.state = "connected"
+        self._changed.set()
+
+    def answer(self, outcome: Outcome) -> None:
+        """ACK or NACK everything that was pending when `outcome` was made.
+
+        Call it right after `apply`, without awaiting in between: a response that came later is not in it.
+        """
+        for pending in self._pending:
+            errors = pending.rejected | failures_of(outcome, pending.type_url, pending.names)
+            text = "; ".join(f"{name}: {reason}" for name, reason in sorted(errors.items()))
+            if errors:
+                _LOG.warning("agent.response_nacked", type_url=pending.type_url, nonce=pending.nonce, error=text)
+            self._outbox.put_nowait(protocol.encode_request(pending.type_url, nonce=pending.nonce, error=text))
+        self._pending.clear()

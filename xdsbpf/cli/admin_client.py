@@ -1,0 +1,52 @@
+"""HTTP client of the control plane's admin endpoint (a unix socket or a loopback port)."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+from typing import Any
+
+from xdsbpf.cli.exits import CommandError, Exit
+from xdsbpf.unix_http import UnixConnection
+
+DEFAULT_ADMIN = "127.0.0.1:15014"
+
+
+def default_admin() -> str:
+    """`XDSBPF_ADMIN`, else the running lab's socket if there is exactly one, else the default port."""
+    from pathlib import Path
+
+    chosen = os.environ.get("XDSBPF_ADMIN")
+    if chosen:
+        return chosen
+    labs = sorted(Path("/run/xdsbpf-lab").glob("*/admin.sock"))
+    return f"unix:{labs[0]}" if len(labs) == 1 else DEFAULT_ADMIN
+
+
+def request(address: str, path: str, *, method: str = "GET", timeout_s: float = 10.0) -> Any:
+    """JSON answer of `method path`.
+
+    Raises: CommandError(UNREACHABLE) when nothing answers at `address`, CommandError(FAILURE) with
+    the server's own text on an error status.
+    """
+    connection: http.client.HTTPConnection
+    if address.startswith("unix:"):
+        connection = UnixConnection(address.removeprefix("unix:"), timeout_s)
+    else:
+        connection = http.client.HTTPConnection(address, timeout=timeout_s)
+    try:
+        connection.request(method, path)
+        response = connection.getresponse()
+        body = response.read()
+    except OSError as error:
+        raise CommandError(
+            f"the control plane does not answer at {address}: {error.strerror or error}",
+            Exit.UNREACHABLE,
+            hint="is `xdsbpf serve` running? --admin or XDSBPF_ADMIN names its admin address",
+        ) from error
+    finally:
+        connection.close()
+    if response.status >= 400:
+        raise CommandError(f"{method} {path}: {response.status} {body.decode(errors='replace').strip()}")
+    return json.loads(body)

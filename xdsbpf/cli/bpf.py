@@ -1,0 +1,161 @@
+"""`xdsbpf bpf …`: what the kernels hold, with names instead of numbers.
+
+The rows come from the agents, which read them from the maps; the manifest lines come from the
+control plane, which alone knows them, and are left out (and said to be) when it does not answer.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import sys
+import urllib.parse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from xdsbpf.cli import admin_client
+from xdsbpf.cli.exits import CommandError, Exit, fail
+from xdsbpf.cli.tables import Output, write_json, write_table
+from xdsbpf.errors import SourceError
+
+if TYPE_CHECKING:
+    from xdsbpf._pb.xdsbpf.agent.v1 import agent_pb2
+
+app = typer.Typer(help="Show what the eBPF maps of the nodes hold.", no_args_is_help=True)
+
+AGENT_SOCKETS = ("/run/xdsbpf/agent.sock", "/run/xdsbpf/*/agent.sock", "/run/xdsbpf-lab/*/*/agent.sock")
+RULE = re.compile(r"AuthorizationPolicy/\S+ spec\S*")
+
+AGENT = typer.Option([], "--agent", help="status socket of an agent (repeatable); default: every agent found")
+NODE = typer.Option("", "--node", help="only this node")
+OUTPUT = typer.Option(Output.TABLE, "--output", "-o", help="table or json")
+ADMIN = typer.Option("", "--admin", help="control plane, for manifest lines (host:port or unix:PATH)")
+
+
+def agent_sockets(chosen: list[str]) -> list[str]:
+    """The sockets named, or all that exist at the known places."""
+    found = (
+        chosen
+        or os.environ.get("XDSBPF_AGENT", "").split()
+        or sorted(path for pattern in AGENT_SOCKETS for path in glob.glob(pattern))
+    )
+    if not found:
+        fail(
+            "no agent found",
+            Exit.UNREACHABLE,
+            hint="is `xdsbpf agent` or a lab running? --agent names a status socket",
+        )
+    return [path.removeprefix("unix:") for path in found]
+
+
+def read_agents(chosen: list[str], node: str) -> list[tuple[str, agent_pb2.Tables]]:
+    """(node name, tables) of each agent; raises CommandError(UNREACHABLE) if one does not answer."""
+    from xdsbpf.agent.status import fetch_status, fetch_tables
+
+    answers = []
+    for path in agent_sockets(chosen):
+        try:
+            name = fetch_status(Path(path)).node
+            if node in ("", name):
+                answers.append((name, fetch_tables(Path(path))))
+        except SourceError as error:
+            raise CommandError(str(error), Exit.UNREACHABLE, hint=error.hint) from error
+    if not answers:
+        fail(f"no agent of node {node!r} found", Exit.UNREACHABLE)
+    return answers
+
+
+def manifest_lines(rules: list[str], admin: str) -> dict[str, str]:
+    """file:line:column of each rule `Kind/namespace/name path…`; {} with a note if nobody can tell."""
+    references = sorted({match.group(0) for rule in rules if (match := RULE.match(rule))})
+    if not references:
+        return {}
+    query = urllib.parse.urlencode([("ref", reference) for reference in references])
+    try:
+        answer = admin_client.request(admin or admin_client.default_admin(), f"/locate?{query}", timeout_s=3)
+    except CommandError as error:
+        sys.stderr.write(f"xdsbpf: note: manifest lines left out: {error}\n")
+        return {}
+    return {item["ref"]: item["location"] for item in answer["items"] if item["location"]}
+
+
+def _show(output: Output, kind: str, header: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:
+    if output is Output.JSON:
+        keys = [name.lower().replace(" ", "_") for name in header]
+        write_json(kind, {"items": [dict(zip(keys, row, strict=True)) for row in rows]})
+    else:
+        write_table(header, [[cell if cell not in ("", None) else "-" for cell in row] for row in rows])
+
+
+@app.command()
+def frontends(agent: list[str] = AGENT, node: str = NODE, output: Output = OUTPUT) -> None:
+    """Service addresses: which plane carries each of them."""
+    rows: list[tuple[object, ...]] = [
+        (
+            name,
+            row.service,
+            f"{row.address}:{row.port}",
+            row.protocol,
+            row.plane,
+            row.backends,
+            row.proxy_port or "",
+        )
+        for name, tables in read_agents(agent, node)
+        for row in tables.frontends
+    ]
+    _show(
+        output,
+        "Frontends",
+        ("NODE", "SERVICE", "ADDRESS", "PROTOCOL", "PLANE", "BACKENDS", "PROXY PORT"),
+        rows,
+    )
+
+
+@app.command()
+def backends(agent: list[str] = AGENT, node: str = NODE, output: Output = OUTPUT) -> None:
+    """Endpoints of the services that the kernel balances."""
+    rows: list[tuple[object, ...]] = [
+        (name, row.service, f"{row.address}:{row.port}", row.weight, row.active_connections)
+        for name, tables in read_agents(agent, node)
+        for row in tables.backends
+    ]
+    _show(output, "Backends", ("NODE", "SERVICE", "ADDRESS", "WEIGHT", "ACTIVE"), rows)
+
+
+@app.command()
+def identities(agent: list[str] = AGENT, node: str = NODE, output: Output = OUTPUT) -> None:
+    """Addresses, who they are, and the policy that guards them."""
+    rows: list[tuple[object, ...]] = [
+        (name, row.address, row.identity, row.number, row.policy)
+        for name, tables in read_agents(agent, node)
+        for row in tables.identities
+    ]
+    _show(output, "Identities", ("NODE", "ADDRESS", "IDENTITY", "NUMBER", "POLICY"), rows)
+
+
+@app.command()
+def policies(agent: list[str] = AGENT, node: str = NODE, output: Output = OUTPUT, admin: str = ADMIN) -> None:
+    """Policy entries, the rule that each comes from, and where it is written."""
+    answers = read_agents(agent, node)
+    lines = manifest_lines([row.rule for _, tables in answers for row in tables.policies], admin)
+    rows: list[tuple[object, ...]] = []
+    for name, tables in answers:
+        for row in tables.policies:
+            port: Any = row.port or "any"
+            reference = RULE.match(row.rule)
+            location = lines.get(reference.group(0), "") if reference else ""
+            rows.append((name, row.policy, row.source, port, row.protocol, row.verdict, row.rule, location))
+    header = ("NODE", "POLICY", "SOURCE", "PORT", "PROTOCOL", "VERDICT", "RULE", "MANIFEST")
+    _show(output, "Policies", header, rows)
+
+
+@app.command()
+def counters(agent: list[str] = AGENT, node: str = NODE, output: Output = OUTPUT) -> None:
+    """Decisions of the kernel programs."""
+    rows: list[tuple[object, ...]] = [
+        (name, row.name, row.value) for name, tables in read_agents(agent, node) for row in tables.counters
+    ]
+    _show(output, "Counters", ("NODE", "COUNTER", "VALUE"), rows)

@@ -1,0 +1,180 @@
+"""`translate` and `analyze`: what manifests become, and what is wrong with them; offline, without root."""
+
+from __future__ import annotations
+
+import enum
+import sys
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from xdsbpf.cli.exits import CommandError, Exit, fail
+from xdsbpf.cli.tables import write_json, write_table
+from xdsbpf.errors import ProtocolError
+
+if TYPE_CHECKING:
+    from xdsbpf.compiler import Compiler
+    from xdsbpf.diagnostics import Diagnostic
+    from xdsbpf.sources.catalog import Catalog
+
+FILENAME = typer.Option(..., "--filename", "-f", help="manifest file, directory, or - (repeatable)")
+SERVICE_CIDR = typer.Option("240.240.0.0/16", help="range for services without a cluster IP")
+TRUST_DOMAIN = typer.Option("cluster.local", help="SPIFFE trust domain of the mesh")
+
+
+class Format(enum.StrEnum):
+    """Formats of `translate -o`."""
+
+    TABLE = "table"
+    JSON = "json"
+    YAML = "yaml"
+
+
+class Threshold(enum.StrEnum):
+    """Least severity that makes `analyze` exit 79."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    INFO = "info"
+
+
+def load(filenames: list[str], service_cidr: str, trust_domain: str) -> tuple[Catalog, Compiler]:
+    """Read and compile manifests.
+
+    Raises: CommandError(BAD_INPUT) when a path does not exist or nothing at all can be read.
+    """
+    from xdsbpf.compiler import Compiler
+    from xdsbpf.errors import ConfigError
+    from xdsbpf.mesh.inputs import MeshSettings
+    from xdsbpf.sources.loading import load_once
+    from xdsbpf.sources.report import format_lines
+
+    try:
+        catalog = load_once(filenames)
+    except ConfigError as error:
+        raise CommandError(str(error), Exit.BAD_INPUT, hint=error.hint) from error
+    sources = catalog.sources()
+    if not catalog.states():
+        for source in sources:
+            for line in format_lines(source.diagnostics):
+                sys.stderr.write(line + "\n")
+        fail(
+            "no object could be read",
+            Exit.BAD_INPUT,
+            hint="-f takes YAML or JSON files and directories of them",
+        )
+    compiler = Compiler(MeshSettings(trust_domain=trust_domain, service_cidr=service_cidr))
+    compiler.apply(catalog.manifests().items())
+    return catalog, compiler
+
+
+def all_diagnostics(catalog: Catalog, compiler: Compiler) -> tuple[Diagnostic, ...]:
+    """Findings of every stage in the order of files and lines."""
+    from xdsbpf.sources.report import sort_by_place
+
+    return sort_by_place((*catalog.diagnostics(), *compiler.diagnostics()), catalog)
+
+
+def _types(chosen: str) -> set[str] | None:
+    from xdsbpf.model.names import DATAPATH_TYPES, SHORT_TYPES
+
+    if not chosen:
+        return None
+    wanted: set[str] = set()
+    for name in chosen.lower().split(","):
+        if name == "datapath":
+            wanted.update(DATAPATH_TYPES)
+        elif name in SHORT_TYPES:
+            wanted.add(SHORT_TYPES[name])
+        else:
+            fail(f"--type {name!r} is not a type", Exit.USAGE, hint=f"datapath, {', '.join(SHORT_TYPES)}")
+    return wanted
+
+
+def translate(
+    filename: list[str] = FILENAME,
+    proxy: str = typer.Option(..., "--proxy", help="xDS node id: node~IP~NAME~DOMAIN or agent~IP~NAME~DOMAIN"),
+    type_: str = typer.Option("", "--type", help="only these types: lds,rds,vhds,cds,eds,ecds,datapath,…"),
+    output: Format = typer.Option(Format.TABLE, "--output", "-o", help="table, json or yaml"),
+    service_cidr: str = SERVICE_CIDR,
+    trust_domain: str = TRUST_DOMAIN,
+) -> None:
+    """Print every resource that a proxy or agent would get, with the manifest lines it comes from."""
+    from xdsbpf.model.names import parse_node_id
+    from xdsbpf.report.translation import translation
+    from xdsbpf.serve import view_of
+    from xdsbpf.sources.report import as_json, format_lines
+
+    wanted = _types(type_)
+    try:
+        view = view_of(parse_node_id(proxy))
+    except ProtocolError as error:
+        raise CommandError(f"--proxy: {error}", Exit.USAGE, hint=error.hint) from error
+    catalog, compiler = load(filename, service_cidr, trust_domain)
+    compiler.add_nodes([view.node])
+    compiler.compile()
+    resources = translation(compiler, catalog, view, wanted)
+    diagnostics = all_diagnostics(catalog, compiler)
+    if output is Format.TABLE:
+        rows = [
+            (kind.rpartition(".")[2], item["name"], item["version"], ", ".join(item["origins"]) or "-")
+            for kind, items in resources.items()
+            for item in items
+        ]
+        write_table(("TYPE", "NAME", "VERSION", "FROM"), rows)
+        for line in format_lines(diagnostics, catalog):
+            sys.stderr.write(line + "\n")
+        return
+    body: dict[str, Any] = {
+        "proxy": proxy,
+        "resources": resources,
+        "diagnostics": [as_json(found, catalog) for found in diagnostics],
+    }
+    if output is Format.JSON:
+        write_json("Translation", body)
+    else:
+        import yaml
+
+        document = {"apiVersion": "xdsbpf.io/v1", "kind": "Translation", **body}
+        sys.stdout.write(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+
+
+def analyze(
+    filename: list[str] = FILENAME,
+    output: Format = typer.Option(Format.TABLE, "--output", "-o", help="table, json or yaml"),
+    failure_threshold: Threshold = typer.Option(Threshold.WARNING, help="least severity that exits 79"),
+    service_cidr: str = SERVICE_CIDR,
+    trust_domain: str = TRUST_DOMAIN,
+) -> None:
+    """Report what is wrong with manifests: file, line, column, field, reason, and what to do.
+
+    Exits 0 without findings, 79 with findings, 65 when nothing can be read.
+    """
+    from xdsbpf.sources.report import as_json, format_lines
+
+    catalog, compiler = load(filename, service_cidr, trust_domain)
+    compiler.compile()
+    diagnostics = all_diagnostics(catalog, compiler)
+    if output is Format.TABLE:
+        for line in format_lines(diagnostics, catalog):
+            sys.stdout.write(line + "\n")
+        states = catalog.states()
+        sys.stdout.write(f"{len(states)} objects, {len(diagnostics)} findings\n")
+    else:
+        items = [as_json(found, catalog) for found in diagnostics]
+        if output is Format.JSON:
+            write_json("Analysis", {"objects": len(catalog.states()), "diagnostics": items})
+        else:
+            import yaml
+
+            sys.stdout.write(yaml.safe_dump({"diagnostics": items}, sort_keys=False, allow_unicode=True))
+    ranks = list(Threshold)
+    failing = {str(level) for level in ranks[: ranks.index(failure_threshold) + 1]}
+    if any(found.severity.value in failing for found in diagnostics):
+        raise typer.Exit(Exit.FINDINGS)
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the tree."""
+    app.command()(translate)
+    app.command()(analyze)

@@ -1,0 +1,185 @@
+"""`serve` and `agent`: the two processes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from xdsbpf.cli.exits import Exit, fail
+from xdsbpf.errors import ConfigError
+
+if TYPE_CHECKING:
+    from xdsbpf.serve import ControlPlane
+
+
+def configure_logging(level: str) -> None:
+    """structlog to standard error: console for people, JSON lines otherwise, UTC timestamps."""
+    import logging
+
+    import structlog
+
+    number = logging.getLevelNamesMapping().get(level.upper())
+    if number is None:
+        fail(f"--log-level {level!r} is not a level", Exit.USAGE, hint="debug, info, warning or error")
+    console = sys.stderr.isatty()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+    )
+
+
+def run_until_signal(main: Coroutine[Any, Any, None]) -> None:
+    """Run `main`; SIGTERM and SIGINT cancel it once and let it clean up."""
+
+    async def supervised() -> None:
+        task = asyncio.ensure_future(main)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, task.cancel)
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    try:
+        asyncio.run(supervised())
+    except* ConfigError as group:
+        raise group.exceptions[0] from group
+
+
+async def _serve_admin(control_plane: ControlPlane, address: str) -> None:
+    """Admin endpoint on `unix:PATH` (0600) or a loopback `host:port`."""
+    import ipaddress
+
+    import uvicorn
+
+    from xdsbpf.web.admin import admin_app
+
+    options: dict[str, Any]
+    if address.startswith("unix:"):
+        options = {"uds": address.removeprefix("unix:")}
+        os.umask(0o077)
+    else:
+        host, _, port = address.rpartition(":")
+        try:
+            loopback = ipaddress.ip_address(host.strip("[]")).is_loopback
+        except ValueError:
+            loopback = host == "localhost"
+        if not loopback or not port.isdigit():
+            raise ConfigError(
+                f"--admin {address!r} is not a loopback host:port or unix:PATH",
+                hint="the admin endpoint has no authentication, so it never leaves the machine",
+            )
+        options = {"host": host.strip("[]"), "port": int(port)}
+    settings = uvicorn.Config(
+        admin_app(control_plane), log_config=None, access_log=False, lifespan="off", ws="none", **options
+    )
+
+    class QuietServer(uvicorn.Server):
+        """The process owns the signals; uvicorn would take them over."""
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
+    await QuietServer(settings).serve()
+
+
+def serve(
+    filename: list[Path] = typer.Option(..., "--filename", "-f", help="manifest file or directory (repeatable)"),
+    listen: list[str] = typer.Option(
+        ["127.0.0.1:15010"], "--listen", help="xDS address: loopback host:port or unix:PATH (repeatable)"
+    ),
+    admin: str = typer.Option("127.0.0.1:15014", "--admin", help="admin address: loopback host:port or unix:PATH"),
+    service_cidr: str = typer.Option("240.240.0.0/16", help="range for services without a cluster IP"),
+    trust_domain: str = typer.Option("cluster.local", help="SPIFFE trust domain of the mesh"),
+    log_level: str = typer.Option("info", help="debug, info, warning or error"),
+) -> None:
+    """Watch manifests, compile them, and serve Envoys and node agents over xDS."""
+    configure_logging(log_level)
+    import ipaddress
+
+    from xdsbpf.mesh.inputs import MeshSettings
+    from xdsbpf.serve import ControlPlane, ServeConfig
+
+    missing = [path for path in filename if not path.exists()]
+    if missing:
+        fail(f"{missing[0]} does not exist", Exit.BAD_INPUT, hint="-f takes files and directories")
+    try:
+        ipaddress.ip_network(service_cidr)
+    except ValueError as error:
+        fail(f"--service-cidr: {error}", Exit.USAGE, hint="for example 240.240.0.0/16")
+    config = ServeConfig(
+        paths=tuple(filename),
+        listen=tuple(listen),
+        settings=MeshSettings(trust_domain=trust_domain, service_cidr=service_cidr),
+    )
+
+    async def run() -> None:
+        control_plane = ControlPlane(config)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(control_plane.run())
+            tasks.create_task(_serve_admin(control_plane, admin))
+
+    run_until_signal(run())
+
+
+def agent(
+    node: str = typer.Option(..., "--node", help="name of this node"),
+    xds: str = typer.Option("127.0.0.1:15010", "--xds", help="control plane: loopback host:port or unix:PATH"),
+    cgroup_root: Path | None = typer.Option(None, help="cgroup whose processes are served; default: all"),
+    pin_root: Path = typer.Option(Path("/sys/fs/bpf/xdsbpf"), help="where programs and maps are pinned"),
+    state_dir: Path = typer.Option(Path("/run/xdsbpf"), help="sockets and files of this agent"),
+    envoy: bool = typer.Option(True, "--envoy/--no-envoy", help="run the node's Envoy, or leave that to you"),
+    envoy_binary: Path | None = typer.Option(None, help="Envoy to run; default: beside Python, then PATH"),
+    concurrency: int = typer.Option(2, min=1, help="worker threads of Envoy"),
+    stop_envoy: bool = typer.Option(False, "--stop-envoy", help="on SIGTERM also stop Envoy"),
+    strict_envoy: bool = typer.Option(False, "--strict-envoy", help="let Envoy refuse deprecated fields"),
+    detach: bool = typer.Option(False, "--detach", help="remove programs, maps and Envoy of this node, and exit"),
+    log_level: str = typer.Option("info", help="debug, info, warning or error"),
+) -> None:
+    """Keep this node's kernel and Envoy as the control plane says (root).
+
+    Programs, maps and Envoy outlive the agent, so that a restart or an upgrade drops nothing; --detach removes them.
+    """
+    configure_logging(log_level)
+    if os.geteuid() != 0:
+        fail("the agent needs root: it loads BPF programs", Exit.NOT_PERMITTED)
+    from xdsbpf import node as node_agent
+
+    options: dict[str, Any] = {} if cgroup_root is None else {"cgroup_root": cgroup_root}
+    config = node_agent.NodeAgentConfig(
+        node=node,
+        xds=xds,
+        pin_root=pin_root,
+        state_dir=state_dir,
+        envoy=envoy,
+        envoy_binary=envoy_binary,
+        concurrency=concurrency,
+        stop_envoy=stop_envoy,
+        strict_envoy=strict_envoy,
+        **options,
+    )
+    if detach:
+        node_agent.detach(config)
+        return
+    raise typer.Exit(node_agent.run(config))
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the tree."""
+    app.command()(serve)
+    app.command()(agent)

@@ -1,0 +1,133 @@
+"""`ps`, `services`, `objects`, `confirm`: what a running control plane says of itself."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import typer
+
+from xdsbpf.cli import admin_client
+from xdsbpf.cli.tables import Output, write_json, write_names, write_table
+
+ADMIN = typer.Option("", "--admin", help="admin address of the control plane: host:port or unix:PATH")
+OUTPUT = typer.Option(Output.TABLE, "--output", "-o", help="table, json or name")
+
+
+def _items(admin: str, path: str) -> list[dict[str, Any]]:
+    items: list[dict[str, Any]] = admin_client.request(admin or admin_client.default_admin(), path)["items"]
+    return items
+
+
+def ps(
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="one line per type, with counts"),
+    output: Output = OUTPUT,
+    admin: str = ADMIN,
+) -> None:
+    """Sync state of every connected Envoy and agent."""
+    items = _items(admin, "/proxies")
+    if output is Output.JSON:
+        write_json("ProxyStatus", {"items": items})
+        return
+    if output is Output.NAME:
+        write_names(item["node_id"] for item in items)
+        return
+    if verbose:
+        rows = [
+            (
+                item["node_id"],
+                entry["type"],
+                entry["state"],
+                entry["held"],
+                entry["subscribed"],
+                len(entry["withheld"]),
+            )
+            for item in items
+            for entry in item["types"]
+        ]
+        write_table(("NAME", "TYPE", "STATE", "RESOURCES", "NAMED", "WITHHELD"), rows)
+    else:
+        write_table(
+            ("NAME", "KIND", "NODE", "TYPES"),
+            [
+                (
+                    item["node_id"],
+                    item["kind"],
+                    item["node"],
+                    ", ".join(f"{entry['type']} {entry['state']}" for entry in item["types"]) or "-",
+                )
+                for item in items
+            ],
+        )
+    for item in items:
+        for entry in item["types"]:
+            _explain(item["node_id"], entry)
+
+
+def _explain(node_id: str, entry: dict[str, Any]) -> None:
+    for nack in entry["nacked"]:
+        sys.stderr.write(f"{node_id}: {entry['type']} {nack['name']} was refused: {nack['error']}\n")
+    for waiting in entry["withheld"]:
+        reasons = "; ".join(waiting["reasons"])
+        sys.stderr.write(f"{node_id}: {entry['type']} {waiting['name']} is withheld: {reasons}\n")
+
+
+def services(output: Output = OUTPUT, admin: str = ADMIN) -> None:
+    """Which plane carries each service port, and why."""
+    items = _items(admin, "/services")
+    if output is Output.JSON:
+        write_json("Services", {"items": items})
+    elif output is Output.NAME:
+        write_names(f"{item['host']}:{item['port']}" for item in items)
+    else:
+        write_table(
+            ("SERVICE", "PORT", "ADDRESS", "PLANE", "ENDPOINTS", "WHY"),
+            [
+                (
+                    item["host"],
+                    item["port"],
+                    item["address"] or "-",
+                    item["plane"],
+                    item["endpoints"],
+                    "; ".join(item["reasons"]) or "-",
+                )
+                for item in items
+            ],
+        )
+
+
+def objects(output: Output = OUTPUT, admin: str = ADMIN) -> None:
+    """State of every manifest object, with what was found."""
+    items = _items(admin, "/objects")
+    if output is Output.JSON:
+        write_json("Objects", {"items": items})
+    elif output is Output.NAME:
+        write_names(item["object"] for item in items)
+    else:
+        write_table(
+            ("OBJECT", "STATE", "LOCATION", "FINDINGS"),
+            [
+                (
+                    item["object"],
+                    item["state"],
+                    item["location"] or "-",
+                    "; ".join(entry["message"] for entry in item["diagnostics"]) or "-",
+                )
+                for item in items
+            ],
+        )
+
+
+def confirm(admin: str = ADMIN) -> None:
+    """Accept a mass deletion that the control plane is holding back."""
+    answer = admin_client.request(admin or admin_client.default_admin(), "/confirm", method="POST")
+    sys.stdout.write(f"{answer['confirmed']} held objects confirmed\n")
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the tree."""
+    app.command()(ps)
+    app.command("proxy-status", hidden=True)(ps)
+    app.command()(services)
+    app.command()(objects)
+    app.command()(confirm)

@@ -1,0 +1,71 @@
+"""The HTTP connection manager of `out_http`: settings and filter chain (istio-translation.md 6.3, 6.4).
+
+The same for every port but for its route configuration. Changing anything here drains the connections
+of the chain, so nothing that varies at run time may enter: that travels in routes and in ECDS.
+"""
+
+from __future__ import annotations
+
+from typing import Any as Message
+from typing import Final
+
+from envoy.extensions.filters.http.cors.v3.cors_pb2 import Cors
+from envoy.extensions.filters.http.fault.v3.fault_pb2 import HTTPFault
+from envoy.extensions.filters.http.on_demand.v3.on_demand_pb2 import OnDemand
+from envoy.extensions.filters.http.rbac.v3.rbac_pb2 import RBAC
+from envoy.extensions.filters.http.router.v3.router_pb2 import Router
+from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import (
+    HttpConnectionManager,
+)
+from google.protobuf.duration_pb2 import Duration
+
+from xdsbpf.compile.envoy import names
+from xdsbpf.compile.envoy.encoding import any_of, duration, over_ads
+from xdsbpf.model.scalars import NANOSECONDS
+
+MAX_CONNECTION_DURATION: Final = 600 * NANOSECONDS
+CLUSTER_TIMEOUT: Final = 2 * NANOSECONDS
+"""How long a request waits for a cluster that the control plane does not answer for."""
+
+
+def connection_manager(port: int) -> HttpConnectionManager:
+    """The connection manager of one service port number."""
+    message = HttpConnectionManager(
+        stat_prefix=f"out_{port}",
+        merge_slashes=True,
+        path_with_escaped_slashes_action=HttpConnectionManager.UNESCAPE_AND_FORWARD,
+        server_header_transformation=HttpConnectionManager.PASS_THROUGH,
+        # No request is trusted to carry x-envoy-* instructions, whatever address it claims to come from.
+        internal_address_config=HttpConnectionManager.InternalAddressConfig(),
+        proxy_100_continue=True,
+        http1_safe_max_connection_duration=True,
+    )
+    message.rds.route_config_name = names.route_config_name(port)
+    message.rds.config_source.CopyFrom(over_ads())
+    message.use_remote_address.value = False
+    message.normalize_path.value = True
+    message.stream_idle_timeout.CopyFrom(Duration())
+    message.common_http_protocol_options.max_connection_duration.CopyFrom(duration(MAX_CONNECTION_DURATION))
+    message.upgrade_configs.add(upgrade_type="websocket")
+    for name in names.HTTP_FILTERS:
+        message.http_filters.add(name=name, typed_config=any_of(_filter_config(name)))
+    return message
+
+
+def _filter_config(name: str) -> Message:
+    """Chain-level configuration of a filter: empty but for `on_demand`; routes fill the others."""
+    if name == names.ON_DEMAND:
+        on_demand = OnDemand()
+        on_demand.odcds.source.CopyFrom(over_ads())
+        on_demand.odcds.timeout.CopyFrom(duration(CLUSTER_TIMEOUT))
+        return on_demand
+    return FILTER_CONFIGS[name]
+
+
+FILTER_CONFIGS: Final[dict[str, Message]] = {
+    names.CORS: Cors(),
+    names.AUTHZ_DENY: RBAC(),
+    names.AUTHZ_ALLOW: RBAC(),
+    names.FAULT: HTTPFault(),
+    names.ROUTER: Router(),
+}

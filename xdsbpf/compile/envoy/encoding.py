@@ -1,0 +1,60 @@
+"""Protobuf building blocks: typed extensions, durations, percentages, and the encoded resource.
+
+The only module here that knows how a message becomes a `Resource`. Serialisation is deterministic,
+so that equal input gives equal bytes and versions.
+"""
+
+from __future__ import annotations
+
+from typing import Any as Message
+
+from envoy.config.core.v3.config_source_pb2 import AggregatedConfigSource, ApiVersion, ConfigSource
+from envoy.config.core.v3.extension_pb2 import TypedExtensionConfig
+from envoy.type.v3.percent_pb2 import FractionalPercent
+from google.protobuf.any_pb2 import Any
+from google.protobuf.duration_pb2 import Duration
+
+from xdsbpf.model.names import TYPE_PREFIX
+from xdsbpf.model.resource import Resource, make_resource
+from xdsbpf.model.scalars import NANOSECONDS
+
+
+def any_of(message: Message) -> Any:
+    """`message` in an Any, with deterministic bytes."""
+    return Any(
+        type_url=TYPE_PREFIX + message.DESCRIPTOR.full_name,
+        value=message.SerializeToString(deterministic=True),
+    )
+
+
+def typed(name: str, message: Message) -> TypedExtensionConfig:
+    """An Envoy extension `name` with its configuration."""
+    return TypedExtensionConfig(name=name, typed_config=any_of(message))
+
+
+def resource(type_url: str, name: str, message: Message, *, on_demand: bool = False) -> Resource:
+    """The encoded resource of `message`."""
+    return make_resource(type_url, name, message.SerializeToString(deterministic=True), on_demand=on_demand)
+
+
+def duration(nanoseconds: int) -> Duration:
+    """Nanoseconds as a protobuf Duration."""
+    seconds, nanos = divmod(nanoseconds, NANOSECONDS)
+    return Duration(seconds=seconds, nanos=nanos)
+
+
+def over_ads() -> ConfigSource:
+    """A subscription over the one ADS stream that waits until it is answered (no fetch timeout)."""
+    return ConfigSource(
+        ads=AggregatedConfigSource(), resource_api_version=ApiVersion.V3, initial_fetch_timeout=Duration()
+    )
+
+
+def fraction(millionths: int) -> FractionalPercent:
+    """1,000,000 = 100 %, as Istio writes it: always per million."""
+    return FractionalPercent(numerator=min(millionths, 1_000_000), denominator=FractionalPercent.MILLION)
+
+
+def fraction_of_hundred(percent: int) -> FractionalPercent:
+    """A whole percentage, for the legacy integer fields."""
+    return FractionalPercent(numerator=min(percent, 100), denominator=FractionalPercent.HUNDRED)

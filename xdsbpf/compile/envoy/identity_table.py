@@ -1,0 +1,99 @@
+"""The identity table of a node: source address to SPIFFE id and attributes, as one ECDS resource.
+
+The listener filter sets two filter states per connection from CEL map literals that are looked up with
+the connection's source address. An address that is not in the table makes the lookup fail: the values
+then read `-`, no filter chain matches, the connection is closed. Cost: linear in the pods of the node
+(about 8 us per connection for 50, 38 us for 250).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+from envoy.config.core.v3.extension_pb2 import TypedExtensionConfig
+from envoy.extensions.filters.common.set_filter_state.v3.value_pb2 import FilterStateValue
+
+from xdsbpf.compile.envoy import names
+from xdsbpf.compile.envoy.attributes import attributes, is_safe
+from xdsbpf.compile.envoy.codes import IDENTITY_UNSAFE, fail
+from xdsbpf.compile.envoy.encoding import resource
+from xdsbpf.compile.envoy.newer_messages import cel_formatter, set_filter_state
+from xdsbpf.diagnostics import Origin
+from xdsbpf.incremental import ABSENT, Absent, Database, query
+from xdsbpf.mesh.identities import Workload, identity_at, workloads_of_node
+from xdsbpf.mesh.inputs import object_id
+from xdsbpf.model.names import EXTENSION
+from xdsbpf.model.resource import Resource
+
+SOURCE_ADDRESS: Final = "source.address.substring(0, source.address.lastIndexOf(':'))"
+"""CEL for the client's address without its port: `10.0.0.1`, or `[fd00::1]` for IPv6."""
+PLAIN_STRING: Final = "envoy.string"
+
+
+class Entry(msgspec.Struct, frozen=True, order=True):
+    """One source address and who is behind it."""
+
+    address: str
+    principal: str
+    attributes: str
+
+
+@query
+def table_names(db: Database, node: str) -> tuple[str, ...]:
+    """The one table of a node."""
+    return (names.SOURCE_IDENTITY,)
+
+
+@query
+def table(db: Database, node: str, name: str) -> Resource | Absent:
+    """The identity table of a node's pods; ABSENT for any other name."""
+    if name != names.SOURCE_IDENTITY:
+        return ABSENT
+    entries = [entry for workload in workloads_of_node(db, node) for entry in _entries(db, workload)]
+    return resource(EXTENSION, name, identity_table(tuple(sorted(entries))))
+
+
+def _entries(db: Database, workload: Workload) -> list[Entry]:
+    """Entries of one pod: its addresses that are its own and whose identity can be written safely."""
+    account = workload.identity.rpartition("/")[2]
+    text = attributes(workload.namespace, account, workload.labels)
+    pod = object_id("Pod", workload.namespace, workload.name.partition("/")[2])
+    if not is_safe(workload.identity) or not is_safe(text):
+        fail(
+            db.report,
+            IDENTITY_UNSAFE,
+            Origin(pod, "metadata.labels"),
+            "a label or the identity holds an unsafe character: the pod is an unknown source to the proxy",
+        )
+        return []
+    owned = (address for address in workload.addresses if identity_at(db, address) == workload.identity)
+    return [Entry(address, workload.identity, text) for address in owned]
+
+
+def identity_table(entries: tuple[Entry, ...]) -> TypedExtensionConfig:
+    """The listener filter's configuration. All texts must be `is_safe`: they become quoted literals."""
+    principals = tuple((entry.address, entry.principal) for entry in entries)
+    attributes_ = tuple((entry.address, entry.attributes) for entry in entries)
+    values = (_value(names.PRINCIPAL_KEY, principals), _value(names.ATTRIBUTES_KEY, attributes_))
+    return TypedExtensionConfig(name=names.SOURCE_IDENTITY, typed_config=set_filter_state(values))
+
+
+def expression(rows: tuple[tuple[str, str], ...]) -> str:
+    """CEL that yields the text of the source address: `{'10.0.0.1':'text'}[<address>]`."""
+    if not rows:
+        return "''"
+    literal = ",".join(f"'{_shown(address)}':'{text}'" for address, text in rows)
+    return f"{{{literal}}}[{SOURCE_ADDRESS}]"
+
+
+def _shown(address: str) -> str:
+    """An address as Envoy prints it in `source.address`."""
+    return f"[{address}]" if ":" in address else address
+
+
+def _value(key: str, rows: tuple[tuple[str, str], ...]) -> FilterStateValue:
+    value = FilterStateValue(object_key=key, factory_key=PLAIN_STRING)
+    value.format_string.text_format_source.inline_string = f"%CEL({expression(rows)})%"
+    value.format_string.formatters.add(name="cel", typed_config=cel_formatter())
+    return value

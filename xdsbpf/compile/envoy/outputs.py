@@ -1,0 +1,23 @@
+"""What the Envoy compiler offers to the server: its families of resources, shared and per node."""
+
+from __future__ import annotations
+
+from xdsbpf.compile.envoy import clusters, endpoints, identity_table, listeners, names, routes, virtual_hosts
+from xdsbpf.compile.generator import Generator
+from xdsbpf.model.names import CLUSTER, ENDPOINTS, EXTENSION, LISTENER, ROUTES, VIRTUAL_HOST
+
+
+def envoy_generators(nodes: tuple[str, ...]) -> tuple[Generator, ...]:
+    """Generators of all Envoy resources: those that all node Envoys share, then one table per node."""
+    shared = (
+        Generator(names.SCOPE, CLUSTER, clusters.cluster_names, clusters.cluster),
+        Generator(names.SCOPE, ENDPOINTS, endpoints.endpoint_names, endpoints.endpoints_resource),
+        Generator(names.SCOPE, ROUTES, routes.route_config_names, routes.route_config),
+        Generator(names.SCOPE, VIRTUAL_HOST, virtual_hosts.virtual_host_names, virtual_hosts.virtual_host),
+        Generator(names.SCOPE, LISTENER, listeners.listener_names, listeners.listener),
+    )
+    tables = tuple(
+        Generator(names.node_scope(node), EXTENSION, identity_table.table_names, identity_table.table, (node,))
+        for node in nodes
+    )
+    return shared + tables

@@ -1,0 +1,106 @@
+"""Cells: the nodes of the dependency graph, and what one run of a query collects.
+
+A cell is a source (an input, a bucket, the keys of an index: no `compute`) or the result of a
+query for one tuple of arguments. Edges exist in both directions, and are cut by hand when a cell
+is freed: the collector is frozen in production. Only `graph` and `tables` touch cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from xdsbpf.diagnostics import Diagnostic, Origin
+from xdsbpf.incremental.values import Failure
+
+CLEAN: Final = 0  # the value is that of the present inputs, and so is all below
+DIRTY: Final = 1  # something below may have changed
+CHECKING: Final = 2  # on the stack: its reads are being brought up to date, in order
+RUNNING: Final = 3  # on the stack: its function has started; a read of it closes a cycle
+
+
+class Unset:
+    """Type of the value of a cell that was never computed; equal to nothing else."""
+
+    __slots__ = ()
+
+
+UNSET: Final = Unset()
+
+
+class Watch:
+    """Interest of the outside in `query(*args)`: how often, since when, and what it was told last."""
+
+    __slots__ = ("count", "number", "published", "query")
+
+    def __init__(self, query: Callable[..., Any], number: int) -> None:
+        self.query = query
+        self.number = number
+        self.count = 1
+        self.published: Any = UNSET
+
+
+class Cell:
+    """One memoised value.
+
+    `computed` is the reading of the clock at the last run (0: none counts), `changed` that at the
+    last run whose value was new. A reader is up to date if no read changed since it was computed. `home` is
+    the dictionary that holds the cell under `key` (the arguments, for a query).
+    """
+
+    __slots__ = (
+        "changed",
+        "compute",
+        "computed",
+        "home",
+        "key",
+        "origins",
+        "readers",
+        "reads",
+        "reports",
+        "state",
+        "value",
+        "watch",
+    )
+
+    def __init__(self, home: dict[Any, Cell], key: Any, compute: Callable[..., Any] | None) -> None:
+        self.home = home
+        self.key = key
+        self.compute = compute
+        self.value: Any = UNSET
+        self.state = CLEAN if compute is None else DIRTY
+        self.reads: tuple[Cell, ...] = ()
+        self.readers: set[Cell] | None = None
+        self.changed = 0
+        self.computed = 0
+        self.origins: tuple[Origin, ...] = ()
+        self.reports: tuple[Diagnostic, ...] = ()
+        self.watch: Watch | None = None
+        home[key] = self
+
+
+class Run:
+    """What one run of a query has read, cited and reported so far, and the cycle it met, if any."""
+
+    __slots__ = ("cell", "cycle", "origins", "reads", "reports")
+
+    def __init__(self, cell: Cell) -> None:
+        self.cell = cell
+        self.reads: dict[Cell, None] = {}
+        self.origins: dict[Origin, None] | None = None
+        self.reports: dict[Diagnostic, None] | None = None
+        self.cycle: Failure | None = None
+
+
+def name_of(cell: Cell) -> str:
+    """`query('argument', 80)`, as errors show a query cell."""
+    if cell.compute is None:
+        return repr(cell.key)
+    return f"{cell.compute.__name__}({', '.join(map(repr, cell.key))})"
+
+
+class Suspended(BaseException):
+    """Unwinds the Python stack to the outermost computation, which goes on with the work stack.
+
+    Never leaves the package. A BaseException, so that no query can take it for a failure.
+    """

@@ -1,0 +1,116 @@
+"""The inputs of a database: recorded reads of tables and buckets, and the changes to them.
+
+A source cell exists only while a query reads it; the rows and buckets themselves are in a `Store`
+per table.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from xdsbpf.errors import InvariantError
+from xdsbpf.incremental.cells import Cell
+from xdsbpf.incremental.changes import Change
+from xdsbpf.incremental.engine import Engine
+from xdsbpf.incremental.tables import B, Buckets, Index, K, Store, Table, V
+from xdsbpf.incremental.values import ABSENT, Absent
+
+
+class Inputs(Engine):
+    """An engine with tables under it."""
+
+    def __init__(self, *, check_values: bool) -> None:
+        super().__init__(check_values=check_values)
+        self._stores: dict[Table[Any, Any], Store] = {}
+
+    # Reads of a query
+
+    def input(self, table: Table[K, V], key: K) -> V | Absent:
+        """The value under `key`, or ABSENT; a recorded read."""
+        store = self._store(table)
+        run = self.running
+        if run is not None:
+            cell = store.cells.get(key)
+            if cell is None:
+                cell = self._source(store.cells, key, store.rows.get(key, ABSENT))
+            run.reads[cell] = None
+            return cast("V | Absent", cell.value)
+        return cast("V | Absent", store.rows.get(key, ABSENT))
+
+    def bucket(self, index: Index[V, B], bucket: B) -> tuple[V, ...]:
+        """The values in a bucket, () if none, in the table's order; a recorded read.
+
+        Costs a copy of the bucket when it changed, else a lookup.
+        """
+        buckets = self._buckets(index)
+        run = self.running
+        if run is None:
+            return buckets.values(bucket)
+        cell = buckets.cells.get(bucket)
+        if cell is None:
+            cell = self._source(buckets.cells, bucket, buckets.values(bucket))
+        run.reads[cell] = None
+        return cast("tuple[V, ...]", cell.value)
+
+    def bucket_keys(self, index: Index[V, B]) -> tuple[B, ...]:
+        """The keys of the buckets that are not empty, sorted; a recorded read."""
+        buckets = self._buckets(index)
+        run = self.running
+        if run is None:
+            return buckets.keys()
+        cell = buckets.names_cells.get(None)
+        if cell is None:
+            cell = self._source(buckets.names_cells, None, buckets.keys())
+        run.reads[cell] = None
+        return cast("tuple[B, ...]", cell.value)
+
+    # Changes
+
+    def change(self) -> Change:
+        """A group of sets, to be used in a `with` statement."""
+        self.refuse_in_query("change")
+        return Change(self)
+
+    def apply(self, sets: dict[tuple[Table[Any, Any], Any], Any]) -> None:
+        """Make the sets of a finished `Change` at once and spoil what read them."""
+        self.refuse_in_query("change")
+        self.clock += 1
+        stores: dict[Store, None] = {}
+        for (table, key), value in sets.items():
+            store = self._store(table)
+            if store.replace(key, value):
+                stores[store] = None
+                cell = store.cells.get(key)
+                if cell is not None:
+                    cell.value = value
+                    cell.changed = self.clock
+                    self.spoil(cell)
+        for store in stores:
+            for buckets in store.indexes.values():
+                for cell in buckets.settle(self.clock):
+                    self.spoil(cell)
+
+    def refuse_in_query(self, what: str) -> None:
+        """Raise InvariantError if a query is running: it may only read."""
+        if self.running is not None:
+            raise InvariantError(f"{what} inside a query")
+
+    def _store(self, table: Table[Any, Any]) -> Store:
+        store = self._stores.get(table)
+        if store is None:
+            store = self._stores[table] = Store(table)
+        return store
+
+    def _buckets(self, index: Index[Any, Any]) -> Buckets:
+        store = self._store(index.table)
+        buckets = store.indexes.get(index)
+        if buckets is None:
+            store.adopt_indexes()
+            buckets = store.indexes[index]
+        return buckets
+
+    def _source(self, home: dict[Any, Cell], key: Any, value: Any) -> Cell:
+        cell = Cell(home, key, None)
+        cell.value = value
+        cell.changed = self.clock
+        return cell

@@ -1,0 +1,160 @@
+"""Bring a lab up and take it down: the order of things, and leaving nothing behind.
+
+`up` reads manifests, plans, records the plan, makes cgroups and namespaces, and starts control plane,
+stand-ins and agents; when any step fails it takes everything down again. `down` needs only the name. Called
+by the command line, the demo and the tests (root). Nothing is dialled from the caller's network namespace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+
+from xdsbpf.errors import ConfigError
+from xdsbpf.lab import cgroups, network
+from xdsbpf.lab.commands import agent_argv, control_plane_argv, stand_in_argv, stand_in_config
+from xdsbpf.lab.hosts import RESOLV_CONF, bare_addresses
+from xdsbpf.lab.lab import Lab
+from xdsbpf.lab.layout import STATE_ROOT, Layout
+from xdsbpf.lab.manifests import LabManifests, read_manifests
+from xdsbpf.lab.observed import manifests, publish
+from xdsbpf.lab.plan import LabOptions, LabPlan, check_name, schedule
+from xdsbpf.lab.processes import LabError, ProcessRecord, is_alive, send_signal, wait_for
+from xdsbpf.lab.state import LabRecord, read_record
+
+STOP_TIMEOUT = 10.0
+TOOLS = ("ip", "nsenter", "unshare", "mount", "umount", "sh")
+
+Progress = Callable[[str], None]
+
+
+def up(options: LabOptions, progress: Progress | None = None) -> Lab:
+    """Bring a lab up and wait until it carries traffic (bare: until its pods answer).
+
+    Raises: ConfigError when it cannot be tried (a lab of that name, no root, a tool missing, nothing to run);
+    LabError when it was tried and failed, with the tail of the log that tells why. Either way nothing stays.
+    """
+    say = progress or _silent
+    _check_machine()
+    found = read_manifests(options.paths)
+    if found.errors:
+        say(f"lab: {found.errors} errors in the manifests, see: xdsbpf analyze -f …")
+    plan = schedule(options, found.deployments, found.pods, found.services)
+    layout = Layout(plan.name)
+    _claim(layout)
+    try:
+        return _bring_up(layout, plan, options, found, say)
+    except BaseException:
+        say("lab: failed, removing what was made")
+        down(plan.name)
+        raise
+
+
+def down(name: str) -> bool:
+    """Remove every trace of a lab: processes, cgroups, namespaces with their routes, pins, files.
+
+    Idempotent, and works on what a crash left at any point. Returns: whether there was anything.
+    Raises: LabError when something resists; the rest is then still there for another try.
+    """
+    layout = Layout(check_name(name))
+    record = read_record(layout)
+    namespaces = set(network.leftovers(name)) | set(record.plan.namespaces if record else ())
+    if not (layout.state.exists() or layout.cgroup.exists() or namespaces):
+        return False
+    # Processes first: a namespace lives as long as a process in it, and an agent repairs what is removed.
+    started = record.processes if record else ()
+    cgroups.kill(layout.cgroup)
+    for process in started:
+        send_signal(process, signal.SIGKILL)
+    wait_for(lambda: not any(map(is_alive, started)), STOP_TIMEOUT, "the lab's processes to end")
+    cgroups.remove(layout.cgroup)
+    network.remove(sorted(namespaces))
+    if layout.pins.is_mount():
+        _run("umount", str(layout.pins))
+    if layout.state.exists():
+        shutil.rmtree(layout.state)
+    with contextlib.suppress(OSError):
+        STATE_ROOT.rmdir()
+    return True
+
+
+def _silent(line: str) -> None:
+    pass
+
+
+def _check_machine() -> None:
+    if os.geteuid() != 0:
+        raise ConfigError("the lab needs root", hint="it makes network namespaces and loads BPF programs")
+    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    if missing:
+        raise ConfigError(f"missing commands: {', '.join(missing)}", hint="install iproute2 and util-linux")
+
+
+def _claim(layout: Layout) -> None:
+    """Make the state directory, which is what two commands race for."""
+    taken = ConfigError(
+        f"there is already a lab {layout.name}",
+        hint=f"xdsbpf lab down --name {layout.name}, or another --name",
+    )
+    if layout.cgroup.exists() or network.leftovers(layout.name):
+        raise taken
+    try:
+        layout.state.mkdir(mode=0o700, parents=True)
+    except FileExistsError as error:
+        raise taken from error
+
+
+def _bring_up(layout: Layout, plan: LabPlan, options: LabOptions, found: LabManifests, say: Progress) -> Lab:
+    paths = tuple(str(path.resolve()) for path in options.paths)
+    lab = Lab(layout, LabRecord(plan, paths, options.bare))
+    lab.save()
+    _make_files(layout, plan, found)
+    cgroups.build(layout, plan)
+    lab.write_hosts(bare_addresses(plan, found.services) if options.bare else ())
+    mesh: list[ProcessRecord] = []
+    if not options.bare:
+        _run("mount", "-t", "bpf", "-o", "mode=0700", "bpf", str(layout.pins))
+        say("lab: starting the control plane")
+        mesh = [lab.start("control-plane", control_plane_argv(layout, plan, paths))]
+        lab.save()
+    say(f"lab: {len(plan.nodes)} nodes and {len(plan.pods)} pods")
+    network.build(plan)
+    stand_ins = [lab.start(f"pod/{pod.name}", stand_in_argv(layout, pod)) for pod in plan.pods]
+    lab.save()
+    for process in mesh:
+        _start_mesh(lab, process, options, say)
+    lab.wait_ready(stand_ins)
+    lab.save(ready=True)
+    return lab
+
+
+def _start_mesh(lab: Lab, control_plane: ProcessRecord, options: LabOptions, say: Progress) -> None:
+    lab.wait_ready((control_plane,))
+    lab.refresh_hosts()
+    say("lab: starting an agent and an Envoy on every node")
+    started = [
+        lab.start(f"agent/{node.name}", agent_argv(lab.layout, node, options.envoy_binary)) for node in lab.plan.nodes
+    ]
+    lab.save()
+    lab.wait_ready(started)
+
+
+def _make_files(layout: Layout, plan: LabPlan, found: LabManifests) -> None:
+    """Directories of the lab, the observed manifests, and each pod's configuration."""
+    names = ("logs", "observed", "scratch", "pods", "bpf", *(node.name for node in plan.nodes))
+    for name in names:
+        (layout.state / name).mkdir(mode=0o700)
+    publish(layout.observed, layout.scratch, manifests(plan, found.services))
+    layout.resolv_conf.write_text(RESOLV_CONF)
+    for pod in plan.pods:
+        layout.pod_file(pod, "config").write_bytes(stand_in_config(layout, pod))
+
+
+def _run(*argv: str) -> None:
+    result = subprocess.run(argv, capture_output=True, text=True, timeout=30)
+    if result.returncode:
+        raise LabError(f"{' '.join(argv)}: {result.stderr.strip()}")

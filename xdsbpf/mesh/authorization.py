@@ -1,0 +1,206 @@
+"""The one evaluator of AuthorizationPolicies: which policies select a workload, what they decide.
+
+Order: a matching DENY denies; else with ALLOW policies one of them must match; else allowed
+(istio-translation 5.2). Both planes are compiled from `evaluate`, and tested against it. A source
+without a principal is unauthenticated: it satisfies no identity condition of an ALLOW, not even a
+negative one, and every negative one of a DENY.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+import msgspec
+
+from xdsbpf.diagnostics import ObjectId
+from xdsbpf.incremental import ABSENT, Database, query
+from xdsbpf.mesh.codes import inform, warn
+from xdsbpf.mesh.identities import namespace_of_identity
+from xdsbpf.mesh.inputs import POLICIES_BY_NAMESPACE, SERVICES, object_id, settings
+from xdsbpf.mesh.policy_rules import Action, L4Rule, Subject, Term, policy_rules
+from xdsbpf.model.authorization_policy import AuthorizationPolicy, PolicyTargetRef
+from xdsbpf.model.scalars import Labels, is_subset
+
+SPIFFE: Final = "spiffe://"
+
+
+class Source(msgspec.Struct, frozen=True):
+    """Who connects: a SPIFFE id, or None for who is not known."""
+
+    principal: str | None
+    namespace: str | None
+
+
+UNKNOWN_SOURCE: Final = Source(None, None)
+
+
+class Verdict(enum.StrEnum):
+    """What happens to a connection."""
+
+    ALLOW = "ALLOW"
+    DENY = "DENY"
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """A verdict and the rule that decided: `AuthorizationPolicy/default/viewer spec.rules[0]`."""
+
+    verdict: Verdict
+    rule: str
+
+
+class PolicySet(msgspec.Struct, frozen=True):
+    """The policies of a workload, reduced to L4. `has_allow`: an ALLOW policy is among them."""
+
+    name: str
+    objects: tuple[ObjectId, ...]
+    deny: tuple[L4Rule, ...]
+    allow: tuple[L4Rule, ...]
+    has_allow: bool
+
+
+def source_of_identity(name: str) -> Source:
+    """The source that a SPIFFE id is; its namespace is part of the id."""
+    return Source(name, namespace_of_identity(name) or None)
+
+
+@query
+def policies_of(db: Database, namespace: str, labels: Labels) -> tuple[ObjectId, ...]:
+    """Policies in force for a workload: the root namespace's, then its own, by age.
+
+    Without those that have no effect on traffic (AUDIT, dry run).
+    """
+    root = settings(db).root_namespace
+    found = []
+    for home in dict.fromkeys((root, namespace)):
+        for policy in db.bucket(POLICIES_BY_NAMESPACE, home):
+            if (
+                _selects(db, policy, namespace, labels)
+                and policy_rules(db, policy.id).action is not Action.NONE
+            ):
+                found.append(policy.id)
+    return tuple(found)
+
+
+def _selects(db: Database, policy: AuthorizationPolicy, namespace: str, labels: Labels) -> bool:
+    spec = policy.spec
+    refs = spec.target_refs or ((spec.target_ref,) if spec.target_ref is not None else ())
+    if refs:
+        field = "spec.targetRefs" if spec.target_refs else "spec.targetRef"
+        found = [_targets(db, policy, ref, field, namespace, labels) for ref in refs]
+        return any(found)
+    return spec.selector is None or is_subset(spec.selector.match_labels, labels)
+
+
+def _targets(
+    db: Database,
+    policy: AuthorizationPolicy,
+    ref: PolicyTargetRef,
+    field: str,
+    namespace: str,
+    labels: Labels,
+) -> bool:
+    """A Service is guarded at its workloads; there are no gateways and waypoints to attach to yet."""
+    if ref.kind != "Service" or ref.group not in ("", "core"):
+        text = (
+            f"NOT-ENFORCED: a target of kind {ref.kind} is not supported yet; the policy guards nothing there"
+        )
+        warn(db, "XB2054", policy.id, field, text)
+        return False
+    if policy.namespace != namespace or ref.namespace not in ("", namespace):
+        return False
+    manifest = db.input(SERVICES, object_id("Service", namespace, ref.name))
+    if manifest is ABSENT or not manifest.spec.selector or not is_subset(manifest.spec.selector, labels):
+        return False
+    text = f"the workloads of Service {ref.name} are guarded, however they are reached"
+    inform(db, "XB2054", policy.id, field, text)
+    return True
+
+
+def build_policy_set(db: Database, name: str, objects: tuple[ObjectId, ...]) -> PolicySet:
+    """The rules of some policies by action, in the order of the policies."""
+    reduced = tuple(policy_rules(db, id) for id in objects)
+    return PolicySet(
+        name,
+        objects,
+        tuple(rule for policy in reduced if policy.action is Action.DENY for rule in policy.rules),
+        tuple(rule for policy in reduced if policy.action is Action.ALLOW for rule in policy.rules),
+        any(policy.action is Action.ALLOW for policy in reduced),
+    )
+
+
+def evaluate(policies: PolicySet, source: Source, port: int) -> Decision:
+    """What `policies` decide about a connection from `source` to the workload's `port`.
+
+    Port 0 stands for a port that no rule mentions. Cost: O(rules).
+    """
+    for rule in policies.deny:
+        if _matches(rule, source, port, is_deny=True):
+            return Decision(Verdict.DENY, rule.origin)
+    if not policies.has_allow:
+        return Decision(Verdict.ALLOW, f"default: no DENY rule matched ({policies.name})")
+    for rule in policies.allow:
+        if _matches(rule, source, port, is_deny=False):
+            return Decision(Verdict.ALLOW, rule.origin)
+    return Decision(Verdict.DENY, f"default: no ALLOW rule matched ({policies.name})")
+
+
+def _matches(rule: L4Rule, source: Source, port: int, *, is_deny: bool) -> bool:
+    def hold(terms: tuple[Term, ...]) -> bool:
+        return all(_holds(term, source, port, is_deny=is_deny) for term in terms)
+
+    return (
+        (not rule.sources or any(hold(terms) for terms in rule.sources))
+        and (not rule.operations or any(hold(terms) for terms in rule.operations))
+        and hold(rule.when)
+    )
+
+
+def _holds(term: Term, source: Source, port: int, *, is_deny: bool) -> bool:
+    if term.subject is Subject.PORT:
+        return (str(port) in term.values) is not term.negated
+    if source.principal is None:
+        # Security: not to be somebody cannot be proven by not saying who one is.
+        return term.negated and is_deny
+    return any(_is_named(term.subject, value, source) for value in term.values) is not term.negated
+
+
+def _is_named(subject: Subject, value: str, source: Source) -> bool:
+    """Whether a source with a principal is what a value names (istio-translation 5.3)."""
+    name = (source.principal or "").removeprefix(SPIFFE)
+    if subject is Subject.PRINCIPAL:
+        return _is_like(value, name)
+    if subject is Subject.NAMESPACE:
+        return source.namespace is not None and _is_glob(value, source.namespace)
+    if subject is Subject.SERVICE_ACCOUNT:
+        namespace, _, account = value.partition("/")
+        return name.partition("/")[2] == f"ns/{namespace}/sa/{account}"
+    return _is_glob(value, name.partition("/")[0])
+
+
+def _is_like(value: str, name: str) -> bool:
+    """Istio's string match: `*` presence, `x*` prefix, `*x` suffix, else equality."""
+    if value == "*":
+        return bool(name)
+    if value.startswith("*"):
+        return name.endswith(value[1:])
+    if value.endswith("*"):
+        return name.startswith(value[:-1])
+    return name == value
+
+
+def _is_glob(pattern: str, text: str) -> bool:
+    """Whether `text` is `pattern`, each `*` standing for any characters. No regex is built from names."""
+    first, *rest = pattern.split("*")
+    if not rest:
+        return pattern == text
+    if not text.startswith(first):
+        return False
+    position = len(first)
+    *middle, last = rest
+    for piece in middle:
+        found = text.find(piece, position)
+        if found < 0:
+            return False
+        position = found + len(piece)
+    return len(text) - position >= len(last) and text.endswith(last)

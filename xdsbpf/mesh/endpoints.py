@@ -1,0 +1,141 @@
+"""Endpoints of a service port: EndpointSlices joined with Pods.
+
+The slices say which addresses are ready, the pods add labels (subsets, policies), node and identity.
+One query per (service, port): a changed slice recomputes its own service and no other.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+
+import msgspec
+
+from xdsbpf.diagnostics import Origin
+from xdsbpf.incremental import ABSENT, Database, query
+from xdsbpf.mesh.addresses import refusal
+from xdsbpf.mesh.codes import refuse, warn
+from xdsbpf.mesh.destination_rules import subsets
+from xdsbpf.mesh.inputs import PODS, PODS_BY_ADDRESS, SLICES_BY_SERVICE, object_id, settings
+from xdsbpf.mesh.services import PortInfo, service
+from xdsbpf.model.kube import EndpointSlice, Pod, SliceEndpoint, SlicePort
+from xdsbpf.model.names import spiffe_id
+from xdsbpf.model.scalars import Labels, is_subset
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """A ready server of one service port, `port` being the port of the workload.
+
+    `workload` is "<namespace>/<pod>"; it, labels, node and identity are empty if no pod has the address.
+    """
+
+    address: str
+    port: int
+    workload: str = ""
+    namespace: str = ""
+    labels: Labels = ()
+    node: str = ""
+    zone: str = ""
+    identity: str = ""
+
+
+@query
+def endpoints(db: Database, host: str, port: int) -> tuple[Endpoint, ...]:
+    """Ready endpoints of a service port, each address and port once, sorted; () for an unknown port.
+
+    Terminating and not-ready ones are left out, refused addresses are reported. Cost: O(endpoints).
+    """
+    owner = service(db, host)
+    info = owner.port(port) if owner else None
+    if owner is None or info is None:
+        return ()
+    found: dict[tuple[str, int], Endpoint] = {}
+    for slice_ in db.bucket(SLICES_BY_SERVICE, (owner.namespace, owner.name)):
+        number = _slice_port(slice_, info)
+        if number is None:
+            continue
+        for position, entry in enumerate(slice_.endpoints):
+            if not _is_serving(entry):
+                continue
+            path = f"endpoints[{position}]"
+            for address in entry.addresses[:1]:
+                reason = refusal(address)
+                if reason:
+                    refuse(db, "XB2010", slice_.id, f"{path}.addresses[0]", f"{address} {reason}: not used")
+                    continue
+                db.cite(Origin(slice_.id, path))
+                endpoint = _endpoint(db, slice_, entry, path, address, number)
+                found.setdefault((address, number), endpoint)
+    return tuple(sorted(found.values(), key=lambda e: (ipaddress.ip_address(e.address), e.port)))
+
+
+def _is_serving(entry: SliceEndpoint) -> bool:
+    conditions = entry.conditions
+    return conditions.ready is not False and not conditions.terminating
+
+
+def _slice_port(slice_: EndpointSlice, info: PortInfo) -> int | None:
+    """Number of the slice's port for a service port: same name and protocol."""
+    candidates: list[SlicePort] = [port for port in slice_.ports if port.protocol == "TCP"]
+    for port in candidates:
+        if port.name == info.name and port.port is not None:
+            return port.port
+    return None
+
+
+def _endpoint(
+    db: Database, slice_: EndpointSlice, entry: SliceEndpoint, path: str, address: str, number: int
+) -> Endpoint:
+    pod = _pod(db, slice_, entry, path, address)
+    if pod is None:
+        return Endpoint(address, number, node=entry.node_name, zone=entry.zone)
+    db.cite(Origin(pod.id))
+    return Endpoint(
+        address,
+        number,
+        f"{pod.namespace}/{pod.name}",
+        pod.namespace,
+        pod.metadata.labels,
+        pod.spec.node_name or entry.node_name,
+        entry.zone,
+        spiffe_id(settings(db).trust_domain, pod.namespace, pod.service_account),
+    )
+
+
+def _pod(db: Database, slice_: EndpointSlice, entry: SliceEndpoint, path: str, address: str) -> Pod | None:
+    """The pod behind an endpoint: the one named, if it has the address; else the one that has it.
+
+    Security: a slice is not believed about the pod's name, or it could lend a pod's labels and
+    identity to any address.
+    """
+    ref = entry.target_ref
+    if ref is not None and ref.kind == "Pod":
+        named = db.input(PODS, object_id("Pod", ref.namespace or slice_.namespace, ref.name))
+        if named is not ABSENT and address in named.addresses:
+            return named
+        if named is not ABSENT:
+            warn(
+                db,
+                "XB2011",
+                slice_.id,
+                f"{path}.targetRef",
+                f"{named.id} does not have the address {address}: its labels are not used",
+            )
+    live = [
+        pod
+        for pod in db.bucket(PODS_BY_ADDRESS, address)
+        if pod.status.phase not in ("Succeeded", "Failed") and not pod.spec.host_network
+    ]
+    return live[0] if len(live) == 1 else None
+
+
+@query
+def subset_endpoints(db: Database, host: str, port: int, subset: str) -> tuple[Endpoint, ...]:
+    """Endpoints of a subset; all of them for "", none for a subset that no rule defines."""
+    everything = endpoints(db, host, port)
+    if not subset:
+        return everything
+    for rule in subsets(db, host):
+        if rule.name == subset:
+            db.cite(rule.origin)
+            return tuple(endpoint for endpoint in everything if is_subset(rule.labels, endpoint.labels))
+    return ()

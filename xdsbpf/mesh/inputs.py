@@ -1,0 +1,174 @@
+"""The inputs of the mesh: one table per manifest kind, the buckets over them, the mesh-wide settings.
+
+`put_object` and `remove_object` are the only place that maps a kind to its table; `serve` and the
+command line call them for what the sources yield. Kinds without a table are ignored here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from xdsbpf.diagnostics import ObjectId
+from xdsbpf.incremental import ABSENT, Database, Index, Table, query
+from xdsbpf.model.authorization_policy import AuthorizationPolicy
+from xdsbpf.model.destination_rule import DestinationRule
+from xdsbpf.model.kube import EndpointSlice, Namespace, Node, Pod, Service
+from xdsbpf.model.meta import GROUPS, Manifest, age_order
+from xdsbpf.model.scalars import lookup
+from xdsbpf.model.virtual_service import VirtualService
+
+if TYPE_CHECKING:
+    from xdsbpf.incremental.changes import Change
+
+
+class MeshSettings(msgspec.Struct, frozen=True):
+    """Settings of the whole mesh.
+
+    `service_cidr` is the range of addresses for services without one (reserved class E space: it
+    never leaves a host). `strict` turns off what Istio allows and we advise against.
+    """
+
+    trust_domain: str = "cluster.local"
+    domain: str = "cluster.local"
+    root_namespace: str = "istio-system"
+    service_cidr: str = "240.240.0.0/16"
+    strict: bool = False
+
+
+SETTINGS = Table[str, MeshSettings]("settings")
+SERVICES = Table[ObjectId, Service]("services", order=age_order)
+ENDPOINT_SLICES = Table[ObjectId, EndpointSlice]("endpoint_slices", order=age_order)
+PODS = Table[ObjectId, Pod]("pods", order=age_order)
+NODES = Table[ObjectId, Node]("nodes", order=age_order)
+NAMESPACES = Table[ObjectId, Namespace]("namespaces", order=age_order)
+VIRTUAL_SERVICES = Table[ObjectId, VirtualService]("virtual_services", order=age_order)
+DESTINATION_RULES = Table[ObjectId, DestinationRule]("destination_rules", order=age_order)
+AUTHORIZATION_POLICIES = Table[ObjectId, AuthorizationPolicy]("authorization_policies", order=age_order)
+
+MESH: Final = "mesh"
+"""The one key of SETTINGS."""
+
+SERVICE_NAME_LABEL: Final = "kubernetes.io/service-name"
+"""Label of an EndpointSlice that names its service."""
+
+
+def host_key(host: str, namespace: str) -> tuple[str, str]:
+    """Bucket key of a host as written in an object of `namespace`.
+
+    ("short", "reviews.default") for a short name, whose full form depends on a setting;
+    ("suffix", ".example.com") for `*.example.com`, ("suffix", "") for `*`; ("exact", host) otherwise.
+    """
+    host = host.lower()
+    if host.startswith("*"):
+        return ("suffix", host[1:])
+    if "." not in host:
+        return ("short", f"{host}.{namespace}")
+    return ("exact", host)
+
+
+def host_keys(host: str, domain: str) -> tuple[tuple[str, str], ...]:
+    """All bucket keys under which an object for `host` may be found, the most specific first.
+
+    Wildcards are looked up at label boundaries: one bucket per suffix label. Exact and short form
+    are the same specificity: both come first.
+    """
+    keys: list[tuple[str, str]] = []
+    ending = f".svc.{domain}"
+    if host.startswith("*"):
+        rest = host[1:]
+    else:
+        keys.append(("exact", host))
+        if host.endswith(ending) and host.count(".") == ending.count(".") + 1:
+            keys.append(("short", host.removesuffix(ending)))
+        dot = host.find(".")
+        rest = host[dot:] if dot >= 0 else ""
+    while rest:
+        keys.append(("suffix", rest))
+        dot = rest.find(".", 1)
+        rest = rest[dot:] if dot > 0 else ""
+    keys.append(("suffix", ""))
+    return tuple(keys)
+
+
+def _slice_service(slice_: EndpointSlice) -> tuple[tuple[str, str], ...]:
+    name = lookup(slice_.metadata.labels, SERVICE_NAME_LABEL)
+    return ((slice_.namespace, name),) if name else ()
+
+
+def _needs_address(service: Service) -> tuple[tuple[str, str], ...]:
+    spec = service.spec
+    needs = spec.type != "ExternalName" and not spec.cluster_ip and not spec.cluster_ips
+    return ((service.namespace, service.name),) if needs else ()
+
+
+def _cluster_addresses(service: Service) -> tuple[str, ...]:
+    address = service.spec.cluster_ip or (service.spec.cluster_ips or ("",))[0]
+    return (address,) if address and address != "None" and service.spec.type != "ExternalName" else ()
+
+
+SERVICES_BY_NAME = Index("services_by_name", SERVICES, keys=lambda v: ((v.namespace, v.name),))
+SERVICES_WITHOUT_ADDRESS = Index("services_without_address", SERVICES, keys=_needs_address)
+SERVICES_BY_ADDRESS = Index("services_by_address", SERVICES, keys=_cluster_addresses)
+SLICES_BY_SERVICE = Index("slices_by_service", ENDPOINT_SLICES, keys=_slice_service)
+PODS_BY_NAMESPACE = Index("pods_by_namespace", PODS, keys=lambda v: (v.namespace,))
+PODS_BY_NODE = Index("pods_by_node", PODS, keys=lambda v: (v.spec.node_name,) if v.spec.node_name else ())
+PODS_BY_ADDRESS = Index("pods_by_address", PODS, keys=lambda v: v.addresses)
+NODES_BY_NAME = Index("nodes_by_name", NODES, keys=lambda v: (v.name,))
+VIRTUAL_SERVICES_BY_HOST = Index(
+    "virtual_services_by_host",
+    VIRTUAL_SERVICES,
+    keys=lambda v: tuple(dict.fromkeys(host_key(host, v.namespace) for host in v.spec.hosts)),
+)
+VIRTUAL_SERVICES_BY_NAME = Index(
+    "virtual_services_by_name", VIRTUAL_SERVICES, keys=lambda v: ((v.namespace, v.name),)
+)
+DESTINATION_RULES_BY_HOST = Index(
+    "destination_rules_by_host", DESTINATION_RULES, keys=lambda v: (host_key(v.spec.host, v.namespace),)
+)
+DESTINATION_RULES_BY_NAME = Index(
+    "destination_rules_by_name", DESTINATION_RULES, keys=lambda v: ((v.namespace, v.name),)
+)
+POLICIES_BY_NAMESPACE = Index("policies_by_namespace", AUTHORIZATION_POLICIES, keys=lambda v: (v.namespace,))
+
+_TABLES: Final[dict[str, Table[ObjectId, Any]]] = {
+    "Service": SERVICES,
+    "EndpointSlice": ENDPOINT_SLICES,
+    "Pod": PODS,
+    "Node": NODES,
+    "Namespace": NAMESPACES,
+    "VirtualService": VIRTUAL_SERVICES,
+    "DestinationRule": DESTINATION_RULES,
+    "AuthorizationPolicy": AUTHORIZATION_POLICIES,
+}
+
+
+def put_object(change: Change, id: ObjectId, manifest: Manifest) -> bool:
+    """Put a manifest into the table of its kind; False for a kind without a table (ServiceAccount...)."""
+    table = _TABLES.get(id.kind)
+    if table is None or id.group != GROUPS.get(id.kind, ""):
+        return False
+    change.put(table, id, manifest)
+    return True
+
+
+def remove_object(change: Change, id: ObjectId) -> bool:
+    """Remove an object from the table of its kind; False for a kind without a table."""
+    table = _TABLES.get(id.kind)
+    if table is None or id.group != GROUPS.get(id.kind, ""):
+        return False
+    change.remove(table, id)
+    return True
+
+
+def object_id(kind: str, namespace: str, name: str) -> ObjectId:
+    """The id of an object of a kind that has a table."""
+    return ObjectId(kind, namespace, name, GROUPS.get(kind, ""))
+
+
+@query
+def settings(db: Database) -> MeshSettings:
+    """The mesh-wide settings; the defaults where none were put."""
+    value = db.input(SETTINGS, MESH)
+    return MeshSettings() if value is ABSENT else value

@@ -1,0 +1,223 @@
+"""Which plane carries a service port, L4 (kernel) or L7 (the node's proxy), and why.
+
+L7 when the port speaks HTTP and something asks for what only a proxy can do; else L4 (DESIGN 7). The
+annotation `xdsbpf.io/dataplane` on the Service, or else its Namespace, overrides; what a manifest
+asks for and the chosen plane does not do is reported as not enforced.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+import msgspec
+
+from xdsbpf.diagnostics import ObjectId, Origin
+from xdsbpf.incremental import ABSENT, Database, query
+from xdsbpf.mesh.codes import warn
+from xdsbpf.mesh.destination_rules import EffectivePolicy, effective_policy, subsets
+from xdsbpf.mesh.inputs import NAMESPACES, SERVICES, object_id
+from xdsbpf.mesh.routes import http_rule_origins
+from xdsbpf.mesh.services import MeshService, PortInfo, http_ports, service
+from xdsbpf.mesh.virtual_services import owners
+from xdsbpf.model.scalars import lookup
+
+DATAPLANE: Final = "xdsbpf.io/dataplane"
+"""Annotation "l7" or "l4" of a Service or Namespace."""
+
+
+class Plane(enum.StrEnum):
+    """Who carries the connections of a service port."""
+
+    L4 = "L4"
+    L7 = "L7"
+
+
+class Reason(msgspec.Struct, frozen=True):
+    """Why a port is on its plane, for people; `origin` is the manifest that says so, if one does."""
+
+    text: str
+    origin: Origin | None = None
+
+
+class TrafficMode(msgspec.Struct, frozen=True):
+    """A plane and every reason for it, at least one."""
+
+    plane: Plane
+    reasons: tuple[Reason, ...]
+
+
+class _Wish(msgspec.Struct, frozen=True):
+    """The value of the annotation ("l4", "l7" or "" if absent) and where it stands."""
+
+    plane: str
+    origin: Origin | None
+
+
+@query
+def traffic_mode(db: Database, host: str, port: int) -> TrafficMode:
+    """Plane of a service port with its reasons; L4 for a port that does not exist."""
+    owner = service(db, host)
+    info = owner.port(port) if owner else None
+    if owner is None or info is None:
+        return TrafficMode(Plane.L4, (Reason("no such service port"),))
+    wish = _wish(db, owner)
+    if not info.is_http:
+        return _tcp_mode(db, owner, info, wish)
+    asked = (*_route_reasons(db, host, port), *_policy_reasons(db, host, port))
+    if wish.plane == "l4":
+        for reason in asked:
+            if reason.origin is not None:
+                text = f"NOT-ENFORCED: {reason.text}, but {DATAPLANE}: l4 keeps {host}:{port} in the kernel"
+                warn(db, "XB2041", reason.origin.object, reason.origin.path, text, "remove the annotation")
+        mode = TrafficMode(Plane.L4, (Reason(f"annotation {DATAPLANE}: l4", wish.origin),))
+    elif wish.plane == "l7":
+        mode = TrafficMode(Plane.L7, (Reason(f"annotation {DATAPLANE}: l7", wish.origin), *asked))
+    elif asked:
+        mode = TrafficMode(Plane.L7, asked)
+    else:
+        mode = TrafficMode(Plane.L4, (Reason(f"{info.protocol}, and nothing asks for L7"),))
+    if mode.plane is Plane.L4:
+        _report_not_in_kernel(db, host, port)
+    for reason in mode.reasons:
+        if reason.origin is not None:
+            db.cite(reason.origin)
+    return mode
+
+
+@query
+def l7_ports(db: Database) -> tuple[tuple[str, int], ...]:
+    """(host, port) of every service port that the proxies carry, sorted."""
+    return tuple(pair for pair in http_ports(db) if traffic_mode(db, *pair).plane is Plane.L7)
+
+
+@query
+def _wish_of(db: Database, id: ObjectId) -> _Wish:
+    """The annotation of a Service or Namespace."""
+    if id.kind == "Namespace":
+        namespace = db.input(NAMESPACES, id)
+        annotations = namespace.metadata.annotations if namespace is not ABSENT else ()
+    else:
+        owner = db.input(SERVICES, id)
+        annotations = owner.metadata.annotations if owner is not ABSENT else ()
+    value = lookup(annotations, DATAPLANE)
+    if value is None:
+        return _Wish("", None)
+    path = f"metadata.annotations[{DATAPLANE}]"
+    if value not in ("l4", "l7"):
+        warn(db, "XB2040", id, path, f"{value!r} is not a value of {DATAPLANE}: ignored", 'use "l4" or "l7"')
+        return _Wish("", None)
+    return _Wish(value, Origin(id, path))
+
+
+def _wish(db: Database, owner: MeshService) -> _Wish:
+    own = _wish_of(db, owner.object)
+    return own if own.plane else _wish_of(db, object_id("Namespace", "", owner.namespace))
+
+
+def _tcp_mode(db: Database, owner: MeshService, info: PortInfo, wish: _Wish) -> TrafficMode:
+    if wish.plane == "l7" and wish.origin is not None and wish.origin.object == owner.object:
+        text = f"L7 is not supported yet for port {info.number} ({info.protocol}): it stays in the kernel"
+        warn(db, "XB2042", wish.origin.object, wish.origin.path, text)
+    for entry in owners(db, owner.host):
+        spec = entry.virtual_service.spec
+        id = entry.virtual_service.id
+        # With another port that speaks HTTP the routes are meant for that one.
+        if spec.http and not any(port.is_http for port in owner.ports):
+            text = f"NOT-ENFORCED: {owner.host} has no port that speaks HTTP"
+            warn(
+                db,
+                "XB2038",
+                id,
+                "spec.http",
+                text,
+                "name the service's port http-..., or set appProtocol: http",
+            )
+        if spec.tls:
+            warn(db, "XB2038", id, "spec.tls", "NOT-ENFORCED: TLS routes are not supported yet")
+    _report_not_in_kernel(db, owner.host, info.number)
+    for subset in ("", *(rule.name for rule in subsets(db, owner.host))):
+        for text, origin in _l7_fields(effective_policy(db, owner.host, info.number, subset)):
+            warn(
+                db,
+                "XB2041",
+                origin.object,
+                origin.path,
+                f"NOT-ENFORCED: {text}, but port {info.number} is TCP",
+            )
+    return TrafficMode(Plane.L4, (Reason(f"port {info.number} is {info.protocol}"),))
+
+
+def _route_reasons(db: Database, host: str, port: int) -> tuple[Reason, ...]:
+    return tuple(Reason("HTTP route", origin) for origin in http_rule_origins(db, host, port))
+
+
+def _policy_reasons(db: Database, host: str, port: int) -> tuple[Reason, ...]:
+    found: dict[Reason, None] = {}
+    for subset in ("", *(rule.name for rule in subsets(db, host))):
+        for text, origin in _l7_fields(effective_policy(db, host, port, subset)):
+            found[Reason(text, origin)] = None
+    return tuple(found)
+
+
+def _l7_fields(policy: EffectivePolicy) -> list[tuple[str, Origin]]:
+    """What of a policy only a proxy does: (field, where)."""
+    pool, balancer = policy.connection_pool, policy.load_balancer
+    hashed = balancer.consistent_hash if balancer is not None else None
+    is_warming = balancer is not None and bool(balancer.warmup or balancer.warmup_duration_secs)
+    asked = (
+        ("connectionPool", "http", pool is not None and pool.http is not None),
+        (
+            "loadBalancer",
+            "consistentHash.httpHeaderName",
+            hashed is not None and bool(hashed.http_header_name),
+        ),
+        ("loadBalancer", "consistentHash.httpCookie", hashed is not None and hashed.http_cookie is not None),
+        (
+            "loadBalancer",
+            "consistentHash.httpQueryParameterName",
+            hashed is not None and bool(hashed.http_query_parameter_name),
+        ),
+        ("loadBalancer", "warmup", is_warming),
+        ("outlierDetection", "", policy.outlier_detection is not None),
+        ("retryBudget", "", policy.retry_budget is not None),
+    )
+    return [_place(policy, block, field) for block, field, is_set in asked if is_set]
+
+
+def _place(policy: EffectivePolicy, block: str, field: str) -> tuple[str, Origin]:
+    """(name of a field, where it stands)."""
+    at = dict(policy.blocks)[block]
+    return (f"{block}.{field}", Origin(at.object, f"{at.path}.{field}")) if field else (block, at)
+
+
+def _report_not_in_kernel(db: Database, host: str, port: int) -> None:
+    """Report the L4 fields in effect that the kernel does not act on yet."""
+    for subset in ("", *(rule.name for rule in subsets(db, host))):
+        policy = effective_policy(db, host, port, subset)
+        for name, at in _kernel_gaps(policy):
+            text = f"NOT-ENFORCED: the kernel does not act on {name} yet ({host}:{port})"
+            hint = f"an HTTP service can be carried by the proxy: annotate it {DATAPLANE}: l7"
+            warn(db, "XB2024", at.object, at.path, text, hint)
+
+
+def _kernel_gaps(policy: EffectivePolicy) -> list[tuple[str, Origin]]:
+    balancer = policy.load_balancer
+    tcp = policy.connection_pool.tcp if policy.connection_pool is not None else None
+    hashed = balancer.consistent_hash if balancer is not None else None
+    simple = balancer.simple if balancer is not None else None
+    found = (
+        ("connectionPool", "tcp.maxConnections", tcp is not None and tcp.max_connections),
+        ("connectionPool", "tcp.connectTimeout", tcp is not None and tcp.connect_timeout),
+        ("connectionPool", "tcp.tcpKeepalive", tcp is not None and tcp.tcp_keepalive),
+        ("connectionPool", "tcp.maxConnectionDuration", tcp is not None and tcp.max_connection_duration),
+        ("connectionPool", "tcp.idleTimeout", tcp is not None and tcp.idle_timeout),
+        # It picks at random.
+        ("loadBalancer", "simple", simple not in (None, "UNSPECIFIED", "RANDOM")),
+        ("loadBalancer", "consistentHash.useSourceIp", hashed is not None and hashed.use_source_ip),
+        ("loadBalancer", "localityLbSetting", balancer is not None and balancer.locality_lb_setting),
+        ("tls", "mode", policy.tls is not None and policy.tls.mode != "DISABLE"),
+        ("tunnel", "", policy.tunnel),
+        ("proxyProtocol", "", policy.proxy_protocol),
+    )
+    return [_place(policy, block, field) for block, field, is_set in found if is_set]

@@ -1,0 +1,81 @@
+"""The document of `xdsbpf translate -o json` (DESIGN section 10): resources of one proxy with their origins."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+from google.protobuf import json_format
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.descriptor_pool import Default
+from google.protobuf.message_factory import GetMessageClass
+
+from xdsbpf.compile.envoy.newer_messages import CEL_TYPE, PACKAGE, SET_FILTER_STATE_TYPE
+from xdsbpf.compiler import Compiler
+from xdsbpf.diagnostics import Origin
+from xdsbpf.model.names import TYPE_PREFIX
+from xdsbpf.model.resource import Resource
+from xdsbpf.sources.catalog import Catalog
+from xdsbpf.xds.protocol import PUSH_ORDER
+from xdsbpf.xds.store import View
+
+
+class _TypesOfEnvoy:
+    """Resolves the types inside an Any: ours where xds-protos lacks the message or a field of it."""
+
+    def FindMessageTypeByName(self, name: str) -> Descriptor:
+        return Default().FindMessageTypeByName(NEWER.get(TYPE_PREFIX + name, name))
+
+
+NEWER = {SET_FILTER_STATE_TYPE: f"{PACKAGE}.SetFilterState", CEL_TYPE: f"{PACKAGE}.Cel"}
+
+
+def body_json(resource: Resource) -> dict[str, Any]:
+    """The resource as proto3 JSON; what nothing here can decode is shown as base64, never left out."""
+    pool = _TypesOfEnvoy()
+    try:
+        message = GetMessageClass(pool.FindMessageTypeByName(resource.type_url.removeprefix(TYPE_PREFIX)))()
+        message.ParseFromString(resource.body)
+        decoded: dict[str, Any] = json_format.MessageToDict(message, descriptor_pool=pool)  # type: ignore[arg-type]
+    except (KeyError, TypeError):
+        return {"@type": resource.type_url, "value": base64.b64encode(resource.body).decode()}
+    return decoded
+
+
+def translation(
+    compiler: Compiler, catalog: Catalog, view: View, wanted: set[str] | None
+) -> dict[str, list[dict[str, Any]]]:
+    """type URL -> resources of `view`, in push order and sorted by name; `wanted` limits the types."""
+    result: dict[str, list[dict[str, Any]]] = {}
+    for type_url in PUSH_ORDER:
+        if wanted is not None and type_url not in wanted:
+            continue
+        rows = [
+            _row(compiler, catalog, scope, resource)
+            for scope in view.scopes
+            for name in compiler.store.names(scope, type_url)
+            if (resource := compiler.store.get(View((scope,), view.node, view.kind), type_url, name)) is not None
+        ]
+        if rows:
+            result[type_url] = sorted(rows, key=lambda row: str(row["name"]))
+    return result
+
+
+def _row(compiler: Compiler, catalog: Catalog, scope: str, resource: Resource) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "name": resource.name,
+        "version": resource.version,
+        "origins": [_origin_text(catalog, origin) for origin in compiler.origins(scope, resource)],
+        "body": body_json(resource),
+    }
+    if resource.requires:
+        row["requires"] = [
+            {"type": need.type_url, "name": need.name, "version": need.version} for need in resource.requires
+        ]
+    return row
+
+
+def _origin_text(catalog: Catalog, origin: Origin) -> str:
+    """`file:line Kind/namespace/name path`, as far as the position is known."""
+    location = catalog.locate(origin.object, origin.path)
+    return f"{location.file}:{location.line} {origin}" if location is not None else str(origin)

@@ -1,0 +1,128 @@
+"""Composition root of the unprivileged process: sources, compiler, xDS server.
+
+One event loop, one owner of the database. A batch from a source is applied at once; the compile task
+works in slices of a few milliseconds, so that streams are served meanwhile, and publishes one
+revision when nothing is left to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from xdsbpf.compile.views import view_scopes
+from xdsbpf.compiler import Compiler
+from xdsbpf.diagnostics import State
+from xdsbpf.errors import ProtocolError
+from xdsbpf.mesh.inputs import MeshSettings
+from xdsbpf.model.names import NodeId, parse_node_id
+from xdsbpf.sources.catalog import Catalog, CatalogDelta
+from xdsbpf.sources.files import FileSource
+from xdsbpf.xds.server import XdsServer
+from xdsbpf.xds.store import AGENT, NODE_ENVOY, View
+
+log = structlog.get_logger(__name__)
+
+SLICE_S = 0.005
+"""Longest the compile task keeps the loop to itself."""
+
+KINDS = {"node": NODE_ENVOY, "agent": AGENT}
+
+
+class ServeConfig(msgspec.Struct, frozen=True):
+    """What `xdsbpf serve` was started with."""
+
+    paths: tuple[Path, ...]
+    listen: tuple[str, ...] = ("127.0.0.1:15010",)
+    settings: MeshSettings = MeshSettings()
+
+
+def view_of(node_id: NodeId) -> View:
+    """The view of a client.
+
+    Raises: ProtocolError(PERMISSION_DENIED) for a node id type that is not served.
+    """
+    scopes = view_scopes(node_id)
+    if not scopes:
+        raise ProtocolError(
+            "PERMISSION_DENIED",
+            f"node id type {node_id.type!r} is not served yet",
+            hint="node~… for a node's Envoy, agent~… for a node's agent",
+        )
+    return View(scopes=scopes, node=node_id.name, kind=KINDS[node_id.type])
+
+
+def resolve_view(node_id: str, metadata: Mapping[str, object]) -> View:
+    """View for the server; metadata plays no part for the two kinds that are served."""
+    del metadata
+    return view_of(parse_node_id(node_id))
+
+
+class ControlPlane:
+    """The running control plane. `run` until cancelled; the admin endpoint reads the attributes."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        self.config = config
+        self.compiler = Compiler(config.settings)
+        self.server = XdsServer(self.compiler.store, resolve_view, time.monotonic)
+        self.source = FileSource(config.paths, self.take)
+        self.ready = asyncio.Event()
+        self.bound: tuple[str, ...] = ()
+        self._dirty = asyncio.Event()
+
+    @property
+    def catalog(self) -> Catalog:
+        """The objects in force and their states."""
+        return self.source.catalog
+
+    def confirm(self) -> int:
+        """Let held removals happen; returns how many objects were held."""
+        held = sum(status.state is State.PENDING for status in self.catalog.states())
+        self.source.confirm()
+        return held
+
+    def take(self, delta: CatalogDelta) -> None:
+        """Apply what a source found; the compile task publishes it."""
+        self.compiler.apply(delta.puts, delta.removes)
+        self._dirty.set()
+
+    async def run(self) -> None:
+        """Read, compile, serve. Listens only after the first full compile, so that no client ever
+        takes an empty mesh for the truth. Raises: ConfigError for an address it may not listen on."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.source.run())
+            await self.source.synced.wait()
+            await self._compile()
+            # Everything loaded so far lives as long as the process: keep the collector off it.
+            gc.collect()
+            gc.freeze()
+            self.bound = await self.server.start(self.config.listen)
+            log.info("serve.listening", addresses=self.bound, resources=self.compiler.store.revision)
+            self.ready.set()
+            try:
+                while True:
+                    await self._dirty.wait()
+                    await self._compile()
+            finally:
+                await self.server.stop(1.0)
+
+    async def _compile(self) -> None:
+        started = time.monotonic()
+        self._dirty.clear()
+        deadline = started + SLICE_S
+        for _ in self.compiler.steps():
+            if time.monotonic() >= deadline:
+                await asyncio.sleep(0)
+                deadline = time.monotonic() + SLICE_S
+        changes = self.compiler.publish()
+        if changes:
+            self.server.changed(changes)
+            count = sum(len(keys) for keys in changes.by_scope.values())
+            elapsed_ms = round((time.monotonic() - started) * 1e3, 1)
+            log.info("compile.finished", revision=changes.revision, resources=count, duration_ms=elapsed_ms)

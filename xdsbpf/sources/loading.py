@@ -1,0 +1,118 @@
+"""Paths named on the command line -> files, their bytes, and a catalog read in one go.
+
+`load_once` serves `translate`, `analyze`, `diff` and the lab; `scan` and `read_bytes` are shared with
+the watcher in `files`. Blocking file I/O lives here and nowhere else in sources.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from xdsbpf.errors import ConfigError, SourceError
+from xdsbpf.sources.catalog import Catalog, Order
+from xdsbpf.sources.yaml_reader import ParsedFile, parse_file, unreadable_file
+
+SUFFIXES: Final = (".yaml", ".yml", ".json")
+STDIN: Final = "-"
+MAX_FILE_BYTES: Final = 64 << 20
+
+
+class Stamp(msgspec.Struct, frozen=True):
+    """What must not change while a file is read: size in bytes, mtime in ns, device and inode."""
+
+    size: int
+    mtime_ns: int
+    device: int
+    inode: int
+
+
+class Found(msgspec.Struct, frozen=True):
+    """A manifest file: its place in the order of files and its stamp."""
+
+    order: Order
+    stamp: Stamp
+
+
+def load_once(paths: Sequence[str | Path], *, stdin: bytes | None = None) -> Catalog:
+    """Read files and directories into a new catalog, without waiting for files to settle.
+
+    Args:
+        paths: files, directories (recursive: *.yaml, *.yml, *.json in path order) or `-`.
+        stdin: content of `-`; read from the process's own standard input if left out.
+
+    Raises: ConfigError if a path does not exist. What cannot be read is a diagnostic of the catalog.
+    """
+    catalog = Catalog()
+    for index, argument in enumerate(str(path) for path in paths):
+        if argument == STDIN:
+            data = sys.stdin.buffer.read(MAX_FILE_BYTES + 1) if stdin is None else stdin
+            catalog.put_file(parse_file("<stdin>", data), (index, "<stdin>"), 0.0)
+            continue
+        if not os.path.exists(argument):
+            raise ConfigError(f"{argument}: no such file or directory", hint="name manifest files or directories")
+        for file, found in scan(index, argument):
+            catalog.put_file(read_file(file), found.order, 0.0)
+    return catalog
+
+
+def scan(index: int, argument: str) -> Iterator[tuple[str, Found]]:
+    """(path, Found) of every manifest file under a command-line argument, in path order.
+
+    Hidden files and directories inside a directory are left out (editors, git, Kubernetes' ..data).
+    Raises: OSError if the argument or a directory in it cannot be listed.
+    """
+    if not os.path.isdir(argument):
+        yield argument, Found((index, argument), stamp_of(os.stat(argument)))
+        return
+    files: list[str] = []
+    for root, directories, names in os.walk(argument, onerror=_raise):
+        directories[:] = [name for name in directories if not name.startswith(".")]
+        files += [os.path.join(root, name) for name in names if is_manifest_name(name)]
+    for file in sorted(files):
+        try:
+            status = os.stat(file)
+        except FileNotFoundError:
+            continue
+        if stat.S_ISREG(status.st_mode):
+            yield file, Found((index, file), stamp_of(status))
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def is_manifest_name(name: str) -> bool:
+    """Whether a file in a watched directory is read."""
+    return name.endswith(SUFFIXES) and not name.startswith(".")
+
+
+def stamp_of(status: os.stat_result) -> Stamp:
+    """Stamp of a stat result."""
+    return Stamp(status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino)
+
+
+def read_bytes(file: str) -> bytes:
+    """Content of a regular file of at most 64 MiB. Raises: OSError; SourceError if it is too large."""
+    with open(file, "rb") as stream:
+        data = stream.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise SourceError(f"larger than {MAX_FILE_BYTES >> 20} MiB", hint="split the file")
+    return data
+
+
+def read_file(file: str, previous: ParsedFile | None = None) -> ParsedFile:
+    """Read and parse one file; a failure to read is the parsed file's problem."""
+    try:
+        data = read_bytes(file)
+    except OSError as err:
+        return unreadable_file(file, f"the file cannot be read: {err.strerror}")
+    except SourceError as err:
+        return unreadable_file(file, f"the file cannot be read: {err}")
+    return parse_file(file, data, previous)

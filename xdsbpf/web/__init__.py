@@ -1,0 +1,1 @@
+"""HTTP faces of the control plane: thin shells over `xdsbpf.report`."""

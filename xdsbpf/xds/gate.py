@@ -1,0 +1,104 @@
+"""The gate between the planes: a datapath resource waits for its node's Envoy.
+
+In: what each node Envoy ACKed, NACKed or claims to hold. Out: for a resource in the view of a node, the
+requirements that are not met yet. Envoy sessions write, agent sessions read. Pure; forgets a stream
+when it closes, so a missing Envoy keeps the gate shut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from xdsbpf.model.resource import Requirement, Resource
+from xdsbpf.xds.store import Key
+
+
+class EnvoyLedger:
+    """What one stream of a node's Envoy is known to have accepted: (type_url, name) -> version."""
+
+    def __init__(self, gate: Gate, node: str) -> None:
+        self._gate = gate
+        self.node = node
+        self.accepted: dict[Key, str] = {}
+        self.refused: dict[Key, tuple[str, str]] = {}
+
+    def accept(self, type_url: str, versions: Mapping[str, str]) -> None:
+        """Record an ACK, or versions that the client claims to hold."""
+        for name, version in versions.items():
+            self.accepted[type_url, name] = version
+            self.refused.pop((type_url, name), None)
+        if versions:
+            self._gate.touch(self.node)
+
+    def refuse(self, type_url: str, versions: Mapping[str, str], text: str) -> None:
+        """Record a NACK: an earlier accepted version stays accepted, these are not."""
+        for name, version in versions.items():
+            self.refused[type_url, name] = (version, text)
+        if versions:
+            self._gate.touch(self.node)
+
+    def forget(self, type_url: str, names: Iterable[str]) -> None:
+        """Drop names that the client no longer holds (removed or unsubscribed)."""
+        for name in names:
+            self.accepted.pop((type_url, name), None)
+            self.refused.pop((type_url, name), None)
+
+
+class Gate:
+    """Requirements of datapath resources against the ledgers of node Envoys.
+
+    Of several streams with the same node the newest decides: a reconnect opens the new stream before
+    the old one is known to be dead.
+    """
+
+    def __init__(self) -> None:
+        self._streams: dict[str, list[EnvoyLedger]] = {}
+        self._revisions: dict[str, int] = {}
+
+    def open(self, node: str) -> EnvoyLedger:
+        """A ledger for a new stream of that node's Envoy; give it back with `close`."""
+        ledger = EnvoyLedger(self, node)
+        self._streams.setdefault(node, []).append(ledger)
+        self.touch(node)
+        return ledger
+
+    def close(self, ledger: EnvoyLedger) -> None:
+        """Forget a stream that ended."""
+        streams = self._streams[ledger.node]
+        streams.remove(ledger)
+        if not streams:
+            del self._streams[ledger.node]
+        self.touch(ledger.node)
+
+    def touch(self, node: str) -> None:
+        """Something about that node's Envoy changed: withheld resources are looked at again."""
+        self._revisions[node] = self._revisions.get(node, 0) + 1
+
+    def revision(self, node: str) -> int:
+        """Grows with every change that may open or shut the gate of that node."""
+        return self._revisions.get(node, 0)
+
+    def unmet(self, node: str, resource: Resource) -> tuple[Requirement, ...]:
+        """The requirements of `resource` that the node's Envoy has not ACKed; empty means it may go."""
+        if not resource.requires:
+            return ()
+        streams = self._streams.get(node)
+        if not streams:
+            return resource.requires
+        accepted = streams[-1].accepted
+        return tuple(
+            need for need in resource.requires if accepted.get((need.type_url, need.name)) != need.version
+        )
+
+    def explain(self, node: str, need: Requirement) -> str:
+        """One sentence for the status: why that requirement is not met."""
+        streams = self._streams.get(node)
+        if not streams:
+            return f"the Envoy of node {node} is not connected"
+        refused = streams[-1].refused.get((need.type_url, need.name))
+        if refused is not None and refused[0] == need.version:
+            return f"Envoy refused {need.name}: {refused[1]}"
+        held = streams[-1].accepted.get((need.type_url, need.name))
+        if held is None:
+            return f"Envoy has not acknowledged {need.name} yet"
+        return f"Envoy holds version {held} of {need.name}, {need.version} is needed"

@@ -1,0 +1,86 @@
+"""One response of the delta protocol: filling it up to the limits of a page, and encoding it.
+
+In: resources and removed names chosen by `xds.session`. Out: a `Response` value, and its bytes, joined from
+headers and bodies that the store holds. Pure.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from xdsbpf.model.resource import Resource
+from xdsbpf.xds import protocol
+from xdsbpf.xds.store import View
+
+PAGE_RESOURCES = 1000
+PAGE_BYTES = 1 << 20
+"""Limits of one response; the next page of a type goes after the ACK of the one before."""
+
+
+class Reader(Protocol):
+    """What a session needs of the store."""
+
+    revision: int
+
+    def get(self, view: View, type_url: str, name: str) -> Resource | None: ...
+
+    def wildcard(self, view: View, type_url: str) -> tuple[Resource, ...]: ...
+
+    def header(self, resource: Resource) -> bytes: ...
+
+    def knows_type(self, type_url: str) -> bool: ...
+
+
+class Response(msgspec.Struct, frozen=True):
+    """A response that may be sent now; its bytes are `encode(response, reader)`."""
+
+    type_url: str
+    nonce: str
+    resources: tuple[Resource, ...]
+    removed: tuple[str, ...]
+    revision: int
+
+
+def encode(response: Response, reader: Reader) -> bytes:
+    """Join the stored headers and bodies into a DeltaDiscoveryResponse; nothing is serialised again."""
+    segments = [part for item in response.resources for part in (reader.header(item), item.body)]
+    return protocol.encode_response(
+        response.type_url, response.nonce, segments, response.removed, response.revision
+    )
+
+
+class Page:
+    """A response being filled up to the limits of one page (one resource always fits)."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._bytes = 0
+        self.resources: list[Resource] = []
+        self.removed: list[str] = []
+        self.stamp: int | None = None
+
+    def fits(self, size: int) -> bool:
+        """Whether `size` more bytes go on this page."""
+        count = len(self.resources) + len(self.removed)
+        return not count or (count < PAGE_RESOURCES and self._bytes + size <= PAGE_BYTES)
+
+    def size(self, resource: Resource) -> int:
+        """Bytes of the resource on the wire."""
+        return len(self._reader.header(resource)) + len(resource.body)
+
+    def add(self, resource: Resource, stamp: int) -> None:
+        """Put a resource on the page; `stamp` is of the change it comes from."""
+        self._bytes += self.size(resource)
+        self.resources.append(resource)
+        self._oldest(stamp)
+
+    def remove(self, name: str, stamp: int) -> None:
+        """Put a removal on the page."""
+        self._bytes += len(name) + 4
+        self.removed.append(name)
+        self._oldest(stamp)
+
+    def _oldest(self, stamp: int) -> None:
+        self.stamp = stamp if self.stamp is None else min(self.stamp, stamp)

@@ -1,0 +1,117 @@
+"""What every client has of what it asked for: the rows of `xdsbpf ps`.
+
+In: live sessions and the gate, with the time passed in. Out: frozen values per (node id, type), each with
+exactly one state, the last error and the withheld resources with their reasons. Pure.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+
+import msgspec
+
+from xdsbpf.xds.gate import Gate
+from xdsbpf.xds.session import DeltaSession
+from xdsbpf.xds.subscription import Subscription
+
+STALE_AFTER_S = 60.0
+"""A response without ACK or NACK for that long makes its type STALE."""
+
+
+class SyncState(enum.Enum):
+    """State of one type on one stream; the first that applies, in this order."""
+
+    NACKED = "NACKED"
+    STALE = "STALE"
+    PENDING = "PENDING"
+    NOT_SENT = "NOT-SENT"
+    SYNCED = "SYNCED"
+
+
+class NackedResource(msgspec.Struct, frozen=True):
+    """A resource whose current or an earlier version the client refused; cleared by the next ACK of it."""
+
+    name: str
+    version: str
+    text: str
+
+
+class WithheldResource(msgspec.Struct, frozen=True):
+    """A resource that waits for the node's Envoy; `reasons` are sentences, one per unmet requirement."""
+
+    name: str
+    reasons: tuple[str, ...]
+
+
+class TypeStatus(msgspec.Struct, frozen=True):
+    """One type of one client. `subscribed` counts names, without what a wildcard covers; `held` counts
+    resources; `revision` is the store's at the last response (0: none was sent)."""
+
+    type_url: str
+    state: SyncState
+    subscribed: int
+    wildcard: bool
+    held: int
+    revision: int
+    nonce: str
+    error: str
+    nacked: tuple[NackedResource, ...]
+    withheld: tuple[WithheldResource, ...]
+
+
+class NodeStatus(msgspec.Struct, frozen=True):
+    """One connected client and its types in push order."""
+
+    node_id: str
+    kind: str
+    node: str
+    types: tuple[TypeStatus, ...]
+
+
+def node_statuses(sessions: Iterable[DeltaSession], gate: Gate, now: float) -> tuple[NodeStatus, ...]:
+    """Status of all sessions, sorted by node id; `now` is of the same clock as the sessions' own."""
+    rows = [node_status(session, gate, now) for session in sessions]
+    return tuple(sorted(rows, key=lambda row: row.node_id))
+
+
+def node_status(session: DeltaSession, gate: Gate, now: float) -> NodeStatus:
+    """Status of one session."""
+    view = session.view
+    types = tuple(
+        _type_status(subscription, gate, view.node, now) for subscription in session.subscriptions()
+    )
+    return NodeStatus(session.node_id, view.kind, view.node, types)
+
+
+def _type_status(subscription: Subscription, gate: Gate, node: str, now: float) -> TypeStatus:
+    return TypeStatus(
+        type_url=subscription.type_url,
+        state=_state(subscription, now),
+        subscribed=len(subscription.names),
+        wildcard=subscription.is_wildcard,
+        held=len(subscription.held),
+        revision=subscription.last_revision,
+        nonce=subscription.last_nonce,
+        error=subscription.last_error,
+        nacked=tuple(
+            NackedResource(name, nack.version, nack.text) for name, nack in sorted(subscription.nacks.items())
+        ),
+        withheld=tuple(
+            WithheldResource(name, tuple(gate.explain(node, need) for need in unmet))
+            for name, unmet in sorted(subscription.withheld.items())
+        ),
+    )
+
+
+def _state(subscription: Subscription, now: float) -> SyncState:
+    if subscription.nacks or subscription.last_error:
+        return SyncState.NACKED
+    if any(now - sent.at >= STALE_AFTER_S for sent in subscription.in_flight.values()):
+        return SyncState.STALE
+    owed = subscription.forced or subscription.dirty or subscription.removals or subscription.answer_due
+    if subscription.in_flight or subscription.withheld or owed:
+        return SyncState.PENDING
+    if not subscription.held and not subscription.last_nonce:
+        return SyncState.NOT_SENT
+    return SyncState.SYNCED

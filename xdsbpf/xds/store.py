@@ -1,0 +1,143 @@
+"""The resource store: sole owner of the resources that the server serves now.
+
+In: batches of puts and removes per scope (from `xds.publisher`). Out: lookups through a view, and the set
+of what really changed, which the server hands to its sessions. A scope is a string; a client's view is an
+ordered list of scopes, later ones overlay earlier ones. Pure: no I/O, no clock, no locks (one owner task).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from xdsbpf.model.resource import Resource
+from xdsbpf.xds import protocol
+
+Key = tuple[str, str]
+"""(type_url, name)"""
+
+NODE_ENVOY = "node-envoy"
+AGENT = "agent"
+
+
+class View(msgspec.Struct, frozen=True):
+    """What one client may see: `scopes` in order (later overlays earlier).
+
+    `node` is the name of the machine that the client belongs to ("" if none): what a node's Envoy ACKs
+    opens the gate of the same node's agent. `kind` is `node-envoy`, `agent` or any other word.
+    """
+
+    scopes: tuple[str, ...]
+    node: str
+    kind: str
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """Puts and removes of one scope, applied together with the other batches of the same call."""
+
+    scope: str
+    puts: tuple[Resource, ...] = ()
+    removes: tuple[Key, ...] = ()
+
+
+class Changes(msgspec.Struct, frozen=True):
+    """What one call changed: scope -> keys that differ from before. Falsy if nothing did."""
+
+    revision: int
+    by_scope: Mapping[str, tuple[Key, ...]]
+
+    def __bool__(self) -> bool:
+        return bool(self.by_scope)
+
+
+def _header_key(resource: Resource) -> tuple[str, str, str, int]:
+    return resource.type_url, resource.name, resource.version, len(resource.body)
+
+
+class ResourceStore:
+    """Current resources by scope, type and name, with the wire header of each."""
+
+    def __init__(self) -> None:
+        self._scopes: dict[str, dict[str, dict[str, Resource]]] = {}
+        self._headers: dict[tuple[str, str, str, int], bytes] = {}
+        self._wildcards: dict[tuple[tuple[str, ...], str], tuple[Resource, ...]] = {}
+        self._types: set[str] = set()
+        self.revision = 0
+
+    def apply(self, scope: str, puts: Iterable[Resource] = (), removes: Iterable[Key] = ()) -> Changes:
+        """Change one scope; see `apply_all`."""
+        return self.apply_all((Batch(scope, tuple(puts), tuple(removes)),))
+
+    def apply_all(self, batches: Iterable[Batch]) -> Changes:
+        """Apply batches as one revision, removes of a batch before its puts.
+
+        Equal puts and removes of what is not there change nothing. The revision grows by one if
+        anything changed. Cost: O(batch).
+        """
+        touched: dict[str, dict[Key, None]] = {}
+        for batch in batches:
+            types = self._scopes.setdefault(batch.scope, {})
+            before: dict[Key, Resource | None] = {}
+            for type_url, name in batch.removes:
+                before.setdefault((type_url, name), types.get(type_url, {}).pop(name, None))
+            for resource in batch.puts:
+                bodies = types.setdefault(resource.type_url, {})
+                before.setdefault((resource.type_url, resource.name), bodies.get(resource.name))
+                bodies[resource.name] = resource
+                self._types.add(resource.type_url)
+            keys = touched.setdefault(batch.scope, {})
+            for key, old in before.items():
+                new = types.get(key[0], {}).get(key[1])
+                if old != new:
+                    keys[key] = None
+                    if old is not None and (new is None or new.version != old.version):
+                        self._headers.pop(_header_key(old), None)
+        by_scope = {scope: tuple(keys) for scope, keys in touched.items() if keys}
+        if by_scope:
+            self.revision += 1
+            self._wildcards.clear()
+        return Changes(self.revision, by_scope)
+
+    def get(self, view: View, type_url: str, name: str) -> Resource | None:
+        """The resource that `view` sees under that name, on demand or not; None if there is none."""
+        for scope in reversed(view.scopes):
+            resource = self._scopes.get(scope, {}).get(type_url, {}).get(name)
+            if resource is not None:
+                return resource
+        return None
+
+    def wildcard(self, view: View, type_url: str) -> tuple[Resource, ...]:
+        """Everything of that type that a wildcard subscription covers (not on demand), sorted by name.
+
+        Cost: O(n log n) once per (scopes, type) and revision, shared by all streams of equal scopes.
+        """
+        key = (view.scopes, type_url)
+        found = self._wildcards.get(key)
+        if found is None:
+            merged: dict[str, Resource] = {}
+            for scope in view.scopes:
+                merged.update(self._scopes.get(scope, {}).get(type_url, {}))
+            found = tuple(merged[name] for name in sorted(merged) if not merged[name].on_demand)
+            self._wildcards[key] = found
+        return found
+
+    def knows_type(self, type_url: str) -> bool:
+        """True for a type of xDS or of ours, or one that the store has held."""
+        return type_url in protocol.KNOWN_TYPES or type_url in self._types
+
+    def header(self, resource: Resource) -> bytes:
+        """The wire header of a resource (`protocol.resource_header`), encoded once for all streams."""
+        key = _header_key(resource)
+        header = self._headers.get(key)
+        if header is None:
+            header = self._headers[key] = protocol.resource_header(resource)
+        return header
+
+    def names(self, scope: str, type_url: str) -> tuple[str, ...]:
+        """Names of that type in one scope, sorted."""
+        return tuple(sorted(self._scopes.get(scope, {}).get(type_url, {})))
+
+    def scopes(self) -> tuple[str, ...]:
+        """Every scope that holds something, sorted."""
+        return tuple(sorted(scope for scope, types in self._scopes.items() if any(types.values())))

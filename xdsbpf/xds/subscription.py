@@ -1,0 +1,139 @@
+"""State of one (stream, type): what is subscribed, what the client holds, what is owed to it.
+
+In: subscribe and unsubscribe lists, claims, ACKs and NACKs. Out: queues of names that `xds.session` turns
+into responses. Holds names and versions only, never bytes, so a stalled stream stays small. Pure.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+
+import msgspec
+
+from xdsbpf.model.resource import Requirement
+from xdsbpf.xds import protocol
+
+
+class Wildcard(enum.Enum):
+    """Whether a type is subscribed as a whole; LEGACY came from an empty first request, not from `*`."""
+
+    NONE = "none"
+    LEGACY = "legacy"
+    EXPLICIT = "explicit"
+
+
+class Sent(msgspec.Struct, frozen=True):
+    """A response that has no ACK or NACK yet; `stamp` is of the oldest change in it, `at` the clock's."""
+
+    versions: dict[str, str]
+    removed: tuple[str, ...]
+    stamp: int
+    at: float
+
+
+class Nack(msgspec.Struct, frozen=True):
+    """The client's refusal of one version of one resource."""
+
+    version: str
+    text: str
+
+
+class Subscription:
+    """One type on one stream. Queues map a name to the stamp of the change that put it there."""
+
+    def __init__(self, type_url: str) -> None:
+        self.type_url = type_url
+        self.wildcard = Wildcard.NONE
+        self.names: set[str] = set()
+        self.held: dict[str, str] = {}
+        """name -> version that the client holds as far as we know: sent on this stream, or claimed."""
+        self.forced: dict[str, int] = {}
+        """Names to answer at once, current or not."""
+        self.dirty: dict[str, int] = {}
+        """Names that may differ from `held`."""
+        self.removals: dict[str, int] = {}
+        """Names known to be gone, waiting for their turn."""
+        self.withheld: dict[str, tuple[Requirement, ...]] = {}
+        self.answer_due = False
+        """A wildcard subscription that has not been answered: an empty response is owed."""
+        self.in_flight: dict[str, Sent] = {}
+        self.nacks: dict[str, Nack] = {}
+        self.last_error = ""
+        self.last_nonce = ""
+        self.last_revision = 0
+
+    @property
+    def is_wildcard(self) -> bool:
+        return self.wildcard is not Wildcard.NONE
+
+    def mark(self, name: str, stamp: int) -> None:
+        """The name may have changed: look at it when the type is next sent. The oldest stamp stays.
+
+        A name that is to be answered anyway is not queued twice: the answer is made of the newest content.
+        """
+        self.removals.pop(name, None)
+        if name not in self.forced:
+            self.dirty.setdefault(name, stamp)
+
+    def force(self, name: str, stamp: int) -> None:
+        """The name must be answered, even if the client holds the current version."""
+        self.dirty.pop(name, None)
+        self.removals.pop(name, None)
+        self.forced.setdefault(name, stamp)
+
+    def subscribe(self, names: Iterable[str]) -> bool:
+        """Add names; true if `*` was among them."""
+        star = False
+        for name in names:
+            if name == protocol.WILDCARD:
+                self.wildcard = Wildcard.EXPLICIT
+                star = True
+            else:
+                self.names.add(name)
+        return star
+
+    def unsubscribe(self, names: Iterable[str], stamp: int) -> list[str]:
+        """Drop names, unknown ones are ignored; returns what the client is taken to have forgotten.
+
+        A name dropped under a wildcard is answered instead: with the resource if the wildcard still covers
+        it, else as removed.
+        """
+        forgotten: list[str] = []
+        for name in names:
+            if name == protocol.WILDCARD:
+                if self.is_wildcard:
+                    self.wildcard = Wildcard.NONE
+                    self.answer_due = False
+                    queued = (*self.held, *self.forced, *self.dirty, *self.removals, *self.withheld)
+                    forgotten.extend(other for other in queued if other not in self.names)
+            elif name in self.names:
+                self.names.discard(name)
+                if self.is_wildcard:
+                    self.force(name, stamp)
+                else:
+                    forgotten.append(name)
+        for name in forgotten:
+            for queue in (self.held, self.forced, self.dirty, self.removals, self.withheld, self.nacks):
+                queue.pop(name, None)
+        return forgotten
+
+    def oldest_unacked(self) -> int | None:
+        """Stamp of the oldest change that was not sent, or sent and not answered; None if all is settled."""
+        stamps = [sent.stamp for sent in self.in_flight.values() if sent.versions]
+        stamps.extend(next(iter(queue.values())) for queue in (self.forced, self.dirty) if queue)
+        return min(stamps, default=None)
+
+    def answered(self, nonce: str) -> Sent | None:
+        """Take the response of that nonce out of flight; None if the nonce is stale.
+
+        A client answers in order, so older responses that it skipped are settled too, as neither
+        accepted nor refused.
+        """
+        if nonce not in self.in_flight:
+            return None
+        for older in list(self.in_flight):
+            sent = self.in_flight.pop(older)
+            if older == nonce:
+                return sent
+        return None
