@@ -8,7 +8,7 @@
  * moves into the accepted socket's own storage at once: xb_handshakes holds only handshakes in
  * flight. A client that closes before that removes its record itself (STATE).
  *
- * Kernel: 5.10 (sk_storage in sockops).
+ * Kernel: 5.10 sk_storage, 5.14 network namespace cookie, both in sockops.
  */
 #include "xb_abi.h"
 #include "xb_common.h"
@@ -60,6 +60,19 @@ static __always_inline struct xb_socket *xb_redirected(struct bpf_sock_ops *ops)
 	return socket && socket->state == XB_SOCKET_REDIRECTED ? socket : NULL;
 }
 
+/*
+ * Security: a pod may give its own interface another pod's address and connect from it. The SYN
+ * dies at its veth, but a record would stand under the other pod's name and could be taken by its
+ * connection. An enrolled namespace therefore records under its own address only.
+ */
+static __always_inline int xb_owns_source(struct bpf_sock_ops *ops, const struct xb_tuple *tuple)
+{
+	struct xb_netns_key key = { .cookie = bpf_get_netns_cookie(ops) };
+	struct xb_netns *owner = bpf_map_lookup_elem(&xb_netns, &key);
+
+	return !owner || xb_same_address(owner->address, tuple->source);
+}
+
 /* Client, before its SYN. Without room for the record the proxy gets no answer, and closes. */
 static __always_inline void xb_record(struct bpf_sock_ops *ops)
 {
@@ -69,6 +82,10 @@ static __always_inline void xb_record(struct bpf_sock_ops *ops)
 
 	if (!socket || xb_read_tuple(ops, 0, &tuple)) {
 		xb_count(XB_COUNT_OTHER_EVENT);
+		return;
+	}
+	if (!xb_owns_source(ops, &tuple)) {
+		xb_count(XB_COUNT_SPOOFED);
 		return;
 	}
 	original = socket->original;

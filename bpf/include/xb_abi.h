@@ -70,7 +70,7 @@ enum xb_counter_index {
 	XB_COUNT_CONNECT_DENIED = 5,   /* refused at connect by policy */
 	XB_COUNT_INGRESS_DENIED = 6,   /* SYN dropped at the destination by policy */
 	XB_COUNT_INGRESS_ALLOWED = 7,
-	XB_COUNT_SPOOFED = 8,          /* packet with a source that is not the pod's */
+	XB_COUNT_SPOOFED = 8,          /* packet or redirect with a source that is not the pod's */
 	XB_COUNT_ORIGDST_HIT = 9,
 	XB_COUNT_ORIGDST_MISS = 10,
 	XB_COUNT_PROXY_EXEMPT = 11,    /* connects of the proxy's own cgroup, left alone */

@@ -48,14 +48,16 @@ struct {
 	__type(key, __u32);
 	__type(value, struct xb_backend);
 	__uint(max_entries, XB_MAX_BACKENDS);
+	__uint(map_flags, BPF_F_MMAPABLE);
 } xb_backends SEC(".maps") __weak;
 
-/* How many open connections has backend N? connect, release -> agent. Fixed size. */
+/* How many open connections has backend N? connect, release -> agent (mmap). Fixed size. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);
 	__type(value, __u64);
 	__uint(max_entries, XB_MAX_BACKENDS);
+	__uint(map_flags, BPF_F_MMAPABLE);
 } xb_active SEC(".maps") __weak;
 
 /* Who is this address, which policy guards it? Agent -> connect, ingress. Full: MapFull. */

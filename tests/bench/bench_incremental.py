@@ -100,7 +100,7 @@ def seconds(work: object) -> float:
     return time.perf_counter() - begin
 
 
-def main(count: int) -> dict[str, object]:
+def run(count: int = 10_000) -> dict[str, object]:
     db = Database()
     hosts = [f"svc-{i}.ns-{i % NAMESPACES}.svc.cluster.local" for i in range(count)]
     slices = [
@@ -175,4 +175,4 @@ def main(count: int) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000), indent=2))
+    print(json.dumps(run(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000), indent=2))

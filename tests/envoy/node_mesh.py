@@ -11,6 +11,7 @@ import asyncio
 import json
 import socket
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,13 @@ def moved(resource: Resource, port: int) -> Resource:
         message.address.socket_address.address = "127.0.0.1"
         message.address.socket_address.port_value = port
         body = message.SerializeToString(deterministic=True)
-    return make_resource(resource.type_url, resource.name, body, on_demand=resource.on_demand)
+    return make_resource(
+        resource.type_url,
+        resource.name,
+        body,
+        on_demand=resource.on_demand,
+        requires=resource.requires,
+    )
 
 
 def loopback(address: str) -> str:
@@ -85,6 +92,9 @@ class NodeMesh:
         self.server = XdsServer(self.store, lambda node_id, metadata: view, time.monotonic)
         self.socket = directory / "xds.sock"
         self.envoy = RealEnvoy(binary, directory, self.socket, NODE_ID)
+        self.requests: Counter[str] = Counter()
+        """How many requests each stand-in server has read."""
+        self._handlers: set[asyncio.Task[None]] = set()
         self._servers: list[asyncio.Server] = []
         self._published: dict[tuple[str, str, str], Resource] = {}
 
@@ -99,6 +109,9 @@ class NodeMesh:
         await self.server.stop(0.1)
         for server in self._servers:
             server.close()
+        for handler in tuple(self._handlers):
+            handler.cancel()
+        await asyncio.gather(*self._handlers, return_exceptions=True)
 
     def publish(self) -> None:
         """Compile again and push what changed."""
@@ -126,30 +139,36 @@ class NodeMesh:
         return [f"{found.type_url} {found.error} {found.nacked}" for found in types if found.error or found.nacked]
 
     async def serve(self, name: str, address: str, port: int) -> None:
-        """A stand-in server at a mesh address that answers with what it saw."""
+        """A stand-in server at a mesh address that answers with what it saw.
+
+        Request headers steer it: `x-sleep` seconds before the answer, `x-answer` its status.
+        """
 
         async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            self._handlers.add(task)
             try:
-                while head := await reader.readuntil(b"\r\n\r\n"):
-                    method, path, _ = head.split(b"\r\n", 1)[0].decode().split(" ")
-                    headers = _headers(head)
-                    await reader.readexactly(int(headers.get("content-length", "0")))
-                    if "x-sleep" in headers:
-                        await asyncio.sleep(float(headers["x-sleep"]))
-                    status = headers.get("x-answer", "200")
-                    seen = {"name": name, "method": method, "path": path, "headers": headers}
-                    body = json.dumps(seen).encode()
-                    writer.write(
-                        f"HTTP/1.1 {status} X\r\ncontent-length: {len(body)}\r\nserver: {name}\r\n\r\n".encode() + body
-                    )
-                    await writer.drain()
-            except (asyncio.IncompleteReadError, ConnectionError):
-                pass
+                while True:
+                    writer.write(await self._answer(name, reader))
+            except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+                return  # the connection, or the test, has ended
             finally:
+                self._handlers.discard(task)
                 writer.close()
 
-        host = loopback(address)
-        self._servers.append(await asyncio.start_server(handle, host, port))
+        self._servers.append(await asyncio.start_server(handle, loopback(address), port))
+
+    async def _answer(self, name: str, reader: asyncio.StreamReader) -> bytes:
+        head = await reader.readuntil(b"\r\n\r\n")
+        method, path, _ = head.split(b"\r\n", 1)[0].decode().split(" ")
+        headers = _headers(head)
+        self.requests[name] += 1
+        await reader.readexactly(int(headers.get("content-length", "0")))
+        await asyncio.sleep(float(headers.get("x-sleep", "0")))
+        body = json.dumps({"name": name, "method": method, "path": path, "headers": headers}).encode()
+        start = f"HTTP/1.1 {headers.get('x-answer', '200')} X\r\ncontent-length: {len(body)}\r\nserver: {name}\r\n\r\n"
+        return start.encode() + body
 
     async def request(
         self,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -81,11 +83,11 @@ spec:
 """
 
 
-Start = Callable[..., "AsyncIterator[NodeMesh]"]
+Start = Callable[..., Awaitable[NodeMesh]]
 
 
 @pytest_asyncio.fixture
-async def start(envoy: str, tmp_path: Path) -> AsyncIterator[Callable[..., object]]:
+async def start(envoy: str, tmp_path: Path) -> AsyncIterator[Start]:
     """Starts a node with bookinfo and more manifests; stops it at the end."""
     nodes: list[NodeMesh] = []
 
@@ -105,9 +107,9 @@ async def start(envoy: str, tmp_path: Path) -> AsyncIterator[Callable[..., objec
         await node.stop()
 
 
-async def test_a_weighted_route_splits_requests_by_weight(start):
+async def test_a_weighted_route_splits_requests_by_weight(start: Start) -> None:
     node = await start(SUBSETS, SPLIT)
-    seen = Counter()
+    seen: Counter[str] = Counter()
     for _ in range(100):
         answer = await node.request(CLIENT, "reviews")
         assert answer.status == 200
@@ -117,7 +119,7 @@ async def test_a_weighted_route_splits_requests_by_weight(start):
     assert node.nacks() == []
 
 
-async def test_every_way_to_write_the_host_finds_the_service(start):
+async def test_every_way_to_write_the_host_finds_the_service(start: Start) -> None:
     node = await start()
     host = "reviews.default.svc.cluster.local"
     for spelled in ("reviews", "reviews.default", "reviews.default.svc", host, f"{host}.", "10.96.0.10"):
@@ -128,14 +130,14 @@ async def test_every_way_to_write_the_host_finds_the_service(start):
     assert unknown.status == 404
 
 
-async def test_a_connection_from_an_unknown_address_is_closed_without_an_answer(start):
+async def test_a_connection_from_an_unknown_address_is_closed_without_an_answer(start: Start) -> None:
     node = await start()
     assert (await node.request(CLIENT, "reviews")).status == 200
     assert (await node.request(STRANGER, "reviews")).status == 0
     assert await node.envoy.stat(f"listener.127.0.0.1_{node.port}.no_filter_chain_match") == 1
 
 
-async def test_a_new_pod_becomes_known_by_a_push_of_the_table(start):
+async def test_a_new_pod_becomes_known_by_a_push_of_the_table(start: Start) -> None:
     node = await start()
     assert (await node.request(STRANGER, "reviews")).status == 0
     node.mesh.apply(pod("newcomer", STRANGER, app="newcomer"))
@@ -146,3 +148,214 @@ async def test_a_new_pod_becomes_known_by_a_push_of_the_table(start):
 
     await until(is_known, 5.0)
     assert node.nacks() == []
+
+
+async def test_a_port_number_that_is_new_to_the_mesh_is_served_without_a_restart(start: Start) -> None:
+    node = await start()
+    added = free_port()
+    node.mesh.apply(service("late", f"{added}/http/{BACKEND_PORT}", address="10.96.0.50"))
+    node.publish()
+
+    async def is_active() -> bool:
+        dump = await node.envoy.admin("/config_dump?resource=dynamic_listeners")
+        (listener,) = json.loads(dump)["configs"]
+        chains = [chain["name"] for chain in listener["active_state"]["listener"]["filter_chains"]]
+        return f"http|{added}" in chains and "warming_state" not in listener
+
+    await until(is_active, 5.0)
+    assert (await node.request(CLIENT, "reviews")).status == 200
+    assert node.nacks() == []
+
+
+MATCHES = routes("""
+  - match: [{uri: {exact: /exact}}]
+    directResponse: {status: 201}
+  - match: [{uri: {prefix: /prefix}, ignoreUriCase: true}]
+    directResponse: {status: 202}
+  - match: [{uri: {regex: "/item/[0-9]+"}}]
+    directResponse: {status: 203}
+  - match: [{headers: {end-user: {exact: jason}}}]
+    directResponse: {status: 204}
+  - match: [{uri: {exact: /without}, withoutHeaders: {x-internal: {exact: "yes"}}}]
+    directResponse: {status: 205}
+  - match: [{method: {exact: DELETE}}]
+    directResponse: {status: 206}
+  - match: [{authority: {prefix: "reviews.default"}}]
+    directResponse: {status: 207}
+  - match: [{queryParams: {debug: {exact: "1"}}}]
+    directResponse: {status: 208}
+  - match: [{uri: {exact: /scheme}, scheme: {exact: http}}]
+    directResponse: {status: 209}
+  - match: [{headers: {x-flag: {}}}]
+    directResponse: {status: 210}
+  - match: [{uri: {prefix: /any}}, {uri: {prefix: /of}}]
+    directResponse: {status: 211}
+""")
+
+
+CASES: tuple[tuple[str, dict[str, str], str, str, int], ...] = (
+    ("/exact", {}, "GET", "reviews", 201),
+    ("/exact/no", {}, "GET", "reviews", 404),
+    ("/PREFIXED", {}, "GET", "reviews", 202),
+    ("/item/7", {}, "GET", "reviews", 203),
+    ("/item/7x", {}, "GET", "reviews", 404),
+    ("/", {"end-user": "jason"}, "GET", "reviews", 204),
+    ("/", {"end-user": "jasons"}, "GET", "reviews", 404),
+    ("/without", {}, "GET", "reviews", 205),
+    ("/without", {"x-internal": "yes"}, "GET", "reviews", 404),
+    ("/", {}, "DELETE", "reviews", 206),
+    ("/", {}, "GET", "reviews.default.svc", 207),
+    ("/?debug=1", {}, "GET", "reviews", 208),
+    ("/scheme", {}, "GET", "reviews", 209),
+    ("/", {"x-flag": ""}, "GET", "reviews", 210),
+    ("/any", {}, "GET", "reviews", 211),
+    ("/of", {}, "GET", "reviews", 211),
+    ("/nothing", {}, "GET", "reviews", 404),
+)
+
+
+async def test_requests_match_as_written(start: Start) -> None:
+    node = await start(SUBSETS, MATCHES)
+    for path, headers, method, host, status in CASES:
+        answer = await node.request(CLIENT, host, path, method=method, headers=headers)
+        assert answer.status == status, (path, headers, method, host)
+
+
+async def test_routes_are_guarded_by_the_source(start: Start) -> None:
+    node = await start(
+        SUBSETS,
+        pod("spoof", STRANGER, app="x", namespace="elsewhere").replace("labels: {", "labels: {ns: default, "),
+        routes("""
+  - match: [{sourceLabels: {app: client}}]
+    directResponse: {status: 201}
+  - match: [{sourceNamespace: default}]
+    directResponse: {status: 202}
+  - match: [{sourceLabels: {ns: default}}]
+    directResponse: {status: 203}
+"""),
+    )
+    assert (await node.request(CLIENT, "reviews")).status == 201
+    assert (await node.request(V1, "reviews")).status == 202
+    assert (await node.request(STRANGER, "reviews")).status == 203
+    assert (await node.request(OTHER, "reviews")).status == 200
+
+
+async def test_requests_are_rewritten_redirected_and_given_headers(start: Start) -> None:
+    node = await start(
+        SUBSETS,
+        routes("""
+  - match: [{uri: {prefix: /old}}]
+    rewrite: {uri: /new, authority: other.example}
+    headers:
+      request: {set: {x-set: one}, add: {x-add: two}, remove: [x-gone]}
+      response: {set: {x-answered: "yes"}, remove: [server]}
+    route:
+    - destination: {host: reviews, subset: v1}
+      headers: {request: {set: {x-destination: three}}}
+  - match: [{uri: {prefix: /regex}}]
+    rewrite: {uriRegexRewrite: {match: "^/regex/([a-z]+)/(.*)$", rewrite: '/\\2/\\1'}}
+    route: [{destination: {host: reviews, subset: v1}}]
+  - match: [{uri: {prefix: /moved}}]
+    redirect: {uri: /there, authority: elsewhere.example, redirectCode: 308, scheme: https}
+  - match: [{uri: {prefix: /split}}]
+    route:
+    - {destination: {host: reviews, subset: v1}, weight: 50, headers: {request: {set: {x-for: v1, Host: for.v1}}}}
+    - {destination: {host: reviews, subset: v2}, weight: 50, headers: {request: {set: {x-for: v2}}}}
+  - match: [{uri: {exact: /text}}]
+    directResponse: {status: 418, body: {string: "short and stout"}}
+"""),
+    )
+    answer = await node.request(CLIENT, "reviews", "/old/x", headers={"x-gone": "1", "x-add": "first"})
+    seen = answer.seen["headers"]
+    assert (answer.seen["path"], seen["host"]) == ("/new/x", "other.example")
+    assert (seen["x-set"], seen["x-destination"]) == ("one", "three")
+    assert "x-gone" not in seen
+    assert answer.header("x-answered") == "yes"
+    assert "server" not in dict(answer.headers)
+    assert (await node.request(CLIENT, "reviews", "/regex/a/b/c")).seen["path"] == "/b/c/a"
+    redirect = await node.request(CLIENT, "reviews", "/moved")
+    assert (redirect.status, redirect.header("location")) == (308, "https://elsewhere.example/there")
+    for _ in range(10):
+        answer = await node.request(CLIENT, "reviews", "/split")
+        name, headers = answer.seen["name"], answer.seen["headers"]
+        assert headers["x-for"] == name
+        assert headers["host"] == ("for.v1" if name == "v1" else "reviews")
+        assert answer.header("server") == name
+    text = await node.request(CLIENT, "reviews", "/text")
+    assert (text.status, text.body) == (418, b"short and stout")
+
+
+async def test_timeouts_retries_faults_mirrors_and_cors_work(start: Start) -> None:
+    node = await start(
+        SUBSETS,
+        routes("""
+  - match: [{uri: {prefix: /timeout}}]
+    timeout: 200ms
+    route: [{destination: {host: reviews, subset: v1}}]
+  - match: [{uri: {prefix: /retry}}]
+    retries: {attempts: 3, retryOn: "5xx,418", perTryTimeout: 1s, backoff: 10ms, retryRemoteLocalities: true}
+    route: [{destination: {host: reviews, subset: v1}}]
+  - match: [{uri: {prefix: /no-retry}}]
+    retries: {attempts: 0}
+    route: [{destination: {host: reviews, subset: v1}}]
+  - match: [{uri: {prefix: /abort}}]
+    fault: {abort: {httpStatus: 555, percentage: {value: 100}}}
+    route: [{destination: {host: reviews, subset: v1}}]
+  - match: [{uri: {prefix: /delay}}]
+    fault: {delay: {fixedDelay: 300ms, percentage: {value: 100}}}
+    route: [{destination: {host: reviews, subset: v1}}]
+  - match: [{uri: {prefix: /grpc}}]
+    fault: {abort: {grpcStatus: UNAVAILABLE, percentage: {value: 100}}}
+    route: [{destination: {host: reviews, subset: v1}}]
+  - match: [{uri: {prefix: /mirror}}]
+    route: [{destination: {host: reviews, subset: v1}}]
+    mirrors: [{destination: {host: ratings}, percentage: {value: 100}}]
+  - match: [{uri: {prefix: /cors}}]
+    corsPolicy: {allowOrigins: [{prefix: "https://ok."}], allowMethods: [GET, PUT], maxAge: 60s}
+    route: [{destination: {host: reviews, subset: v1}}]
+  - route: [{destination: {host: reviews, subset: v1}}]
+"""),
+    )
+    assert (await node.request(CLIENT, "reviews", "/timeout", headers={"x-sleep": "1"})).status == 504
+    assert (await node.request(CLIENT, "reviews", "/plain", headers={"x-sleep": "0.4"})).status == 200
+    attempts = node.requests["v1"]
+    assert (await node.request(CLIENT, "reviews", "/retry", headers={"x-answer": "418"})).status == 418
+    assert node.requests["v1"] == attempts + 4
+    assert (await node.request(CLIENT, "reviews", "/no-retry", headers={"x-answer": "503"})).status == 503
+    assert node.requests["v1"] == attempts + 5
+    assert (await node.request(CLIENT, "reviews", "/abort")).status == 555
+    started = time.monotonic()
+    assert (await node.request(CLIENT, "reviews", "/delay")).status == 200
+    assert time.monotonic() - started > 0.25
+    mirrored = node.requests["ratings"]
+    assert (await node.request(CLIENT, "reviews", "/mirror")).seen["name"] == "v1"
+
+    async def is_mirrored() -> bool:
+        return node.requests["ratings"] == mirrored + 1
+
+    await until(is_mirrored, 2.0)
+    preflight = {"origin": "https://ok.example", "access-control-request-method": "PUT"}
+    answer = await node.request(CLIENT, "reviews", "/cors", method="OPTIONS", headers=preflight)
+    assert answer.header("access-control-allow-methods") == "GET,PUT"
+    assert answer.header("access-control-allow-origin") == "https://ok.example"
+
+
+async def test_no_request_can_steer_the_proxy_with_x_envoy_headers(start: Start) -> None:
+    node = await start()
+    for forged in ({}, {"x-forwarded-for": "10.0.0.1"}, {"x-envoy-internal": "true"}):
+        headers = {"x-envoy-upstream-rq-timeout-ms": "50", "x-sleep": "0.3", **forged}
+        assert (await node.request(CLIENT, "reviews", headers=headers)).status == 200
+
+
+async def test_paths_are_normalised_before_they_are_matched(start: Start) -> None:
+    node = await start(
+        SUBSETS,
+        routes("""
+  - match: [{uri: {prefix: /secret}}]
+    directResponse: {status: 403}
+  - route: [{destination: {host: reviews, subset: v1}}]
+"""),
+    )
+    assert (await node.request(CLIENT, "reviews", "/public")).status == 200
+    for path in ("/secret", "//secret", "/./secret", "/x/../secret", "/%73ecret", "/x/..%2fsecret"):
+        assert (await node.request(CLIENT, "reviews", path)).status == 403, path

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import nodelab
 import pytest
-from nodelab import PIN_ROOT, PODS, Node
+from nodelab import BPF, CAPACITIES, PIN_ROOT, PODS, Node
 
 from xdsbpf.datapath import abi
 from xdsbpf.datapath.address import address16, host_key
@@ -17,9 +17,6 @@ from xdsbpf.datapath.attach import Attachments, detach_all
 from xdsbpf.datapath.loader import Datapath, open_datapath
 from xdsbpf.datapath.namespaces import cgroup_id, netns_cookie
 
-BPF = Path(__file__).resolve().parents[2] / "bpf"
-# Small arrays: the tests read them whole.
-CAPACITIES = {"xb_slots": 4096, "xb_backends": 1024, "xb_active": 1024}
 IDENTITY = {1: 301, 2: 302, 3: 303}
 
 

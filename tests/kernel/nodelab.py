@@ -26,6 +26,9 @@ from xdsbpf.datapath.objects import Program
 from xdsbpf.datapath.tables import Kernel
 
 T = TypeVar("T")
+BPF = Path(__file__).resolve().parents[2] / "bpf"
+# Small arrays: a session of tests loads many times.
+CAPACITIES = {"xb_slots": 4096, "xb_backends": 1024, "xb_active": 1024}
 CGROUP = Path("/sys/fs/cgroup/unified/xbk")
 ROOT_CGROUP = Path("/sys/fs/cgroup/unified")
 PIN_ROOT = Path("/sys/fs/bpf/xbk")
@@ -198,7 +201,7 @@ def attempt(address: str, port: int, *, timeout: float = 2.0) -> str:
         return {1: "EPERM", 12: "ENOMEM", 111: "ECONNREFUSED"}.get(error.errno or 0, repr(error))
 
 
-class TestRun(ctypes.Structure):
+class RunOptions(ctypes.Structure):
     """struct bpf_test_run_opts (bpf/bpf.h)."""
 
     _fields_ = (
@@ -218,7 +221,7 @@ class TestRun(ctypes.Structure):
 def verdict_of(program: Program, protocol: int, packet: bytes) -> int:
     """What a packet program returns for `packet` (from the network header on), signed."""
     frame = bytes(12) + struct.pack("!H", protocol) + packet
-    options = TestRun(size=ctypes.sizeof(TestRun), data_in=frame, data_size_in=len(frame), repeat=1)
+    options = RunOptions(size=ctypes.sizeof(RunOptions), data_in=frame, data_size_in=len(frame), repeat=1)
     libbpf.call("bpf_prog_test_run_opts", program.fd, ctypes.byref(options))
     return ctypes.c_int32(options.retval).value
 
@@ -291,12 +294,12 @@ class Node:
             subprocess.run(["ip", "netns", "del", netns], capture_output=True)
         for directory in sorted(CGROUP.rglob("*/"), reverse=True):
             if directory.is_dir():
-                _remove_cgroup(directory)
+                remove_cgroup(directory)
         if CGROUP.exists():
-            _remove_cgroup(CGROUP)
+            remove_cgroup(CGROUP)
 
 
-def _remove_cgroup(directory: Path) -> None:
+def remove_cgroup(directory: Path) -> None:
     wait_until(lambda: not (directory / "cgroup.procs").read_text(), f"{directory} empty")
     directory.rmdir()
 

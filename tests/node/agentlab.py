@@ -126,7 +126,7 @@ class AgentLab:
                 process.kill()
             process.wait()
         self.sweep()
-        subprocess.run("cp -r %s /tmp/xba-last" % self.state, shell=True); shutil.rmtree(self.state, ignore_errors=True)
+        shutil.rmtree(self.state, ignore_errors=True)
 
     def sweep(self) -> None:
         """Remove what a lab of this name left, in any state."""

@@ -221,7 +221,7 @@ def test_the_kernel_ends_with_exactly_what_the_last_state_says(states: list[Desi
     settle(states[-1], fresh, numbers_of(fresh), 0.0)
     assert named(realised) == named(fresh)
     assert {v.text for v in realised.names.values()} == {v.text for v in fresh.names.values()}
-    assert sorted(realised.slots) and len(realised.slots) == len(fresh.slots) or not fresh.slots
+    assert (sorted(realised.slots) and len(realised.slots) == len(fresh.slots)) or not fresh.slots
     assert len(realised.backends) == len(fresh.backends)
 
 

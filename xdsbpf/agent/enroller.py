@@ -54,8 +54,10 @@ class Enroller:
                 while True:
                     pause = _POLL_MISSING if self.findings.missing else _POLL_ALL_FOUND
                     # After the pause look without being asked: a namespace may have got its first process.
+                    # (timeout, not wait_for: that one loses a cancellation that races with its event.)
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._again.wait(), pause)
+                        async with asyncio.timeout(pause):
+                            await self._again.wait()
                     self._again.clear()
                     await self._look()
             finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import http.client
+import os
 import shutil
 import subprocess
 import sys

@@ -76,7 +76,8 @@ class AgentLoop:
         if not self.synced and answered_at is not None and answered_at + self._settle > now:
             wakes.append(answered_at + self._settle)
         try:
-            await asyncio.wait_for(self._changed.wait(), max(0.0, min(wakes) - now))
+            async with asyncio.timeout(max(0.0, min(wakes) - now)):
+                await self._changed.wait()
         except TimeoutError:
             return
         finally:

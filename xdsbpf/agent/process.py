@@ -92,7 +92,8 @@ async def end_process(record: ProcessRecord, grace: float) -> None:
     """SIGTERM, and SIGKILL after `grace` seconds; returns when it has ended."""
     send_signal(record, signal.SIGTERM)
     try:
-        await asyncio.wait_for(wait_for_end(record), grace)
+        async with asyncio.timeout(grace):
+            await wait_for_end(record)
     except TimeoutError:
         send_signal(record, signal.SIGKILL)
         await wait_for_end(record)

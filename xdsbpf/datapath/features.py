@@ -94,6 +94,7 @@ _PROBES: tuple[tuple[str, str, Callable[[], int]], ...] = (
     ("socket operations hook", "4.13", _program(_SOCK_OPS)),
     ("socket storage", "5.2", _map(_SK_STORAGE)),
     ("socket storage at connect", "5.10", _helper(_SOCK_ADDR, _STORAGE_GET)),
+    ("network namespace cookie in socket operations", "5.14", _helper(_SOCK_OPS, _NETNS_COOKIE)),
     ("longest prefix match maps", "4.11", _map(_LPM_TRIE)),
     ("tcx hook", "6.6", _tcx),
 )

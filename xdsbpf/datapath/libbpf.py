@@ -46,6 +46,7 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "bpf_map__key_size": (_u32, (_pointer,)),
     "bpf_map__value_size": (_u32, (_pointer,)),
     "bpf_map__max_entries": (_u32, (_pointer,)),
+    "bpf_map__map_flags": (_u32, (_pointer,)),
     "bpf_map__set_max_entries": (_int, (_pointer, _u32)),
     "bpf_map__set_pin_path": (_int, (_pointer, _text)),
     "bpf_map_lookup_elem": (_int, (_int, _pointer, _pointer)),

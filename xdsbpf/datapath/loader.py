@@ -131,6 +131,7 @@ def _check_pinned(path: Path, pointer: int) -> int:
             ("type", pinned.type),
             ("key_size", pinned.key_size),
             ("value_size", pinned.value_size),
+            ("map_flags", pinned.map_flags),
         ):
             expected = getattr(library, f"bpf_map__{what}")(pointer)
             if found != expected:

@@ -64,6 +64,7 @@ class Map(Descriptor):
         self.key_size: int = described.key_size
         self.value_size: int = described.value_size
         self.max_entries: int = described.max_entries
+        self.map_flags: int = described.map_flags
         self.btf_id: int = described.btf_id
         self.btf_key_type_id: int = described.btf_key_type_id
         self.btf_value_type_id: int = described.btf_value_type_id
@@ -137,9 +138,14 @@ class Map(Descriptor):
                     all_values[value_at : value_at + self.value_size],
                 )
 
+    @property
+    def stride(self) -> int:
+        """Distance of two elements in `map_memory`; the kernel pads them to 8 bytes."""
+        return -(-self.value_size // 8) * 8
+
     def map_memory(self) -> mmap.mmap:
-        """The elements of an mmapable array as memory, each at a multiple of 8 bytes."""
-        size = -(-self.value_size // 8) * 8 * self.max_entries
+        """The elements of an mmapable array as shared memory."""
+        size = self.stride * self.max_entries
         return mmap.mmap(self.fd, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
 
     def _key(self, key: bytes) -> bytes:

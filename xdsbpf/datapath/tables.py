@@ -21,6 +21,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 PK = TypeVar("PK", bound="Packed")
 PV = TypeVar("PV", bound="Packed")
+_CHUNK = 1024
 
 
 class Table(Protocol[K, V]):
@@ -144,16 +145,23 @@ class HashTable(Generic[PK, PV]):
 
 
 class ArrayTable(Generic[PV]):
-    """`Table` over an array: every index exists, one that is zero counts as absent."""
+    """`Table` over an mmapable array: every index exists, one that is zero counts as absent.
+
+    Reads are reads of memory: a status page over the largest array takes milliseconds.
+    """
 
     def __init__(self, kernel_map: Map, value_from: Callable[[bytes], PV]) -> None:
         self._map, self._value_from = kernel_map, value_from
+        self._memory = kernel_map.map_memory()
         self._zero = bytes(kernel_map.value_size)
 
     def get(self, key: int) -> PV | None:
         """The element, or None if it is zero or out of range."""
-        value = self._map.lookup(_u32(key))
-        return None if value is None or value == self._zero else self._value_from(value)
+        if not 0 <= key < self._map.max_entries:
+            return None
+        start = key * self._map.stride
+        value = self._memory[start : start + self._map.value_size]
+        return None if value == self._zero else self._value_from(value)
 
     def put(self, key: int, value: PV) -> None:
         """Replace; MapFull when out of range."""
@@ -172,9 +180,20 @@ class ArrayTable(Generic[PV]):
         return True
 
     def items(self) -> list[tuple[int, PV]]:
-        """The elements that are not zero. Cost: reads the whole array."""
-        entries = self._map.entries()
-        return [(int.from_bytes(key, sys.byteorder), self._value_from(v)) for key, v in entries if v != self._zero]
+        """The elements that are not zero."""
+        found: list[tuple[int, PV]] = []
+        for first in range(0, self._map.max_entries, _CHUNK):
+            last = min(first + _CHUNK, self._map.max_entries)
+            # Most of a large array is empty: whole chunks are skipped at the speed of memory.
+            if not self._memory[first * self._map.stride : last * self._map.stride].strip(b"\0"):
+                continue
+            values = ((index, self.get(index)) for index in range(first, last))
+            found += [(index, value) for index, value in values if value is not None]
+        return found
+
+    def close(self) -> None:
+        """Unmap; again is a no-op."""
+        self._memory.close()
 
 
 class SlotArena:
@@ -221,7 +240,9 @@ class KernelTables:
         self.veths = HashTable(maps["xb_veths"], abi.VethKey.unpack, abi.Veth.unpack)
         self.names = HashTable(maps["xb_names"], abi.NameKey.unpack, abi.Name.unpack)
         self.handshakes = HashTable(maps["xb_handshakes"], abi.Tuple.unpack, abi.Original.unpack)
-        self._config, self._active, self._counters = maps["xb_config"], maps["xb_active"], maps["xb_counters"]
+        self._config, self._counters = maps["xb_config"], maps["xb_counters"]
+        self._active = maps["xb_active"].map_memory()
+        self._backend_count = maps["xb_active"].max_entries
         self._cpus = libbpf.call("libbpf_num_possible_cpus")
 
     def config(self) -> abi.Config:
@@ -234,15 +255,20 @@ class KernelTables:
 
     def active(self, backend: int) -> int:
         """Open balanced connections of a backend index; 0 if out of range."""
-        return int.from_bytes(self._active.lookup(_u32(backend)) or b"", sys.byteorder, signed=True)
+        if not 0 <= backend < self._backend_count:
+            return 0
+        (count,) = struct.unpack_from("=q", self._active, 8 * backend)
+        return int(count)
 
     def counters(self) -> dict[abi.CounterIndex, int]:
         """Every counter, summed over CPUs. Cost: one system call each."""
         return {index: self._sum(index) for index in abi.CounterIndex if index != abi.CounterIndex.MAX}
 
     def close(self) -> None:
-        """Give the mapped slots back; again is a no-op."""
+        """Give the mapped memory back; again is a no-op."""
         self.slots.close()
+        self.backends.close()
+        self._active.close()
 
     def _sum(self, index: int) -> int:
         values = self._counters.lookup(_u32(index), size=8 * self._cpus) or b""

@@ -227,4 +227,3 @@ class Engine(Graph):
                 cell.state = DIRTY
                 # What read it in a cycle is clean, above a dirty cell, and never saw a value of it.
                 self.spoil(cell, rerun=True)
-                self._unhook(cell)

@@ -18,7 +18,7 @@ from xdsbpf.errors import ConfigError
 from xdsbpf.lab import cgroups, network
 from xdsbpf.lab.commands import agent_argv, control_plane_argv, stand_in_argv, stand_in_config
 from xdsbpf.lab.hosts import RESOLV_CONF, bare_addresses
-from xdsbpf.lab.lab import Lab
+from xdsbpf.lab.lab import START_TIMEOUT, Lab
 from xdsbpf.lab.layout import STATE_ROOT, Layout
 from xdsbpf.lab.manifests import LabManifests, read_manifests
 from xdsbpf.lab.observed import manifests, publish
@@ -32,8 +32,10 @@ TOOLS = ("ip", "nsenter", "unshare", "mount", "umount", "sh")
 Progress = Callable[[str], None]
 
 
-def up(options: LabOptions, progress: Progress | None = None) -> Lab:
+def up(options: LabOptions, progress: Progress | None = None, *, ready_timeout: float = START_TIMEOUT) -> Lab:
     """Bring a lab up and wait until it carries traffic (bare: until its pods answer).
+
+    `ready_timeout` is in seconds, for each process.
 
     Raises: ConfigError when it cannot be tried (a lab of that name, no root, a tool missing, nothing to run);
     LabError when it was tried and failed, with the tail of the log that tells why. Either way nothing stays.
@@ -47,7 +49,7 @@ def up(options: LabOptions, progress: Progress | None = None) -> Lab:
     layout = Layout(plan.name)
     _claim(layout)
     try:
-        return _bring_up(layout, plan, options, found, say)
+        return _bring_up(layout, plan, options, found, say, ready_timeout)
     except BaseException:
         say("lab: failed, removing what was made")
         down(plan.name)
@@ -108,7 +110,9 @@ def _claim(layout: Layout) -> None:
         raise taken from error
 
 
-def _bring_up(layout: Layout, plan: LabPlan, options: LabOptions, found: LabManifests, say: Progress) -> Lab:
+def _bring_up(
+    layout: Layout, plan: LabPlan, options: LabOptions, found: LabManifests, say: Progress, timeout: float
+) -> Lab:
     paths = tuple(str(path.resolve()) for path in options.paths)
     lab = Lab(layout, LabRecord(plan, paths, options.bare))
     lab.save()
@@ -126,21 +130,21 @@ def _bring_up(layout: Layout, plan: LabPlan, options: LabOptions, found: LabMani
     stand_ins = [lab.start(f"pod/{pod.name}", stand_in_argv(layout, pod)) for pod in plan.pods]
     lab.save()
     for process in mesh:
-        _start_mesh(lab, process, options, say)
-    lab.wait_ready(stand_ins)
+        _start_mesh(lab, process, options, say, timeout)
+    lab.wait_ready(stand_ins, timeout)
     lab.save(ready=True)
     return lab
 
 
-def _start_mesh(lab: Lab, control_plane: ProcessRecord, options: LabOptions, say: Progress) -> None:
-    lab.wait_ready((control_plane,))
+def _start_mesh(lab: Lab, control_plane: ProcessRecord, options: LabOptions, say: Progress, timeout: float) -> None:
+    lab.wait_ready((control_plane,), timeout)
     lab.refresh_hosts()
     say("lab: starting an agent and an Envoy on every node")
     started = [
         lab.start(f"agent/{node.name}", agent_argv(lab.layout, node, options.envoy_binary)) for node in lab.plan.nodes
     ]
     lab.save()
-    lab.wait_ready(started)
+    lab.wait_ready(started, timeout)
 
 
 def _make_files(layout: Layout, plan: LabPlan, found: LabManifests) -> None:

@@ -65,7 +65,7 @@ def reviews_split(lab: Lab) -> Line:
 
 def header_route(lab: Lab) -> Line:
     """A request with `end-user: jason` goes elsewhere; one without is the control."""
-    jason = lab.client("client-allowed", "get", REVIEWS, "-n", "100", "-H", "end-user: jason")
+    jason = lab.client("client-allowed", "get", REVIEWS, "-n", "100", "-c", "50", "-H", "end-user: jason")
     control = lab.client("client-allowed", "get", REVIEWS, "-n", "100")
     versions = {entry["version"] for entry in jason["by"]}
     control_v3 = share_of_version(control, "v3")

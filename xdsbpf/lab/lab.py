@@ -87,6 +87,11 @@ class Lab:
         return self._record.plan
 
     @property
+    def paths(self) -> tuple[str, ...]:
+        """Manifest paths that the control plane watches, absolute."""
+        return self._record.paths
+
+    @property
     def state_dir(self) -> Path:
         return self.layout.state
 

@@ -74,10 +74,7 @@ def policies_of(db: Database, namespace: str, labels: Labels) -> tuple[ObjectId,
     found = []
     for home in dict.fromkeys((root, namespace)):
         for policy in db.bucket(POLICIES_BY_NAMESPACE, home):
-            if (
-                _selects(db, policy, namespace, labels)
-                and policy_rules(db, policy.id).action is not Action.NONE
-            ):
+            if _selects(db, policy, namespace, labels) and policy_rules(db, policy.id).action is not Action.NONE:
                 found.append(policy.id)
     return tuple(found)
 
@@ -102,9 +99,7 @@ def _targets(
 ) -> bool:
     """A Service is guarded at its workloads; there are no gateways and waypoints to attach to yet."""
     if ref.kind != "Service" or ref.group not in ("", "core"):
-        text = (
-            f"NOT-ENFORCED: a target of kind {ref.kind} is not supported yet; the policy guards nothing there"
-        )
+        text = f"NOT-ENFORCED: a target of kind {ref.kind} is not supported yet; the policy guards nothing there"
         warn(db, "XB2054", policy.id, field, text)
         return False
     if policy.namespace != namespace or ref.namespace not in ("", namespace):

@@ -130,11 +130,7 @@ def _usable(db: Database, keys: tuple[tuple[str, str], ...]) -> tuple[Destinatio
             if "~" in names:
                 continue
             text = "rules for the clients of some namespaces are not supported yet: "
-            text += (
-                "it counts for every client"
-                if _is_exported(rule)
-                else "it counts in its own namespace's services"
-            )
+            text += "it counts for every client" if _is_exported(rule) else "it counts in its own namespace's services"
             warn(db, "XB2023", rule.id, "spec.exportTo", text)
         usable.append(rule)
     return tuple(sorted(usable, key=_age))

@@ -40,9 +40,7 @@ def resolve(
     return RouteTarget(host, port, destination.subset, weight, headers, path, is_known)
 
 
-def _port(
-    db: Database, owner: ObjectId, path: str, destination: Destination, host: str, from_port: int
-) -> int | None:
+def _port(db: Database, owner: ObjectId, path: str, destination: Destination, host: str, from_port: int) -> int | None:
     target = service(db, host)
     if target is None:
         hint = did_you_mean(host, hosts(db))

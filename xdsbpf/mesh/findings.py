@@ -26,9 +26,9 @@ from xdsbpf.mesh.policy_groups import policy_groups, policy_table
 from xdsbpf.mesh.policy_rules import policy_rules
 from xdsbpf.mesh.routes import http_routes
 from xdsbpf.mesh.services import hosts, service, service_ports
-from xdsbpf.mesh.tcp_routes import tcp_destinations
 from xdsbpf.mesh.traffic_mode import traffic_mode
 from xdsbpf.mesh.virtual_services import is_for_mesh
+from xdsbpf.mesh.weights import weighted_endpoints
 from xdsbpf.model.names import full_host, service_host
 
 
@@ -60,7 +60,7 @@ def service_port_findings(db: Database, host: str, port: int) -> bool:
     """Everything about one service port."""
     endpoints(db, host, port)
     http_routes(db, host, port)
-    tcp_destinations(db, host, port)
+    weighted_endpoints(db, host, port)
     traffic_mode(db, host, port)
     rule = destination_rule(db, host)
     for subset in rule.subsets if rule is not None else ():
@@ -101,9 +101,7 @@ def _host_finding(db: Database, id: ObjectId, path: str, written: str, code: str
     host = full_host(written, id.namespace, settings(db).domain)
     if host.startswith("*"):
         if len(host) > 1 and host[1] != ".":
-            warn(
-                db, code, id, path, f"{written!r}: a wildcard stands for whole labels only; it covers nothing"
-            )
+            warn(db, code, id, path, f"{written!r}: a wildcard stands for whole labels only; it covers nothing")
         elif not any(known.endswith(host[1:]) for known in hosts(db)):
             warn(db, code, id, path, f"{written!r} covers no service of the mesh")
     elif service(db, host) is None:

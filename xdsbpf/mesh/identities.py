@@ -100,9 +100,7 @@ def workload_namespaces(db: Database) -> tuple[str, ...]:
 def identity_at(db: Database, address: str) -> str:
     """The one identity that running pods have at an address; "" if there is none or more than one."""
     pods = [
-        pod
-        for pod in db.bucket(PODS_BY_ADDRESS, address)
-        if _has_own_address(pod) and pod.status.phase == "Running"
+        pod for pod in db.bucket(PODS_BY_ADDRESS, address) if _has_own_address(pod) and pod.status.phase == "Running"
     ]
     trust_domain = settings(db).trust_domain
     names = {spiffe_id(trust_domain, pod.namespace, pod.service_account) for pod in pods}
@@ -138,11 +136,7 @@ def _identities_of_namespace(db: Database, namespace: str) -> tuple[tuple[str, t
 def identities(db: Database) -> tuple[str, ...]:
     """SPIFFE ids of all running workloads, sorted; the reserved node-proxy identity is not among them."""
     return tuple(
-        sorted(
-            name
-            for namespace in workload_namespaces(db)
-            for name, _ in _identities_of_namespace(db, namespace)
-        )
+        sorted(name for namespace in workload_namespaces(db) for name, _ in _identities_of_namespace(db, namespace))
     )
 
 
@@ -161,9 +155,7 @@ def identity(db: Database, name: str) -> tuple[str, ...]:
 def namespace_of_identity(name: str) -> str:
     """Namespace in `spiffe://<trust domain>/ns/<namespace>/sa/<account>`, or "" if it has another form."""
     parts = name.split("/")
-    is_istio = (
-        len(parts) == 7 and parts[0] == "spiffe:" and not parts[1] and parts[3] == "ns" and parts[5] == "sa"
-    )
+    is_istio = len(parts) == 7 and parts[0] == "spiffe:" and not parts[1] and parts[3] == "ns" and parts[5] == "sa"
     return parts[4] if is_istio else ""
 
 

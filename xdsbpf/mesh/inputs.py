@@ -121,9 +121,7 @@ VIRTUAL_SERVICES_BY_HOST = Index(
     VIRTUAL_SERVICES,
     keys=lambda v: tuple(dict.fromkeys(host_key(host, v.namespace) for host in v.spec.hosts)),
 )
-VIRTUAL_SERVICES_BY_NAME = Index(
-    "virtual_services_by_name", VIRTUAL_SERVICES, keys=lambda v: ((v.namespace, v.name),)
-)
+VIRTUAL_SERVICES_BY_NAME = Index("virtual_services_by_name", VIRTUAL_SERVICES, keys=lambda v: ((v.namespace, v.name),))
 DESTINATION_RULES_BY_HOST = Index(
     "destination_rules_by_host", DESTINATION_RULES, keys=lambda v: (host_key(v.spec.host, v.namespace),)
 )

@@ -150,9 +150,7 @@ def _is_open(db: Database, policy: AuthorizationPolicy) -> bool:
     value = lookup(policy.metadata.annotations, UNENFORCED)
     if value not in (None, "allow"):
         path = f"metadata.annotations[{UNENFORCED}]"
-        warn(
-            db, "XB2040", policy.id, path, f"{value!r} is not a value of {UNENFORCED}: ignored", 'use "allow"'
-        )
+        warn(db, "XB2040", policy.id, path, f"{value!r} is not a value of {UNENFORCED}: ignored", 'use "allow"')
     return value == "allow"
 
 
@@ -200,9 +198,7 @@ class _Reduction:
             text = f"NOT-ENFORCED: {name} is not supported yet; the rule allows nothing"
             warn(self.db, "XB2050", id, path, text, hint)
         else:
-            text = (
-                f"NOT-ENFORCED: {name} is not supported yet; the rule denies all that its other fields match"
-            )
+            text = f"NOT-ENFORCED: {name} is not supported yet; the rule denies all that its other fields match"
             warn(self.db, "XB2051", id, path, text, hint)
 
     def _source(self, path: str, entry: From) -> tuple[Term, ...]:

@@ -186,9 +186,7 @@ def _targets(db: Database, id: ObjectId, path: str, http: HTTPRoute, port: int) 
     )
 
 
-def _target(
-    db: Database, id: ObjectId, path: str, entry: HTTPRouteDestination, weight: int, port: int
-) -> RouteTarget:
+def _target(db: Database, id: ObjectId, path: str, entry: HTTPRouteDestination, weight: int, port: int) -> RouteTarget:
     return resolve(db, id, path, entry.destination, from_port=port, weight=weight, headers=entry.headers)
 
 
@@ -204,9 +202,7 @@ def weights_of(db: Database, id: ObjectId, path: str, weights: tuple[int, ...]) 
 def _mirrors(db: Database, id: ObjectId, path: str, http: HTTPRoute, port: int) -> tuple[MirrorTarget, ...]:
     found = []
     for position, mirror in enumerate(http.mirrors):
-        target = resolve(
-            db, id, f"{path}.mirrors[{position}].destination", mirror.destination, from_port=port
-        )
+        target = resolve(db, id, f"{path}.mirrors[{position}].destination", mirror.destination, from_port=port)
         found.append(MirrorTarget(target, mirror.percentage.value if mirror.percentage else ALL_REQUESTS))
     if http.mirror is not None:
         share = ALL_REQUESTS

@@ -37,9 +37,7 @@ class Protocol(enum.StrEnum):
     AUTO = "auto"
 
 
-HTTP_CLASS: Final = frozenset(
-    {Protocol.HTTP, Protocol.HTTP2, Protocol.GRPC, Protocol.GRPC_WEB, Protocol.HTTP_PROXY}
-)
+HTTP_CLASS: Final = frozenset({Protocol.HTTP, Protocol.HTTP2, Protocol.GRPC, Protocol.GRPC_WEB, Protocol.HTTP_PROXY})
 HTTP2_CLASS: Final = frozenset({Protocol.HTTP2, Protocol.GRPC, Protocol.GRPC_WEB})
 
 _BY_NAME: Final = {

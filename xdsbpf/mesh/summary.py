@@ -24,9 +24,7 @@ class ServiceSummary(msgspec.Struct, frozen=True):
 def service_summary(db: Database, host: str, port: int) -> ServiceSummary:
     """The summary of one service port."""
     mode = traffic_mode(db, host, port)
-    return ServiceSummary(
-        host, port, mode.plane, tuple(map(_sentence, mode.reasons)), len(endpoints(db, host, port))
-    )
+    return ServiceSummary(host, port, mode.plane, tuple(map(_sentence, mode.reasons)), len(endpoints(db, host, port)))
 
 
 @query

@@ -41,10 +41,7 @@ def tcp_destinations(db: Database, host: str, port: int) -> tuple[RouteTarget, .
 def _applies(db: Database, id: ObjectId, path: str, route: TCPRoute, port: int) -> bool:
     if not route.match:
         return True
-    return any(
-        _matches(db, id, f"{path}.match[{position}]", match, port)
-        for position, match in enumerate(route.match)
-    )
+    return any(_matches(db, id, f"{path}.match[{position}]", match, port) for position, match in enumerate(route.match))
 
 
 def _matches(db: Database, id: ObjectId, path: str, match: L4MatchAttributes, port: int) -> bool:

@@ -35,10 +35,7 @@ class _Candidate(msgspec.Struct, frozen=True):
 
     def rank_for(self, namespace: str) -> tuple[int, int]:
         """Less is better; candidates of equal rank keep their age order."""
-        own = (
-            self.visible_to == (self.virtual_service.namespace,)
-            and self.virtual_service.namespace == namespace
-        )
+        own = self.visible_to == (self.virtual_service.namespace,) and self.virtual_service.namespace == namespace
         exported = 0 if own else 2 if "*" in self.visible_to else 1
         return (self.specificity, exported)
 

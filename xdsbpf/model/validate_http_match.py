@@ -39,13 +39,18 @@ def check_http_match(checks: Checks, path: str, match: HTTPMatchRequest, on_gate
         message = f"expected a namespace, found {match.source_namespace!r}"
         checks.error(codes.BAD_NAMESPACE, f"{path}.sourceNamespace", message)
     for index, gateway in enumerate(match.gateways):
-        _check_gateway(checks, f"{path}.gateways[{index}]", gateway)
+        check_gateway_name(checks, f"{path}.gateways[{index}]", gateway)
 
 
-def _check_gateway(checks: Checks, path: str, gateway: str) -> None:
+def check_gateway_name(checks: Checks, path: str, gateway: str) -> None:
+    """`mesh`, `name` or `namespace/name`; the old `name.namespace.svc…` form is a warning (row 11)."""
     namespace, slash, name = gateway.rpartition("/")
     if not is_dns_subdomain(name) or (slash and namespace != "." and not is_dns_label(namespace)):
-        checks.error(codes.VS_GATEWAY, path, f"expected mesh, name or namespace/name, found {gateway!r}")
+        message = f"expected mesh, name or namespace/name, found {gateway!r}"
+        checks.error(codes.VS_GATEWAY, path, message)
+    elif not slash and "." in name:
+        hint = "write it as namespace/name"
+        checks.warning(codes.DEPRECATED, path, f"the gateway {gateway} is given as a host name", hint)
 
 
 def _check_header(checks: Checks, path: str, name: str, match: StringMatch, on_gateway: bool) -> None:

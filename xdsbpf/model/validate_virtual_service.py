@@ -15,10 +15,9 @@ from xdsbpf.model.checks import (
     host_hint,
     is_address,
     is_dns_label,
-    is_dns_subdomain,
     is_wildcard_host,
 )
-from xdsbpf.model.validate_http_match import is_catch_all
+from xdsbpf.model.validate_http_match import check_gateway_name, is_catch_all
 from xdsbpf.model.validate_http_route import check_destination, check_http_route, check_weights
 from xdsbpf.model.virtual_service import (
     L4MatchAttributes,
@@ -83,17 +82,6 @@ def _check_delegate(checks: Checks, spec: VirtualServiceSpec) -> None:
 def _check_gateways(checks: Checks, spec: VirtualServiceSpec) -> None:
     for index, gateway in enumerate(spec.gateways):
         check_gateway_name(checks, f"spec.gateways[{index}]", gateway)
-
-
-def check_gateway_name(checks: Checks, path: str, gateway: str) -> None:
-    """`mesh`, `name` or `namespace/name`; the old `name.namespace.svc…` form is a warning (row 11)."""
-    namespace, slash, name = gateway.rpartition("/")
-    if not is_dns_subdomain(name) or (slash and namespace != "." and not is_dns_label(namespace)):
-        message = f"expected mesh, name or namespace/name, found {gateway!r}"
-        checks.error(codes.VS_GATEWAY, path, message)
-    elif not slash and "." in name:
-        hint = "write it as namespace/name"
-        checks.warning(codes.DEPRECATED, path, f"the gateway {gateway} is given as a host name", hint)
 
 
 def _check_http_order(checks: Checks, spec: VirtualServiceSpec) -> None:

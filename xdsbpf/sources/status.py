@@ -51,8 +51,11 @@ def statuses_of(ranked: list[Claim], in_force: Manifest | None) -> list[ObjectSt
 
 
 def _wins(claim: Claim, place: Occurrence) -> bool:
-    """Whether a later place takes the object over: it is good, or its file had a good one before."""
-    return place.read.manifest is not None or (place is claim.occurrences[-1] and claim.good is not None)
+    """Whether a later place takes the object over: it is good, or stands for a good one it had before."""
+    if place.read.manifest is not None:
+        return True
+    written = [other.read.manifest for other in claim.occurrences]
+    return place is claim.occurrences[-1] and claim.good is not None and claim.good not in written
 
 
 def _status(claim: Claim, place: Occurrence, winner: Occurrence | None, in_force: Manifest | None) -> ObjectStatus:

@@ -74,7 +74,7 @@ def compose(text: str) -> Iterator[Node]:
         composer = _Composer(text)
         while composer.check_node():
             node = composer.get_node()
-            if node is not None:
+            if node is not None and not is_null(node):
                 yield node
     except yaml.reader.ReaderError as err:
         line = text.count("\n", 0, err.position) + 1

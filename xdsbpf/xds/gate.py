@@ -86,9 +86,7 @@ class Gate:
         if not streams:
             return resource.requires
         accepted = streams[-1].accepted
-        return tuple(
-            need for need in resource.requires if accepted.get((need.type_url, need.name)) != need.version
-        )
+        return tuple(need for need in resource.requires if accepted.get((need.type_url, need.name)) != need.version)
 
     def explain(self, node: str, need: Requirement) -> str:
         """One sentence for the status: why that requirement is not met."""

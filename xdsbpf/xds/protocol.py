@@ -55,7 +55,7 @@ _MAX_NODE_ID = 1024
 # Field tags of DeltaDiscoveryResponse, Resource and Any: (number << 3) | 2, all length-delimited.
 _RESPONSE_VERSION, _RESPONSE_RESOURCE, _RESPONSE_TYPE = b"\x0a", b"\x12", b"\x22"
 _RESPONSE_NONCE, _RESPONSE_REMOVED = b"\x2a", b"\x32"
-_RESOURCE_VERSION, _RESOURCE_ANY, _RESOURCE_NAME = b"\x0a", b"\x12", b"\x1a"
+_RESOURCE_VERSION, _RESOURCE_ANY, _RESOURCE_NAME, _RESOURCE_ALIAS = b"\x0a", b"\x12", b"\x1a", b"\x22"
 _ANY_TYPE, _ANY_VALUE = b"\x0a", b"\x12"
 
 
@@ -108,6 +108,16 @@ def resource_header(resource: Resource) -> bytes:
         + any_head
     )
     return _RESPONSE_RESOURCE + _varint(len(head) + body_length) + head
+
+
+def missing_entry(name: str) -> bytes:
+    """A `resources` entry that says "no such name": the name as its own alias, and no body.
+
+    VHDS only: Envoy holds a request for an unknown host until it gets this; `removed_resources` does not
+    release it.
+    """
+    encoded = name.encode()
+    return _field(_RESPONSE_RESOURCE, _field(_RESOURCE_NAME, encoded) + _field(_RESOURCE_ALIAS, encoded))
 
 
 def encode_response(

@@ -34,21 +34,24 @@ class Reader(Protocol):
 
 
 class Response(msgspec.Struct, frozen=True):
-    """A response that may be sent now; its bytes are `encode(response, reader)`."""
+    """A response that may be sent now; its bytes are `encode(response, reader)`.
+
+    `missing` are names that were asked for and never existed, where `removed` is not the right answer.
+    """
 
     type_url: str
     nonce: str
     resources: tuple[Resource, ...]
     removed: tuple[str, ...]
     revision: int
+    missing: tuple[str, ...] = ()
 
 
 def encode(response: Response, reader: Reader) -> bytes:
     """Join the stored headers and bodies into a DeltaDiscoveryResponse; nothing is serialised again."""
     segments = [part for item in response.resources for part in (reader.header(item), item.body)]
-    return protocol.encode_response(
-        response.type_url, response.nonce, segments, response.removed, response.revision
-    )
+    segments.extend(protocol.missing_entry(name) for name in response.missing)
+    return protocol.encode_response(response.type_url, response.nonce, segments, response.removed, response.revision)
 
 
 class Page:
@@ -59,11 +62,12 @@ class Page:
         self._bytes = 0
         self.resources: list[Resource] = []
         self.removed: list[str] = []
+        self.missing: list[str] = []
         self.stamp: int | None = None
 
     def fits(self, size: int) -> bool:
         """Whether `size` more bytes go on this page."""
-        count = len(self.resources) + len(self.removed)
+        count = len(self.resources) + len(self.removed) + len(self.missing)
         return not count or (count < PAGE_RESOURCES and self._bytes + size <= PAGE_BYTES)
 
     def size(self, resource: Resource) -> int:
@@ -80,6 +84,12 @@ class Page:
         """Put a removal on the page."""
         self._bytes += len(name) + 4
         self.removed.append(name)
+        self._oldest(stamp)
+
+    def miss(self, name: str, stamp: int) -> None:
+        """Put a name on the page that never existed."""
+        self._bytes += 2 * len(name) + 8
+        self.missing.append(name)
         self._oldest(stamp)
 
     def _oldest(self, stamp: int) -> None:

@@ -274,7 +274,10 @@ class DeltaSession:
             if forced and self._reader.knows_type(subscription.type_url):
                 if not page.fits(len(name) + 4):
                     return False
-                page.remove(name, stamp)
+                if held is None and subscription.type_url == names.VIRTUAL_HOST:
+                    page.miss(name, stamp)
+                else:
+                    page.remove(name, stamp)
             elif held is not None:
                 subscription.removals.setdefault(name, stamp)
             subscription.withheld.pop(name, None)
@@ -326,7 +329,12 @@ class DeltaSession:
         if subscription.type_url == names.CLUSTER:
             self._owe_endpoints(versions)
         return Response(
-            subscription.type_url, nonce, tuple(page.resources), tuple(page.removed), self._reader.revision
+            subscription.type_url,
+            nonce,
+            tuple(page.resources),
+            tuple(page.removed),
+            self._reader.revision,
+            tuple(page.missing),
         )
 
     def _owe_endpoints(self, clusters: dict[str, str]) -> None:

@@ -78,9 +78,7 @@ def node_statuses(sessions: Iterable[DeltaSession], gate: Gate, now: float) -> t
 def node_status(session: DeltaSession, gate: Gate, now: float) -> NodeStatus:
     """Status of one session."""
     view = session.view
-    types = tuple(
-        _type_status(subscription, gate, view.node, now) for subscription in session.subscriptions()
-    )
+    types = tuple(_type_status(subscription, gate, view.node, now) for subscription in session.subscriptions())
     return NodeStatus(session.node_id, view.kind, view.node, types)
 
 

@@ -168,7 +168,7 @@ def test_a_query_that_needs_most_of_the_python_stack_succeeds_below_others_too()
     depth = sys.getrecursionlimit() - frames() - 60
     db = Database()
     assert nested(db, depth) == depth
-    for left in (5, MAX_DEPTH - 1, MAX_DEPTH, 3 * MAX_DEPTH):
+    for left in (5, MAX_DEPTH // 2, MAX_DEPTH - 2, 3 * MAX_DEPTH):
         assert over_nested(db, left, depth) == depth
 
 

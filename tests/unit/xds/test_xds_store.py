@@ -27,6 +27,14 @@ def test_a_later_scope_overlays_an_earlier_one() -> None:
     assert store.wildcard(NODE, CDS) == (common, other)
 
 
+def test_a_wildcard_leaves_out_what_is_on_demand_and_a_name_does_not() -> None:
+    store = ResourceStore()
+    base, extra = resource(CDS, "base"), resource(CDS, "extra", on_demand=True)
+    store.apply("node-envoy", [base, extra])
+    assert store.wildcard(NODE, CDS) == (base,)
+    assert store.get(NODE, CDS, "extra") == extra
+
+
 def test_only_real_changes_count() -> None:
     store = ResourceStore()
     assert store.apply("s", [resource(CDS, "a")])

@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryResponse
 from xds_stream_client import CDS, EDS, LDS, NODE_ID, RDS, VHDS, StreamClient, resource, sent, store_with
 
 from xdsbpf.errors import ProtocolError
 from xdsbpf.model import names
 from xdsbpf.xds import protocol
+from xdsbpf.xds.response import encode
 from xdsbpf.xds.session import MAX_NAMES
 from xdsbpf.xds.store import ResourceStore
 
@@ -297,6 +299,20 @@ def test_a_resource_that_becomes_on_demand_leaves_the_wildcard() -> None:
     client = StreamClient(store_with(resource(CDS, "x")))
     client.ack_all(client.on(CDS))
     assert sent(client.put(resource(CDS, "x", on_demand=True))) == [(CDS, [], ["x"])]
+
+
+def test_an_unknown_host_asked_for_by_name_is_answered_without_a_body() -> None:
+    """Rule 31."""
+    store = store_with(resource(VHDS, "web/a"))
+    client = StreamClient(store)
+    client.ack_all(client.on(VHDS))
+    (response,) = client.on(VHDS, "web/b.test")
+    assert (response.resources, response.removed, response.missing) == ((), (), ("web/b.test",))
+    (item,) = DeltaDiscoveryResponse.FromString(encode(response, store)).resources
+    assert (item.name, list(item.aliases), item.HasField("resource")) == ("web/b.test", ["web/b.test"], False)
+    client.ack(response)
+    assert sent(client.ack_all(client.put(resource(VHDS, "web/b.test")))) == [(VHDS, ["web/b.test"], [])]
+    assert sent(client.remove(VHDS, "web/b.test")) == [(VHDS, [], ["web/b.test"])], "it had existed"
 
 
 def test_claims_are_compared_skipped_updated_or_removed() -> None:

@@ -6,22 +6,15 @@ ready, and till then the kernel goes on balancing with what it has.
 
 from __future__ import annotations
 
-import math
-from typing import Final
-
 from xdsbpf._pb.xdsbpf.datapath.v1 import datapath_pb2
 from xdsbpf.compile.datapath import names
 from xdsbpf.compile.datapath.encoding import resource
 from xdsbpf.incremental import ABSENT, Absent, Database, query
 from xdsbpf.mesh.addresses import packed
-from xdsbpf.mesh.endpoints import Endpoint, endpoints, subset_endpoints
 from xdsbpf.mesh.services import service, service_ports
-from xdsbpf.mesh.tcp_routes import tcp_destinations
+from xdsbpf.mesh.weights import weighted_endpoints
 from xdsbpf.model.names import BACKENDS
 from xdsbpf.model.resource import Resource
-
-MAX_WEIGHT: Final = 65535
-"""Largest weight of a backend; shares are rounded to fit."""
 
 
 @query
@@ -45,38 +38,7 @@ def backends_resource(db: Database, host: str, port: int) -> Resource | Absent:
         return ABSENT
     name = names.backends_name(host, port)
     message = datapath_pb2.Backends(service=name)
-    for endpoint, weight in _weighted(db, host, port):
-        message.backends.add(address=packed(endpoint.address), port=endpoint.port, weight=weight)
+    for entry in weighted_endpoints(db, host, port):
+        endpoint = entry.endpoint
+        message.backends.add(address=packed(endpoint.address), port=endpoint.port, weight=entry.weight)
     return resource(BACKENDS, name, message)
-
-
-def _weighted(db: Database, host: str, port: int) -> list[tuple[Endpoint, int]]:
-    """Endpoints with weights; a TCP VirtualService's weights are shares of whole subsets."""
-    targets = tcp_destinations(db, host, port)
-    if not targets:
-        return [(endpoint, 1) for endpoint in endpoints(db, host, port)]
-    shares = []
-    for target in targets:
-        members = subset_endpoints(db, target.host, target.port, target.subset) if target.is_known else ()
-        if members:
-            shares.append((members, target.weight))
-    return spread(shares)
-
-
-def spread(shares: list[tuple[tuple[Endpoint, ...], int]]) -> list[tuple[Endpoint, int]]:
-    """Split each share evenly over its members, in whole numbers of at least 1 and MAX_WEIGHT at most.
-
-    An address and port in several shares gets the sum. The order is that of first appearance.
-    """
-    common = math.lcm(*(len(members) for members, _ in shares)) if shares else 1
-    weights: dict[tuple[str, int], int] = {}
-    found: dict[tuple[str, int], Endpoint] = {}
-    for members, share in shares:
-        for endpoint in members:
-            key = (endpoint.address, endpoint.port)
-            found.setdefault(key, endpoint)
-            weights[key] = weights.get(key, 0) + share * (common // len(members))
-    divisor = math.gcd(*weights.values()) or 1
-    largest = max(weights.values(), default=0) // divisor
-    scale = max(1, -(-largest // MAX_WEIGHT)) * divisor
-    return [(endpoint, max(1, weights[key] // scale)) for key, endpoint in found.items()]

@@ -40,9 +40,7 @@ def _names_of_host(db: Database, host: str) -> tuple[str, ...]:
     owner = service(db, host)
     if owner is None:
         return ()
-    return tuple(
-        names.frontend_name(owner.address, number) for number in sorted(p.number for p in owner.ports)
-    )
+    return tuple(names.frontend_name(owner.address, number) for number in sorted(p.number for p in owner.ports))
 
 
 @query

@@ -35,9 +35,7 @@ def policy_resource(db: Database, name: str) -> Resource | Absent:
         return ABSENT
     message = datapath_pb2.Policy(name=name, destinations=[packed(address) for address in addresses])
     table = policy_table(db, name)
-    proxy_rows = [
-        PolicyRow(NODE_PROXY, port, Verdict.ALLOW, NODE_PROXY_RULE) for port in (*table.ports, None)
-    ]
+    proxy_rows = [PolicyRow(NODE_PROXY, port, Verdict.ALLOW, NODE_PROXY_RULE) for port in (*table.ports, None)]
     for row in (*table.rows, *proxy_rows):
         message.entries.append(_entry(row))
     return resource(POLICY, name, message)

@@ -1,6 +1,7 @@
 """Clusters: one EDS cluster per (service port, subset), handed out on demand (CDS).
 
-A node's Envoy asks for the clusters that its pods really call. A cluster whose DestinationRule asks for
+A node's Envoy asks for the clusters that its pods really call; only those that requests are mirrored to
+are sent unasked, because Envoy does not ask for those. A cluster whose DestinationRule asks for
 TLS that cannot be originated yet is withheld: Envoy answers 503 instead of sending plaintext.
 """
 
@@ -14,13 +15,29 @@ from xdsbpf.compile.envoy.encoding import over_ads, resource
 from xdsbpf.compile.envoy.load_balancing import load_balancing_policy, set_outlier_detection
 from xdsbpf.compile.envoy.names import ClusterKey, parse_cluster
 from xdsbpf.diagnostics import ObjectId, Origin
-from xdsbpf.incremental import ABSENT, Absent, Database, query
+from xdsbpf.incremental import ABSENT, Absent, Database, Index, query
 from xdsbpf.mesh.destination_rules import EffectivePolicy, effective_policy, subsets
+from xdsbpf.mesh.inputs import VIRTUAL_SERVICES, host_key, host_keys, settings
 from xdsbpf.mesh.services import PortInfo, hosts, service
 from xdsbpf.model.names import CLUSTER
 from xdsbpf.model.resource import Resource
+from xdsbpf.model.virtual_service import VirtualService
 
 EDS = over_ads()
+
+
+def _mirror_hosts(virtual_service: VirtualService) -> tuple[tuple[str, str], ...]:
+    destinations = [
+        destination
+        for route in virtual_service.spec.http
+        for destination in (route.mirror, *(mirror.destination for mirror in route.mirrors))
+        if destination is not None
+    ]
+    namespace = virtual_service.namespace
+    return tuple(dict.fromkeys(host_key(destination.host, namespace) for destination in destinations))
+
+
+VIRTUAL_SERVICES_BY_MIRROR = Index("virtual_services_by_mirror", VIRTUAL_SERVICES, keys=_mirror_hosts)
 
 
 @query
@@ -50,7 +67,8 @@ def cluster(db: Database, name: str) -> Resource | Absent:
     where = policy.origins[-1] if policy.origins else Origin(owner.object, "spec")
     if _is_withheld(db, policy, where, owner.object):
         return ABSENT
-    return resource(CLUSTER, name, _message(db, name, info, policy, where), on_demand=True)
+    message = _message(db, name, info, policy, where)
+    return resource(CLUSTER, name, message, on_demand=not _is_mirrored_to(db, key.host))
 
 
 def known_cluster(db: Database, name: str) -> ClusterKey | None:
@@ -62,6 +80,13 @@ def known_cluster(db: Database, name: str) -> ClusterKey | None:
     if key.subset and all(rule.name != key.subset for rule in subsets(db, key.host)):
         return None
     return key
+
+
+@query
+def _is_mirrored_to(db: Database, host: str) -> bool:
+    """Whether any VirtualService mirrors requests to a host. Reads the buckets of that host only."""
+    keys = (key for key in host_keys(host, settings(db).domain) if key[0] != "suffix")
+    return any(db.bucket(VIRTUAL_SERVICES_BY_MIRROR, key) for key in keys)
 
 
 def _is_withheld(db: Database, policy: EffectivePolicy, where: Origin, owner: ObjectId) -> bool:

@@ -17,10 +17,11 @@ from envoy.extensions.filters.http.router.v3.router_pb2 import Router
 from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import (
     HttpConnectionManager,
 )
+from envoy.extensions.http.early_header_mutation.header_mutation.v3.header_mutation_pb2 import HeaderMutation
 from google.protobuf.duration_pb2 import Duration
 
 from xdsbpf.compile.envoy import names
-from xdsbpf.compile.envoy.encoding import any_of, duration, over_ads
+from xdsbpf.compile.envoy.encoding import any_of, duration, over_ads, typed
 from xdsbpf.model.scalars import NANOSECONDS
 
 MAX_CONNECTION_DURATION: Final = 600 * NANOSECONDS
@@ -35,7 +36,6 @@ def connection_manager(port: int) -> HttpConnectionManager:
         merge_slashes=True,
         path_with_escaped_slashes_action=HttpConnectionManager.UNESCAPE_AND_FORWARD,
         server_header_transformation=HttpConnectionManager.PASS_THROUGH,
-        # No request is trusted to carry x-envoy-* instructions, whatever address it claims to come from.
         internal_address_config=HttpConnectionManager.InternalAddressConfig(),
         proxy_100_continue=True,
         http1_safe_max_connection_duration=True,
@@ -47,8 +47,20 @@ def connection_manager(port: int) -> HttpConnectionManager:
     message.stream_idle_timeout.CopyFrom(Duration())
     message.common_http_protocol_options.max_connection_duration.CopyFrom(duration(MAX_CONNECTION_DURATION))
     message.upgrade_configs.add(upgrade_type="websocket")
+    message.early_header_mutation_extensions.append(typed(names.EARLY_MUTATION, _without_instructions()))
     for name in names.HTTP_FILTERS:
         message.http_filters.add(name=name, typed_config=any_of(_filter_config(name)))
+    return message
+
+
+def _without_instructions() -> HeaderMutation:
+    """Security: drops every x-envoy-* request header before a route is chosen.
+
+    They would let a client set timeouts, retries and more. Envoy itself drops them only where it takes
+    over x-forwarded-for (`use_remote_address`), which is the application's here.
+    """
+    message = HeaderMutation()
+    message.mutations.add().remove_on_match.key_matcher.prefix = "x-envoy-"
     return message
 
 

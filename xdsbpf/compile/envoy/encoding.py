@@ -15,7 +15,7 @@ from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
 
 from xdsbpf.model.names import TYPE_PREFIX
-from xdsbpf.model.resource import Resource, make_resource
+from xdsbpf.model.resource import Requirement, Resource, make_resource
 from xdsbpf.model.scalars import NANOSECONDS
 
 
@@ -32,9 +32,17 @@ def typed(name: str, message: Message) -> TypedExtensionConfig:
     return TypedExtensionConfig(name=name, typed_config=any_of(message))
 
 
-def resource(type_url: str, name: str, message: Message, *, on_demand: bool = False) -> Resource:
+def resource(
+    type_url: str,
+    name: str,
+    message: Message,
+    *,
+    on_demand: bool = False,
+    requires: tuple[Requirement, ...] = (),
+) -> Resource:
     """The encoded resource of `message`."""
-    return make_resource(type_url, name, message.SerializeToString(deterministic=True), on_demand=on_demand)
+    body = message.SerializeToString(deterministic=True)
+    return make_resource(type_url, name, body, on_demand=on_demand, requires=requires)
 
 
 def duration(nanoseconds: int) -> Duration:

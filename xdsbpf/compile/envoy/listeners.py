@@ -38,14 +38,15 @@ def port_numbers(db: Database) -> tuple[int, ...]:
 
 @query
 def listener_names(db: Database) -> tuple[str, ...]:
-    """The listeners of every node."""
-    return (names.OUT_HTTP,)
+    """The listeners of every node; none in a mesh without HTTP, as a listener needs a filter chain."""
+    return (names.OUT_HTTP,) if port_numbers(db) else ()
 
 
 @query
 def listener(db: Database, name: str) -> Resource | Absent:
-    """The listener resource `out_http`; ABSENT for any other name."""
-    return resource(LISTENER, name, out_http(port_numbers(db))) if name == names.OUT_HTTP else ABSENT
+    """The listener resource `out_http`; ABSENT for any other name, and in a mesh without HTTP."""
+    ports = port_numbers(db)
+    return resource(LISTENER, name, out_http(ports)) if name == names.OUT_HTTP and ports else ABSENT
 
 
 def out_http(ports: tuple[int, ...]) -> Listener:

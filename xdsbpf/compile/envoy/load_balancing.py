@@ -123,9 +123,9 @@ def _slow_start(settings: LoadBalancerSettings) -> SlowStartConfig | None:
         aggression = settings.warmup.aggression
         return SlowStartConfig(
             slow_start_window=duration(settings.warmup.duration),
-            min_weight_percent=Percent(value=WARMUP_PERCENT if percent is None else percent),
+            min_weight_percent=Percent(value=WARMUP_PERCENT if percent is None else percent / 10_000),
             aggression=RuntimeDouble(
-                default_value=1.0 if aggression is None else aggression,
+                default_value=1.0 if aggression is None else aggression / 1_000_000,
                 runtime_key=AGGRESSION_KEY,
             ),
         )

@@ -16,12 +16,12 @@ SCOPE: Final = "node-envoy"
 
 OUT_HTTP: Final = "out_http"
 OUT_HTTP_PORT: Final = 15001
-ALWAYS_SERVED_PORT: Final = 80
-"""A listener must have a filter chain, so this port has one even in a mesh without HTTP services."""
 
 SOURCE_IDENTITY: Final = "srcid"
 ORIGINAL_DST: Final = "envoy.filters.listener.original_dst"
 CONNECTION_MANAGER: Final = "envoy.filters.network.http_connection_manager"
+
+EARLY_MUTATION: Final = "envoy.http.early_header_mutation.header_mutation"
 
 CORS: Final = "envoy.filters.http.cors"
 AUTHZ_DENY: Final = "authz-deny"

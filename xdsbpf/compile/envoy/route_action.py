@@ -159,10 +159,13 @@ def _set_authority(action: RouteAction, http: HTTPRoute, targets: tuple[Target, 
 
 
 def _set_timeouts(action: RouteAction, timeout: int | None) -> None:
-    """No timeout unless written; `grpc-timeout` is honoured up to the same limit (0: without limit)."""
-    limit = duration(timeout) if timeout else Duration()
-    action.timeout.CopyFrom(limit)
-    action.max_stream_duration.grpc_timeout_header_max.CopyFrom(limit)
+    """No timeout unless written. Without one, a client's `grpc-timeout` is honoured, without limit.
+
+    Envoy ignores `timeout` where `max_stream_duration` stands next to it, so there is only ever one of them.
+    """
+    action.timeout.CopyFrom(duration(timeout) if timeout else Duration())
+    if not timeout:
+        action.max_stream_duration.grpc_timeout_header_max.CopyFrom(Duration())
 
 
 def _set_hashing(action: RouteAction, targets: tuple[Target, ...]) -> None:

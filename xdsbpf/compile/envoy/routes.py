@@ -6,6 +6,7 @@ would make Envoy ask for it and wait for ever.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Final
 
 from envoy.config.route.v3.route_components_pb2 import Route, VirtualHost
@@ -17,7 +18,7 @@ from xdsbpf.compile.envoy.listeners import port_numbers
 from xdsbpf.compile.envoy.local_replies import MAX_BODY
 from xdsbpf.incremental import ABSENT, Absent, Database, query
 from xdsbpf.model.names import ROUTES
-from xdsbpf.model.resource import Resource
+from xdsbpf.model.resource import Requirement, Resource
 
 UNKNOWN_HOST_BODY: Final = "no such host in the mesh on this port\n"
 
@@ -34,7 +35,23 @@ def route_config(db: Database, name: str) -> Resource | Absent:
     port = names.parse_port(name)
     if port is None or port not in port_numbers(db):
         return ABSENT
-    return resource(ROUTES, name, route_configuration(port))
+    return route_config_of(port)
+
+
+@cache
+def route_config_of(port: int) -> Resource:
+    """The route configuration of a port: it depends on nothing else."""
+    return resource(ROUTES, names.route_config_name(port), route_configuration(port))
+
+
+def route_config_requirement(port: int) -> Requirement:
+    """What must have been ACKed before a virtual host of this port is sent.
+
+    Envoy drops a virtual host whose route configuration it does not have yet, acknowledges it all the
+    same, and would then wait for it for ever.
+    """
+    found = route_config_of(port)
+    return Requirement(ROUTES, found.name, found.version)
 
 
 def route_configuration(port: int) -> RouteConfiguration:

@@ -27,6 +27,7 @@ from xdsbpf.compile.envoy.hash_policy import consistent_hash
 from xdsbpf.compile.envoy.rbac import cluster_filters
 from xdsbpf.compile.envoy.route_action import Mirror, Target, default_route, http_route
 from xdsbpf.compile.envoy.route_match import is_catch_all, match_error, route_match
+from xdsbpf.compile.envoy.routes import route_config_requirement
 from xdsbpf.diagnostics import ObjectId, Origin
 from xdsbpf.incremental import ABSENT, Absent, Database, Index, query
 from xdsbpf.mesh.destination_rules import effective_policy
@@ -71,7 +72,7 @@ def virtual_host_resource(db: Database, port: int, host: str) -> Resource | Abse
         message.routes.extend(_routes_of(db, rule, port))
     if not message.routes or not is_catch_all(message.routes[-1].match):
         message.routes.append(_not_found(RouteMatch(prefix="/")))
-    return resource(VIRTUAL_HOST, name, message)
+    return resource(VIRTUAL_HOST, name, message, requires=(route_config_requirement(port),))
 
 
 def _domains(db: Database, owner: MeshService, port: int) -> list[str]:

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import nodelab
 import pytest
-from conftest import BPF, CAPACITIES
-from nodelab import PODS, VIP, Child, Node, Place, attempt
+from nodelab import BPF, CAPACITIES, PODS, VIP, Child, Node, Place, attempt, remove_cgroup
 
 from xdsbpf.datapath import abi, pins
 from xdsbpf.datapath.attach import NODE_HOOKS, PROXY_HOOK, Attachments, detach_all
@@ -46,7 +45,7 @@ def place(lab: Node, object_file: Path) -> Iterator[Place]:
     CGROUP.mkdir(exist_ok=True)
     yield Place("life", CGROUP, lab.pods[1].netns)
     detach_all(ROOT)
-    nodelab._remove_cgroup(CGROUP)
+    remove_cgroup(CGROUP)
 
 
 def load(object_file: Path) -> Datapath:

@@ -146,3 +146,20 @@ def test_every_other_table_holds_its_struct(tables: Kernel) -> None:
         table.put(its_key, value)
         assert table.get(its_key) == value
         assert table.items() == [(its_key, value)]
+
+
+@pytest.mark.root
+def test_tables_larger_than_one_batch_are_read_whole(object_file: Path) -> None:
+    detach_all(ROOT)
+    addresses = [host_key((0x0A000000 + number).to_bytes(4, "big")) for number in range(10_000)]
+    with open_datapath(ROOT, object_file=object_file) as datapath:
+        tables = datapath.tables
+        tables.addresses.put_many((key, abi.Address(number, 0)) for number, key in enumerate(addresses))
+        tables.names.put_many((abi.NameKey(1, number), abi.Name(f"n{number}")) for number in range(10_000))
+        tables.backends.put_many((number, BACKEND) for number in range(0, abi.Limit.MAX_BACKENDS, 999))
+        assert {key: value.identity for key, value in tables.addresses.items()} == {
+            key: number for number, key in enumerate(addresses)
+        }
+        assert {key.number: name.text for key, name in tables.names.items()} == {n: f"n{n}" for n in range(10_000)}
+        assert [index for index, _ in tables.backends.items()] == list(range(0, abi.Limit.MAX_BACKENDS, 999))
+    detach_all(ROOT)

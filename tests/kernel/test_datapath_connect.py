@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import signal
 import socket
 from collections import Counter
@@ -10,7 +11,7 @@ from collections.abc import Callable
 
 import nodelab
 import pytest
-from nodelab import PODS, PORT, PROXY, VIP, Node, ask, attempt, dial, wait_until
+from nodelab import PODS, PORT, PROXY, VIP, Node, ask, attempt, dial, packed, wait_until
 
 from xdsbpf.datapath import abi
 from xdsbpf.datapath.abi import CounterIndex, Identity, Verdict
@@ -149,6 +150,37 @@ def test_a_dead_proxy_refuses_and_leaves_no_record(kernel: Datapath, lab: Node) 
     assert lab.pods[1].run(lambda: attempt(VIP, 80)) == "ECONNREFUSED"
     assert counted(kernel, before, CounterIndex.RECORDED) == 1
     wait_until(lambda: kernel.tables.handshakes.items() == [], "the record of the refused client gone")
+
+
+def test_a_pod_leaves_no_record_under_another_pods_address(kernel: Datapath, lab: Node) -> None:
+    nodelab.redirect(kernel.tables, 15001)
+    nodelab.ip("addr", "add", f"{PODS[2]}/32", "dev", "lo", netns=lab.pods[1].netns)
+
+    def impersonate(ready: Callable[[int], None]) -> None:
+        client = socket.socket()
+        client.bind((PODS[2], 45678))
+        client.setblocking(False)
+        ready(client.connect_ex((VIP, 80)))
+        signal.pause()
+
+    def recorded() -> list[abi.Tuple]:
+        child = nodelab.Child(lab.pods[1], impersonate)
+        try:
+            assert child.first == errno.EINPROGRESS
+            return [key for key, _ in kernel.tables.handshakes.items()]
+        finally:
+            child.kill()
+
+    try:
+        before = kernel.tables.counters()
+        assert recorded() == []
+        assert counted(kernel, before, CounterIndex.SPOOFED) == 1
+        for key, _ in kernel.tables.netns.items():  # the mechanism off, on purpose: nobody is enrolled
+            kernel.tables.netns.delete(key)
+        assert [(key.source, key.source_port) for key in recorded()] == [(nodelab.address16(packed(PODS[2])), 45678)]
+        wait_until(lambda: kernel.tables.handshakes.items() == [], "the record gone with its client")
+    finally:
+        nodelab.ip("addr", "del", f"{PODS[2]}/32", "dev", "lo", netns=lab.pods[1].netns)
 
 
 def test_a_redirect_without_a_proxy_address_refuses(kernel: Datapath, lab: Node) -> None:

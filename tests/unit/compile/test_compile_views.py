@@ -1,0 +1,40 @@
+"""Which scopes a client sees, and that all generators together make what a view promises."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.builders import Mesh, bookinfo
+from xdsbpf.compile.outputs import generators
+from xdsbpf.compile.views import known_nodes, view_scopes
+from xdsbpf.errors import ProtocolError
+from xdsbpf.model.names import NodeId
+
+
+def test_a_nodes_envoy_and_its_agent_see_the_shared_scope_and_their_own() -> None:
+    assert view_scopes(NodeId("node", "10.0.0.1", "n1", "x")) == ("node-envoy", "node-envoy/n1")
+    assert view_scopes(NodeId("agent", "10.0.0.1", "n1", "x")) == ("datapath", "datapath/n1")
+
+
+@pytest.mark.parametrize(
+    ("type_", "status"), [("sidecar", "UNIMPLEMENTED"), ("router", "UNIMPLEMENTED"), ("x", "INVALID_ARGUMENT")]
+)
+def test_other_kinds_of_clients_are_told_why_not(type_: str, status: str) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        view_scopes(NodeId(type_, "10.0.0.1", "n1", "x"))
+    assert caught.value.status == status
+    assert "node~" in caught.value.hint
+
+
+def test_the_generators_of_known_nodes_cover_the_scopes_that_views_open() -> None:
+    mesh = Mesh(*bookinfo())
+    nodes = known_nodes(mesh.db)
+    scopes = {generator.scope for generator in generators(nodes)}
+    for name in nodes:
+        for type_ in ("node", "agent"):
+            assert set(view_scopes(NodeId(type_, "", name, ""))) <= scopes
+
+
+def test_a_scope_and_type_has_one_generator() -> None:
+    keys = [(generator.scope, generator.type_url) for generator in generators(("a", "b"))]
+    assert len(keys) == len(set(keys))
