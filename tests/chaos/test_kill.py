@@ -20,7 +20,7 @@ import pytest
 
 from xdsbpf.lab.bringup import down, up
 from xdsbpf.lab.lab import Lab
-from xdsbpf.lab.measure import wait_until
+from xdsbpf.lab.measure import wait_until, xdsbpf_json
 from xdsbpf.lab.plan import LabOptions
 
 pytestmark = [pytest.mark.root, pytest.mark.envoy, pytest.mark.timeout(240)]
@@ -114,9 +114,11 @@ def traffic(lab: Lab, tmp_path: Path) -> Iterator[Traffic]:
         running.kill()
 
 
-def is_settled(lab: Lab) -> bool:
-    """Every process of the lab is there again and in sync."""
-    return lab.is_ready()
+def in_sync(lab: Lab) -> bool:
+    """Every agent and Envoy is connected again and has ACKed what it asked for."""
+    items = xdsbpf_json(lab, "ps")["items"]
+    states = {entry["state"] for item in items for entry in item["types"]}
+    return len(items) == 2 * len(lab.node_names) and states == {"SYNCED"}
 
 
 def l7_works(lab: Lab) -> bool:
@@ -139,7 +141,7 @@ def test_killing_a_control_process_disturbs_no_traffic(lab: Lab, traffic: Traffi
     lab.kill(victim, signal.SIGKILL)
     enough_traffic(lab)
     lab.restart(victim)
-    wait_until(lambda: is_settled(lab), 30, f"{victim} to be in sync again")
+    wait_until(lambda: in_sync(lab), 30, f"{victim} to be in sync again")
     enough_traffic(lab)
     assert traffic.stop().broken_promises(envoy_survives=True) == []
 

@@ -186,18 +186,22 @@ class NodeMesh:
             lines = [f"{method} {path} HTTP/1.1", f"host: {host}", "connection: close"]
             lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
             writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
-            data = await asyncio.wait_for(reader.read(), 10.0)
-        except ConnectionError:
+            return await asyncio.wait_for(_read_answer(reader, method), 10.0)
+        except (asyncio.IncompleteReadError, ConnectionError):
             return Answer(0)
         finally:
             writer.close()
-        head, _, body = data.partition(b"\r\n\r\n")
-        if not head:
-            return Answer(0)
-        found = _headers(head)
-        if found.get("transfer-encoding") == "chunked":
-            body = unchunked(body)
-        return Answer(int(head.split(b" ", 2)[1]), tuple(found.items()), body)
+
+
+async def _read_answer(reader: asyncio.StreamReader, method: str) -> Answer:
+    """By length, not to the end of the connection: Envoy holds that open for a second."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    status, headers = int(head.split(b" ", 2)[1]), _headers(head)
+    if headers.get("transfer-encoding") == "chunked":
+        return Answer(status, tuple(headers.items()), unchunked(await reader.read()))
+    has_body = method != "HEAD" and status not in (204, 304)
+    body = await reader.readexactly(int(headers.get("content-length", "0"))) if has_body else b""
+    return Answer(status, tuple(headers.items()), body)
 
 
 def _headers(head: bytes) -> dict[str, str]:

@@ -35,7 +35,10 @@ class Problem(msgspec.Struct, frozen=True, order=True):
 
 
 class Image:
-    """Target contents of the maps; `balanced` maps a frontend to the Backends that its slots come from."""
+    """Target contents of the maps; `balanced` maps a frontend to the Backends that its slots come from.
+
+    `problems`: resources that are in force otherwise than written; `failed`: those that have no place.
+    """
 
     def __init__(self) -> None:
         """An empty target."""
@@ -50,6 +53,7 @@ class Image:
         self.frontends: dict[abi.FrontendKey, tuple[abi.Frontend, Cause]] = {}
         self.balanced: dict[abi.FrontendKey, str] = {}
         self.problems: list[Problem] = []
+        self.failed: dict[Cause, str] = {}
 
 
 def build_image(desired: DesiredState, numbers: Numbers) -> Image:
@@ -190,8 +194,8 @@ class _Builder:
 
 @contextmanager
 def _blaming(image: Image, cause: Cause) -> Iterator[None]:
-    """A resource for which numbers have run out becomes a problem; the others go on."""
+    """A resource for which numbers have run out fails; the others go on."""
     try:
         yield
     except NumbersExhausted as err:
-        image.problems.append(Problem(*cause, str(err)))
+        image.failed[cause] = str(err)

@@ -46,10 +46,15 @@ NO_CGROUPS = Cgroups()
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """Operations in order; `wake_at` is when a quarantine ends and planning again does more (None: never)."""
+    """Operations in order.
+
+    `failed`: resources without a place, with the reason; `wake_at`: when a quarantine ends and planning
+    again does more (None: never).
+    """
 
     ops: tuple[Op, ...]
     problems: tuple[Problem, ...]
+    failed: Mapping[Cause, str]
     wake_at: float | None
 
 
@@ -90,10 +95,10 @@ def plan(
     ]
     slots, frontends = _frontend_puts(image, realised, slot_capacity, prune)
     if not prune:
-        return Plan((*builds, *slots, *frontends), tuple(sorted(image.problems)), None)
+        return Plan((*builds, *slots, *frontends), tuple(sorted(image.problems)), image.failed, None)
     rested, wake_at = _rested(image, realised, numbers, now)
     ops = (*builds, *slots, *frontends, *_deletes(image, realised), *rested)
-    return Plan(ops, tuple(sorted(image.problems)), wake_at)
+    return Plan(ops, tuple(sorted(image.problems)), image.failed, wake_at)
 
 
 def _keep_what_is_unclaimed(image: Image, realised: Realised) -> None:
@@ -182,7 +187,7 @@ def _frontend_puts(image: Image, realised: Realised, capacity: int, prune: bool)
                 offset = free.take(len(contents))
                 if offset is None:
                     message = f"no {len(contents)} adjacent slots are free; tried again when others are freed"
-                    image.problems.append(Problem(BACKENDS, str(backends), message))
+                    image.failed[BACKENDS, str(backends)] = message
                     continue
                 place = places[contents] = (offset, len(contents))
                 writes.append(WriteSlots(offset, contents, (BACKENDS, str(backends))))

@@ -98,7 +98,7 @@ class Reconciler:
         result = plan(desired, self.realised, self._numbers, now, cgroups=self._cgroups, prune=prune)
         guarding = {address.policy for address in self.realised.addresses.values()}
         guarding |= {frontend.policy for frontend in self.realised.frontends.values()}
-        failed: dict[Cause, str] = {}
+        failed: dict[Cause, str] = dict(result.failed)
         incomplete: set[int] = set()
         applied = 0
         for op in result.ops:

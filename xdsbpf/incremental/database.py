@@ -155,6 +155,20 @@ class Database(Inputs):
             found.update(cell.reports)
         return tuple(sorted(found, key=_rank))
 
+    def reported(self, query: Callable[Concatenate[Any, P], Any], *args: P.args, **kwargs: P.kwargs) -> set[Diagnostic]:
+        """All that was reported for any watched query or for `query(*args)`, there or below; unsorted.
+
+        The same as the union of `diagnostics` over all of them, at one visit per cell that exists.
+        """
+        self.refuse_in_query("origins and diagnostics")
+        cell = self._cell(query, args, kwargs)
+        try:
+            self.bring(cell)
+            self.sweep()  # what is left now is below a watch or below `cell`
+            return {found for cells in self._queries.values() for kept in cells.values() for found in kept.reports}
+        finally:
+            self.release(cell)
+
     @property
     def cells(self) -> int:
         """How many cells exist; for tests and metrics. Cost: one visit per query, table and index."""

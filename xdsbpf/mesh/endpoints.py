@@ -6,13 +6,11 @@ One query per (service, port): a changed slice recomputes its own service and no
 
 from __future__ import annotations
 
-import ipaddress
-
 import msgspec
 
 from xdsbpf.diagnostics import Origin
 from xdsbpf.incremental import ABSENT, Database, query
-from xdsbpf.mesh.addresses import refusal
+from xdsbpf.mesh.addresses import packed, refusal
 from xdsbpf.mesh.codes import refuse, warn
 from xdsbpf.mesh.destination_rules import subsets
 from xdsbpf.mesh.inputs import PODS, PODS_BY_ADDRESS, SLICES_BY_SERVICE, object_id, settings
@@ -48,11 +46,13 @@ def endpoints(db: Database, host: str, port: int) -> tuple[Endpoint, ...]:
     info = owner.port(port) if owner else None
     if owner is None or info is None:
         return ()
+    trust_domain = settings(db).trust_domain
     found: dict[tuple[str, int], Endpoint] = {}
     for slice_ in db.bucket(SLICES_BY_SERVICE, (owner.namespace, owner.name)):
         number = _slice_port(slice_, info)
         if number is None:
             continue
+        id = slice_.id
         for position, entry in enumerate(slice_.endpoints):
             if not _is_serving(entry):
                 continue
@@ -60,12 +60,13 @@ def endpoints(db: Database, host: str, port: int) -> tuple[Endpoint, ...]:
             for address in entry.addresses[:1]:
                 reason = refusal(address)
                 if reason:
-                    refuse(db, "XB2010", slice_.id, f"{path}.addresses[0]", f"{address} {reason}: not used")
+                    refuse(db, "XB2010", id, f"{path}.addresses[0]", f"{address} {reason}: not used")
                     continue
-                db.cite(Origin(slice_.id, path))
-                endpoint = _endpoint(db, slice_, entry, path, address, number)
-                found.setdefault((address, number), endpoint)
-    return tuple(sorted(found.values(), key=lambda e: (ipaddress.ip_address(e.address), e.port)))
+                db.cite(Origin(id, path))
+                pod = _pod(db, slice_, entry, path, address)
+                if (address, number) not in found:
+                    found[address, number] = _endpoint(db, pod, entry, address, number, trust_domain)
+    return tuple(sorted(found.values(), key=lambda e: (packed(e.address), e.port)))
 
 
 def _is_serving(entry: SliceEndpoint) -> bool:
@@ -83,9 +84,8 @@ def _slice_port(slice_: EndpointSlice, info: PortInfo) -> int | None:
 
 
 def _endpoint(
-    db: Database, slice_: EndpointSlice, entry: SliceEndpoint, path: str, address: str, number: int
+    db: Database, pod: Pod | None, entry: SliceEndpoint, address: str, number: int, trust_domain: str
 ) -> Endpoint:
-    pod = _pod(db, slice_, entry, path, address)
     if pod is None:
         return Endpoint(address, number, node=entry.node_name, zone=entry.zone)
     db.cite(Origin(pod.id))
@@ -97,7 +97,7 @@ def _endpoint(
         pod.metadata.labels,
         pod.spec.node_name or entry.node_name,
         entry.zone,
-        spiffe_id(settings(db).trust_domain, pod.namespace, pod.service_account),
+        spiffe_id(trust_domain, pod.namespace, pod.service_account),
     )
 
 

@@ -7,14 +7,13 @@ cannot be told apart is not trusted (fail closed).
 
 from __future__ import annotations
 
-import ipaddress
 from typing import Final
 
 import msgspec
 
 from xdsbpf.diagnostics import ObjectId, Origin
 from xdsbpf.incremental import ABSENT, Database, query
-from xdsbpf.mesh.addresses import refusal
+from xdsbpf.mesh.addresses import packed, refusal
 from xdsbpf.mesh.codes import inform, warn
 from xdsbpf.mesh.inputs import (
     NODES_BY_NAME,
@@ -129,7 +128,7 @@ def _identities_of_namespace(db: Database, namespace: str) -> tuple[tuple[str, t
         for address in workload.addresses:
             if identity_at(db, address) == workload.identity:
                 found.setdefault(workload.identity, set()).add(address)
-    return tuple((name, tuple(sorted(found[name], key=ipaddress.ip_address))) for name in sorted(found))
+    return tuple((name, tuple(sorted(found[name], key=packed))) for name in sorted(found))
 
 
 @query
@@ -208,4 +207,4 @@ def proxy_address(db: Database, node: str) -> str:
 def proxy_addresses(db: Database) -> tuple[str, ...]:
     """Source addresses of all nodes' proxies, sorted."""
     found = {proxy_address(db, node) for node in known_nodes(db)} - {""}
-    return tuple(sorted(found, key=ipaddress.ip_address))
+    return tuple(sorted(found, key=packed))

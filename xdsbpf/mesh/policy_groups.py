@@ -7,13 +7,13 @@ makes a difference.
 
 from __future__ import annotations
 
-import ipaddress
 from typing import Final
 
 import msgspec
 
 from xdsbpf.diagnostics import Origin
 from xdsbpf.incremental import Database, query
+from xdsbpf.mesh.addresses import packed
 from xdsbpf.mesh.authorization import (
     SPIFFE,
     UNKNOWN_SOURCE,
@@ -92,7 +92,7 @@ def _groups_of_namespace(db: Database, namespace: str) -> tuple[tuple[str, tuple
             for id in policies_of(db, namespace, pod.metadata.labels):
                 text = f"NOT-ENFORCED for {pod.id}: workloads on the host's network cannot be told apart"
                 warn(db, "XB2013", id, "spec.selector", text)
-    return tuple((group, tuple(sorted(found[group], key=ipaddress.ip_address))) for group in sorted(found))
+    return tuple((group, tuple(sorted(found[group], key=packed))) for group in sorted(found))
 
 
 @query
@@ -110,7 +110,7 @@ def group_addresses(db: Database, group: str) -> tuple[str, ...]:
         for name, addresses in _groups_of_namespace(db, namespace):
             if name == group:
                 found.update(addresses)
-    return tuple(sorted(found, key=ipaddress.ip_address))
+    return tuple(sorted(found, key=packed))
 
 
 @query

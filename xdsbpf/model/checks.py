@@ -10,12 +10,14 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, TypeAlias
 
 from xdsbpf.diagnostics import Diagnostic, ObjectId, Severity
 from xdsbpf.model import codes
 from xdsbpf.model.regex import MAX_REGEX, regex_problem
 from xdsbpf.model.scalars import Labels
+
+IPAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 MILLISECOND: Final = 1_000_000
 
@@ -87,9 +89,7 @@ class Checks:
         for key, value in labels:
             place = f"{path}[{key}]"
             if not is_label_key(key):
-                self.error(
-                    codes.BAD_LABEL, place, f"{key!r} is no label key", "such as app or example.com/app"
-                )
+                self.error(codes.BAD_LABEL, place, f"{key!r} is no label key", "such as app or example.com/app")
             if value and _LABEL_NAME.fullmatch(value) is None:
                 hint = "at most 63 letters, digits, - _ and . with a letter or digit at both ends"
                 self.error(codes.BAD_LABEL, place, f"{value!r} is no label value", hint)
@@ -152,12 +152,17 @@ def is_token(text: str) -> bool:
     return _TOKEN.fullmatch(text) is not None
 
 
-def is_address(text: str) -> bool:
-    """An IPv4 or IPv6 address without a zone."""
+def parse_address(text: str) -> IPAddress | None:
+    """An IPv4 or IPv6 address without a zone, or None."""
     try:
-        return "%" not in text and bool(ipaddress.ip_address(text))
+        return None if "%" in text else ipaddress.ip_address(text)
     except ValueError:
-        return False
+        return None
+
+
+def is_address(text: str) -> bool:
+    """Whether the text is an IPv4 or IPv6 address without a zone."""
+    return parse_address(text) is not None
 
 
 def is_subnet(text: str) -> bool:

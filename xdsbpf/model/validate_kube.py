@@ -12,7 +12,7 @@ from typing import Final
 
 from xdsbpf.diagnostics import Diagnostic
 from xdsbpf.model import codes
-from xdsbpf.model.checks import Checks, duplicates, is_address, is_dns_label, is_fqdn
+from xdsbpf.model.checks import Checks, IPAddress, duplicates, is_address, is_dns_label, is_fqdn, parse_address
 from xdsbpf.model.kube import Deployment, EndpointSlice, Node, Pod, PodSpec, Service
 from xdsbpf.model.scalars import lookup
 
@@ -73,11 +73,8 @@ def validate_endpoint_slice(manifest: EndpointSlice) -> tuple[Diagnostic, ...]:
             if manifest.address_type == "FQDN":
                 if not is_fqdn(address):
                     checks.error(codes.KUBE_ADDRESS, place, f"expected a host name, found {address!r}")
-            elif not _is_family(address, manifest.address_type):
-                message = f"expected an {manifest.address_type} address, found {address!r}"
-                checks.error(codes.KUBE_ADDRESS, place, message)
-            elif unusable(address):
-                checks.error(codes.KUBE_ADDRESS, place, f"{address} is {unusable(address)}")
+            else:
+                _check_address(checks, place, address, manifest.address_type)
     return checks.done()
 
 
@@ -142,19 +139,22 @@ def _is_port_name(name: str) -> bool:
 
 def _check_addresses(checks: Checks, addresses: Iterable[tuple[str, str]]) -> None:
     for path, address in addresses:
-        if not is_address(address):
-            checks.error(codes.KUBE_ADDRESS, path, f"expected an IP address, found {address!r}")
-        elif unusable(address):
-            checks.error(codes.KUBE_ADDRESS, path, f"{address} is {unusable(address)}")
+        _check_address(checks, path, address)
 
 
-def _is_family(address: str, family: str) -> bool:
-    return is_address(address) and (ipaddress.ip_address(address).version == 4) == (family == "IPv4")
+def _check_address(checks: Checks, path: str, text: str, family: str = "IP") -> None:
+    """An address of the family (IPv4, IPv6, or IP for either) that traffic may be sent to."""
+    address = parse_address(text)
+    if address is None or family not in ("IP", f"IPv{address.version}"):
+        checks.error(codes.KUBE_ADDRESS, path, f"expected an {family} address, found {text!r}")
+        return
+    problem = unusable(address)
+    if problem:
+        checks.error(codes.KUBE_ADDRESS, path, f"{text} is {problem}")
 
 
-def unusable(address: str) -> str:
-    """Why traffic must not be sent to a valid address; "" if it may."""
-    ip = ipaddress.ip_address(address)
+def unusable(ip: IPAddress) -> str:
+    """Why traffic must not be sent to an address; "" if it may."""
     if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
         return "an IPv4 address written as IPv6"
     if ip.is_loopback:

@@ -244,7 +244,7 @@ class Catalog:
                 if current is not None:
                     del self._in_force[object_id]
                     removes.append(object_id)
-            elif wanted != current:
+            elif wanted is not current and wanted != current:
                 self._in_force[object_id] = wanted
                 puts.append((object_id, wanted))
         return CatalogDelta(tuple(puts), tuple(removes))

@@ -19,6 +19,9 @@ from xdsbpf.agent.desired import (
     PolicyEntry,
     frontend_name,
 )
+from xdsbpf.agent.numbers import Numbers
+from xdsbpf.agent.ops import Put, Realised
+from xdsbpf.agent.plan import plan
 from xdsbpf.agent.reconcile import Reconciler, failures_of, read_realised
 from xdsbpf.agent.status import read_tables
 from xdsbpf.datapath import abi
@@ -97,7 +100,7 @@ def test_tampering_is_counted_and_repaired() -> None:
     assert reconciler.verify(small_state(), 1.0, prune=True).applied == 0
     assert reconciler.drift == 0
 
-    (frontend_key, frontend), *_ = kernel.frontends.items()
+    (frontend_key, _), *_ = kernel.frontends.items()
     kernel.frontends.delete(frontend_key)
     kernel.addresses.put(host_key(bytes((10, 0, 0, 1))), abi.Address(0, 0))
     kernel.addresses.put(host_key(bytes((10, 9, 9, 9))), abi.Address(256, 0))
@@ -163,11 +166,20 @@ def test_a_service_without_room_is_left_as_it_was_and_comes_when_there_is_room()
     grown = DesiredState(**service("web:80", VIP, *PODS[:3]))
     outcome = reconciler.apply(grown, 1.0, prune=True)
     assert kernel.frontends.items() == before
-    assert {problem.name for problem in outcome.problems} == {"web:80"}
+    assert set(outcome.failed) == {(BACKENDS, "web:80")}
     smaller = DesiredState(**service("web:80", VIP, *PODS[2:4]))
     reconciler.apply(smaller, 2.0, prune=True)
     ((_, frontend),) = kernel.frontends.items()
     assert frontend.slot_count == 2
+
+
+def test_a_service_for_which_no_slots_are_adjacent_is_named() -> None:
+    numbers, realised = Numbers({}, {}), Realised()
+    state = DesiredState(**service("web:80", VIP, *PODS[:3]))
+    result = plan(state, realised, numbers, 0.0, slot_capacity=2)
+    assert set(result.failed) == {(BACKENDS, "web:80")}
+    assert not [op for op in result.ops if isinstance(op, Put) and op.table == "frontends"]
+    assert not plan(state, realised, numbers, 0.0, slot_capacity=3).failed
 
 
 def test_a_full_backend_map_fails_the_service_that_needs_it() -> None:

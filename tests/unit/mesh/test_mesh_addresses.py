@@ -8,7 +8,7 @@ import random
 import pytest
 
 from tests.builders import Mesh, host, service
-from xdsbpf.mesh.addresses import refusal, service_at, virtual_addresses
+from xdsbpf.mesh.addresses import packed, refusal, service_at, virtual_addresses
 from xdsbpf.mesh.inputs import MeshSettings, object_id
 from xdsbpf.mesh.services import service as mesh_service
 
@@ -82,3 +82,18 @@ def test_addresses_that_reach_the_node_itself_or_nothing_are_refused(text: str) 
 def test_usable_addresses_are_not_refused(text: str) -> None:
     assert refusal(text) == ""
     assert ipaddress.ip_address(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["1.2.3", "1.2.3.4.5", "1.2.3.256", "01.2.3.4", "+1.2.3.4", " 1.2.3.4", "1_0.2.3.4", "١.2.3.4"]
+)
+def test_only_the_canonical_form_is_an_address(text: str) -> None:
+    assert refusal(text) == "is not an IP address"
+    with pytest.raises(ValueError, match="does not appear"):
+        packed(text)
+
+
+def test_packed_addresses_are_in_network_order_and_sort_as_numbers() -> None:
+    assert packed("10.0.0.1") == b"\x0a\x00\x00\x01"
+    assert packed("fd00::1") == b"\xfd" + bytes(14) + b"\x01"
+    assert sorted(("10.0.0.10", "9.0.0.1", "10.0.0.9"), key=packed) == ["9.0.0.1", "10.0.0.9", "10.0.0.10"]

@@ -12,9 +12,7 @@ from xdsbpf.model import codes
 def told(text: str, severity: Severity) -> list[tuple[str, str]]:
     """Findings of a text, without the note on what a rejected policy does."""
     return [
-        (item.code, item.path)
-        for item in found(text)
-        if item.severity is severity and item.code != codes.FAIL_CLOSED
+        (item.code, item.path) for item in found(text) if item.severity is severity and item.code != codes.FAIL_CLOSED
     ]
 
 
@@ -104,7 +102,9 @@ def test_what_is_probably_not_meant_is_a_warning(spec: str, expected: list[tuple
     assert told(text, Severity.ERROR) == []
 
 
-@pytest.mark.parametrize(("action", "value", "good"), [("DENY", "true", True), ("DENY", "maybe", False), ("AUDIT", "true", False)])
+@pytest.mark.parametrize(
+    ("action", "value", "good"), [("DENY", "true", True), ("DENY", "maybe", False), ("AUDIT", "true", False)]
+)
 def test_a_dry_run_is_a_truth_value_on_allow_or_deny(action: str, value: str, good: bool) -> None:
     text = deny_policy("p", f"{{action: {action}, rules: [{{}}]}}").replace(
         "metadata:\n", f"metadata:\n  annotations: {{istio.io/dry-run: '{value}'}}\n"

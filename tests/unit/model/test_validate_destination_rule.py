@@ -78,7 +78,9 @@ POLICIES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("text", "expected"), [*RULES, *((f"host: a, trafficPolicy: {{{text}}}", e) for text, e in POLICIES)])
+@pytest.mark.parametrize(
+    ("text", "expected"), [*RULES, *((f"host: a, trafficPolicy: {{{text}}}", e) for text, e in POLICIES)]
+)
 def test_a_rule_is_checked(text: str, expected: list[tuple[str, str]]) -> None:
     assert told(rule(text), Severity.ERROR) == expected
 

@@ -19,7 +19,7 @@ OWNED = "metadata: {name: a, labels: {kubernetes.io/service-name: s}}"
 
 
 def told(kind: tuple[str, str], text: str, severity: Severity = Severity.ERROR) -> list[str]:
-    head = "" if "metadata:" in text else "metadata: {name: a}, "
+    head = "" if text.startswith("metadata:") else "metadata: {name: a}, "
     items = found(f"{{apiVersion: {kind[0]}, kind: {kind[1]}, {head}{text}}}\n")
     return [item.path for item in items if item.severity is severity]
 
@@ -54,8 +54,8 @@ CASES = [
     (POD, "status: {podIP: here}", ["status.podIP"]),
     (DEPLOYMENT, "spec: {selector: {matchLabels: {a: b}}, template: {metadata: {labels: {a: c}}}}", ["spec.selector.matchLabels"]),
     (DEPLOYMENT, "spec: {selector: {matchLabels: {a: b}}, template: {metadata: {labels: {a: b, c: d}}}}", []),
-    (NODE, "metadata: {name: n, annotations: {xdsbpf.io/proxy-address: here}}", ["metadata.annotations[xdsbpf.io/proxy-address]"]),
-    (NODE, "metadata: {name: n, annotations: {xdsbpf.io/proxy-address: 10.0.0.2}}", []),
+    (NODE, "metadata: {name: node1, annotations: {xdsbpf.io/proxy-address: here}}", ["metadata.annotations[xdsbpf.io/proxy-address]"]),
+    (NODE, "metadata: {name: node1, annotations: {xdsbpf.io/proxy-address: 10.0.0.2}}", []),
 ]  # fmt: skip
 
 

@@ -129,7 +129,7 @@ HTTP = [
     (f"{{{TO}, headers: {{request: {{set: {{':path': x}}}}}}}}", [(codes.VS_HEADERS, f"{R}.headers.request.set[:path]")]),
     (f"{{{TO}, headers: {{request: {{set: {{':authority': x}}}}}}}}", []),
     (f"{{{TO}, headers: {{response: {{add: {{'a b': x}}}}}}}}", [(codes.BAD_HEADER, f"{R}.headers.response.add[a b]")]),
-    (f"{{{TO}, rewrite: {{authority: x}}, headers: {{request: {{set: {{host: y}}}}}}}}", [(codes.VS_HEADERS, R)]),
+    (f"{{{TO}, rewrite: {{authority: x}}, headers: {{request: {{set: {{host: z}}}}}}}}", [(codes.VS_HEADERS, R)]),
     (f"{{match: [{{uri: {{exact: a, prefix: b}}}}], {TO}}}", [(codes.VS_MATCH, f"{R}.match[0].uri")]),
     (f"{{match: [{{method: {{prefix: ''}}}}], {TO}}}", [(codes.VS_MATCH, f"{R}.match[0].method")]),
     (f"{{match: [{{headers: {{x: null}}}}], {TO}}}", [(codes.NULL_ENTRY, f"{R}.match[0].headers.x")]),
@@ -150,7 +150,7 @@ def test_an_http_route_is_checked(route: str, expected: list[tuple[str, str]]) -
 WARNED = [
     (f"[{{{TO}}}, {{{TO}}}]", [(codes.VS_UNREACHABLE, "spec.http[1]")]),
     (f"[{{match: [{{uri: {{prefix: /}}}}], {TO}}}, {{{TO}}}]", [(codes.VS_UNREACHABLE, "spec.http[1]")]),
-    (f"[{{match: [{{uri: {{prefix: /a}}}}], {TO}}}, {{match: [{{name: n, uri: {{prefix: /a}}}}], {TO}}}]", [(codes.VS_UNREACHABLE, "spec.http[1].match[0]")]),
+    (f"[{{match: [{{uri: {{prefix: /a}}}}], {TO}}}, {{match: [{{name: second, uri: {{prefix: /a}}}}], {TO}}}]", [(codes.VS_UNREACHABLE, "spec.http[1].match[0]")]),
     (f"[{{match: [{{uri: {{prefix: /}}, port: 80}}], {TO}}}, {{{TO}}}]", []),
     (f"[{{{TO}, mirror: {{host: b}}, mirrorPercent: 5}}]", [(codes.DEPRECATED, "spec.http[0].mirrorPercent")]),
     (f"[{{{TO}, fault: {{abort: {{}}}}}}]", [(codes.VS_FAULT, "spec.http[0].fault.abort")]),

@@ -26,9 +26,7 @@ def test_the_place_of_a_finding_without_one_is_looked_up() -> None:
     assert format_lines([finding], catalog) == [
         "a.yaml:10:11: warning: Service/default/a spec.ports[0].name: no such thing [XB2001]"
     ]
-    assert format_lines([finding]) == [
-        "warning: Service/default/a spec.ports[0].name: no such thing [XB2001]"
-    ]
+    assert format_lines([finding]) == ["warning: Service/default/a spec.ports[0].name: no such thing [XB2001]"]
 
 
 def test_json_has_the_fields_of_the_contract() -> None:

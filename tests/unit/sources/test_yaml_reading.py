@@ -296,7 +296,9 @@ def test_a_tag_that_would_build_a_python_object_is_refused() -> None:
 
 def test_an_alias_bomb_ends_soon() -> None:
     matches = "[&m {uri: {exact: /}}" + ", *m" * 2000 + "]"
-    text = virtual_service("a", f"[&r {{match: {matches}, route: [{{destination: {{host: a}}}}]}}" + ", *r" * 2000 + "]")
+    text = virtual_service(
+        "a", f"[&r {{match: {matches}, route: [{{destination: {{host: a}}}}]}}" + ", *r" * 2000 + "]"
+    )
     began = time.process_time()
     assert codes.LIMIT in [code for code, *_ in places(text)]
     assert time.process_time() - began < 1

@@ -82,7 +82,9 @@ def combine(demands: tuple[Demands, ...]) -> Pairs[bytes]:
     if deny:
         settings.append((names.AUTHZ_DENY, _per_route(RBAC.DENY, deny)))
     if allows:
-        policies = {name: _policy(Principal.FromString(principal)) for name, principal in allows[0]}
+        policies: dict[str, Policy] = {}
+        for name, principal in allows[0]:
+            _put(policies, name, Principal.FromString(principal))
         settings.append((names.AUTHZ_ALLOW, _per_route(RBAC.ALLOW, policies)))
     return tuple(settings)
 
