@@ -7,19 +7,24 @@ hands it batches and lets it work step by step.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Final
 
 from xdsbpf.compile.generator import Generator
 from xdsbpf.compile.outputs import generators
-from xdsbpf.diagnostics import Diagnostic, ObjectId, Origin
-from xdsbpf.incremental import Database
+from xdsbpf.diagnostics import Diagnostic, ObjectId, Origin, Severity
+from xdsbpf.incremental import Database, QueryError
 from xdsbpf.mesh.findings import findings
 from xdsbpf.mesh.identities import known_nodes
 from xdsbpf.mesh.inputs import MESH, SETTINGS, MeshSettings, put_object, remove_object
 from xdsbpf.mesh.summary import ServiceSummary, summaries
 from xdsbpf.model.meta import Manifest
 from xdsbpf.model.resource import Resource
-from xdsbpf.xds.publisher import Publisher
+from xdsbpf.xds.publisher import Publisher, Slot
 from xdsbpf.xds.store import Changes, ResourceStore
+
+BUILD_FAILED: Final = "XB9001"
+"""A resource could not be built (a defect of ours); what proxies hold of it stays."""
+DEFECT: Final = "this is a defect of xdsbpf: please report it with the manifest"
 
 
 class Compiler:
@@ -29,7 +34,10 @@ class Compiler:
         self.database = Database(check_values=check_values)
         self.store = ResourceStore()
         self.publisher = Publisher(self.database, self.store)
+        self.generation = 0
+        """Grows with every batch, node and commit; what is derived may be kept for as long as it stays."""
         self._generators: dict[tuple[str, str], Generator] = {}
+        self._found: tuple[int, tuple[Diagnostic, ...]] = (-1, ())
         self._nodes: tuple[str, ...] = ()
         with self.database.change() as change:
             change.put(SETTINGS, MESH, settings)
@@ -38,6 +46,7 @@ class Compiler:
 
     def apply(self, puts: Iterable[tuple[ObjectId, Manifest]], removes: Iterable[ObjectId] = ()) -> None:
         """Change inputs as one group; kinds that no query reads are ignored there."""
+        self.generation += 1
         with self.database.change() as change:
             for object_id in removes:
                 remove_object(change, object_id)
@@ -59,10 +68,15 @@ class Compiler:
             if revision is None:
                 return
             self.publisher.take(revision)
-            self.add_nodes(known_nodes(self.database))
+            try:
+                nodes = known_nodes(self.database)
+            except QueryError:  # the nodes that are known stay; `diagnostics` has the reason
+                continue
+            self.add_nodes(nodes)
 
     def publish(self) -> Changes:
         """Everything that `steps` has finished, moved into the store as one revision."""
+        self.generation += 1
         return self.publisher.commit()
 
     def compile(self) -> Changes:
@@ -76,18 +90,42 @@ class Compiler:
         return summaries(self.database)
 
     def diagnostics(self) -> tuple[Diagnostic, ...]:
-        """All findings of the mesh and of the resources, each once, sorted as they are printed."""
-        database = self.database
-        found = set(database.diagnostics(findings))
-        for generator in self._generators.values():
-            for name in generator.names(database, *generator.args):
-                found.update(database.diagnostics(generator.build, *generator.args, name))
-        return tuple(sorted(found, key=lambda d: (str(d.object), d.path, d.code, d.message)))
+        """All findings of the mesh and of the resources, each once, sorted as they are printed.
+
+        Cost: `findings` and one visit per cell, once per generation; then nothing.
+        """
+        generation, found = self._found
+        if generation != self.generation:
+            every = {*self.database.reported(findings), *self._failures()}
+            found = tuple(sorted(every, key=lambda d: (str(d.object), d.path, d.code, d.message)))
+            self._found = (self.generation, found)
+        return found
+
+    def _failures(self) -> Iterator[Diagnostic]:
+        """What could not be built, on every object that it would have been made from."""
+        for slot, reason in self.publisher.failures.items():
+            what = f"{slot.type_url.rpartition('.')[2]} {slot.name!r}" if slot.name else f"names of {slot.type_url}"
+            text = f"{what} could not be built; what proxies hold of it stays in force: {reason}"
+            targets = sorted({origin.object for origin in self._origins_of(slot)})
+            for target in targets:
+                yield Diagnostic(BUILD_FAILED, Severity.ERROR, target, "", text, DEFECT)
+            if not targets:
+                yield Diagnostic(BUILD_FAILED, Severity.ERROR, None, "", text, DEFECT)
+        try:
+            findings(self.database)
+        except QueryError as error:
+            text = f"not everything could be examined: {error.failure}"
+            yield Diagnostic(BUILD_FAILED, Severity.ERROR, None, "", text, DEFECT)
 
     def origins(self, scope: str, resource: Resource) -> tuple[Origin, ...]:
         """The parts of manifests that a resource of the store was made from."""
-        generator = self._generators[scope, resource.type_url]
-        return self.database.origins(generator.build, *generator.args, resource.name)
+        return self._origins_of(Slot(scope, resource.type_url, resource.name))
+
+    def _origins_of(self, slot: Slot) -> tuple[Origin, ...]:
+        generator = self._generators[slot.scope, slot.type_url]
+        if not slot.name:
+            return self.database.origins(generator.names, *generator.args)
+        return self.database.origins(generator.build, *generator.args, slot.name)
 
     def _use_nodes(self, nodes: tuple[str, ...]) -> None:
         wanted = {(entry.scope, entry.type_url): entry for entry in generators(nodes)}
@@ -95,4 +133,6 @@ class Compiler:
             if key not in self._generators:
                 self.publisher.add(generator)
                 self._generators[key] = generator
-        self._nodes = nodes
+        if nodes != self._nodes:
+            self.generation += 1
+            self._nodes = nodes

@@ -15,15 +15,17 @@ from pathlib import Path
 
 import msgspec
 import structlog
+from prometheus_client import Histogram
 
 from xdsbpf.compile.views import view_scopes
 from xdsbpf.compiler import Compiler
 from xdsbpf.diagnostics import State
-from xdsbpf.errors import ProtocolError
 from xdsbpf.mesh.inputs import MeshSettings
 from xdsbpf.model.names import NodeId, parse_node_id
 from xdsbpf.sources.catalog import Catalog, CatalogDelta
 from xdsbpf.sources.files import FileSource
+from xdsbpf.xds.addresses import listen_target
+from xdsbpf.xds.publisher import Slot
 from xdsbpf.xds.server import XdsServer
 from xdsbpf.xds.store import AGENT, NODE_ENVOY, View
 
@@ -31,6 +33,9 @@ log = structlog.get_logger(__name__)
 
 SLICE_S = 0.005
 """Longest the compile task keeps the loop to itself."""
+
+BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+"""Buckets of the compile histogram, in seconds."""
 
 KINDS = {"node": NODE_ENVOY, "agent": AGENT}
 
@@ -44,18 +49,8 @@ class ServeConfig(msgspec.Struct, frozen=True):
 
 
 def view_of(node_id: NodeId) -> View:
-    """The view of a client.
-
-    Raises: ProtocolError(PERMISSION_DENIED) for a node id type that is not served.
-    """
-    scopes = view_scopes(node_id)
-    if not scopes:
-        raise ProtocolError(
-            "PERMISSION_DENIED",
-            f"node id type {node_id.type!r} is not served yet",
-            hint="node~… for a node's Envoy, agent~… for a node's agent",
-        )
-    return View(scopes=scopes, node=node_id.name, kind=KINDS[node_id.type])
+    """The view of a client. Raises: ProtocolError for a node id type that is not served."""
+    return View(scopes=view_scopes(node_id), node=node_id.name, kind=KINDS[node_id.type])
 
 
 def resolve_view(node_id: str, metadata: Mapping[str, object]) -> View:
@@ -68,12 +63,22 @@ class ControlPlane:
     """The running control plane. `run` until cancelled; the admin endpoint reads the attributes."""
 
     def __init__(self, config: ServeConfig) -> None:
+        """Raises: ConfigError for a path that does not exist or an address it may not listen on."""
+        for address in config.listen:
+            listen_target(address)
         self.config = config
         self.compiler = Compiler(config.settings)
         self.server = XdsServer(self.compiler.store, resolve_view, time.monotonic)
         self.source = FileSource(config.paths, self.take)
         self.ready = asyncio.Event()
         self.bound: tuple[str, ...] = ()
+        self.compile_seconds = Histogram(
+            "xdsbpf_compile_seconds",
+            "From taking a change to publishing it, slices for streams included",
+            buckets=BUCKETS_S,
+            registry=None,
+        )
+        self._failures: Mapping[Slot, str] = {}
         self._dirty = asyncio.Event()
 
     @property
@@ -94,7 +99,7 @@ class ControlPlane:
 
     async def run(self) -> None:
         """Read, compile, serve. Listens only after the first full compile, so that no client ever
-        takes an empty mesh for the truth. Raises: ConfigError for an address it may not listen on."""
+        takes an empty mesh for the truth. Raises: a group with ConfigError for an address that is taken."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.source.run())
             await self.source.synced.wait()
@@ -121,8 +126,18 @@ class ControlPlane:
                 await asyncio.sleep(0)
                 deadline = time.monotonic() + SLICE_S
         changes = self.compiler.publish()
+        self.compile_seconds.observe(time.monotonic() - started)
+        self._log_failures()
         if changes:
             self.server.changed(changes)
             count = sum(len(keys) for keys in changes.by_scope.values())
             elapsed_ms = round((time.monotonic() - started) * 1e3, 1)
             log.info("compile.finished", revision=changes.revision, resources=count, duration_ms=elapsed_ms)
+
+    def _log_failures(self) -> None:
+        """Once each: a failure is a defect of ours, and stays visible in `/objects` and the metrics."""
+        failures = self.compiler.publisher.failures
+        for slot, reason in failures.items():
+            if self._failures.get(slot) != reason:
+                log.error("compile.build_failed", type_url=slot.type_url, name=slot.name, reason=reason)
+        self._failures = failures

@@ -1,8 +1,8 @@
 """Fan-out of one endpoint change to many delta ADS streams, and first sync, over loopback gRPC.
 
 Run it by hand: `python -m tests.bench.bench_xds [--streams 1000] [--names 100]`. The clients run in a second
-process; figures are the server process's own CPU per push (ACK handling included), the time until all streams have the change, and its
-memory per stream. No assertion: this is a measurement, not a test.
+process; figures are the server process's own CPU per push (ACK handling included), the time until all
+streams have the change, and its memory per stream. No assertion: this is a measurement, not a test.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
 """The kernel's resources for a Bookinfo-shaped mesh, byte for byte as people read them.
 
-`XDSBPF_UPDATE_GOLDEN=1` rewrites the file; the difference is for a human to review.
+`--update-golden` rewrites the file; the difference is for a human to review.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +66,8 @@ def translated() -> dict[str, Any]:
     return found
 
 
-def test_bookinfo_compiles_to_these_datapath_resources() -> None:
+def test_bookinfo_compiles_to_these_datapath_resources(update_golden: bool) -> None:
     text = json.dumps(translated(), indent=2, sort_keys=True) + "\n"
-    if os.environ.get("XDSBPF_UPDATE_GOLDEN") == "1":
+    if update_golden:
         FILE.write_text(text)
     assert text == FILE.read_text()

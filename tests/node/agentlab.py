@@ -108,10 +108,21 @@ class AgentLab:
         self.pods[number] = place
         return place
 
-    def remove_pod(self, number: int, children: list[Child]) -> None:
-        for child in children:
-            child.kill()
+    def replace_pod(self, number: int, server: Child) -> None:
+        """End a pod and start another one with the same address and interface name."""
+        server.kill()
         ip("netns", "del", f"xba{number}")
+        wait_until(lambda: not self._has_link(f"v{number}"), "the old veth is gone")
+        _remove_cgroup(self.pods[number].cgroup)
+        self.add_pod(number)
+
+    def _has_link(self, name: str) -> bool:
+        command = ["ip", "-n", NODE_NETNS, "link", "show", name]
+        return subprocess.run(command, capture_output=True).returncode == 0
+
+    def guarded_interfaces(self) -> list[str]:
+        """Pinned links of the source check."""
+        return [path.name for path in PIN_ROOT.glob("v*/links/xb_veth-*")]
 
     def start(self, place: Place, function: Callable[[Callable[[Any], None]], Any]) -> Child:
         child = Child(place, function)

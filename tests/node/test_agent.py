@@ -16,6 +16,7 @@ import pytest
 from tests.kernel.nodelab import attempt, wait_until
 from tests.node import agentlab
 from tests.node.agentlab import CGROUP, PIN_ROOT, PORT, ROOT, VIP, AgentLab, pod_address
+from xdsbpf.datapath.loader import open_datapath
 from xdsbpf.model import names
 
 pytestmark = pytest.mark.root
@@ -171,6 +172,16 @@ def test_without_a_control_plane_the_last_state_stays(lab: AgentLab) -> None:
     assert lab.pods[2].run(lambda: attempt(VIP, 80)) == "EPERM"
     assert not lab.status().synced
 
+    lab.start_feed()
+    lab.change(
+        agentlab.node_config(1, 2, 3, 4),
+        *agentlab.identities(1, 2, 3, 4),
+        agentlab.allow_only(1, (3, 4)),
+        *agentlab.service(4),
+    )
+    lab.wait(ready, "synced with the control plane that came back")
+    assert lab.pods[1].run(lambda: {attempt(VIP, 80) for _ in range(10)}) == {"pod4"}
+
 
 def test_a_pod_that_starts_later_is_enrolled_and_one_that_ends_is_forgotten(lab: AgentLab) -> None:
     lab.start_agent()
@@ -184,6 +195,44 @@ def test_a_pod_that_starts_later_is_enrolled_and_one_that_ends_is_forgotten(lab:
     lab.children[-1].kill()
     lab.change(agentlab.node_config(1, 2, 3, 4))
     lab.wait(lambda status: "default/pod5" not in status.enrolled, "pod 5 is forgotten")
+
+
+def test_a_pod_that_is_replaced_at_its_address_is_enrolled_anew(lab: AgentLab) -> None:
+    lab.start_agent()
+    lab.wait(ready, "synced")
+    server = lab.children[0]  # of pod 1
+    before = lab.tables().identities
+    lab.replace_pod(1, server)
+    wait_until(lambda: lab.pods[1].run(lambda: attempt(VIP, 80)) in ("pod3", "pod4"), "the new pod 1 is let in")
+    assert lab.tables().identities == before
+    assert len(lab.guarded_interfaces()) == 4, "the old interface is forgotten"
+
+
+def test_an_address_is_given_to_no_pod_but_the_one_that_it_is_routed_to(lab: AgentLab) -> None:
+    kind, name, config = agentlab.node_config(1, 2, 3, 4)
+    for claim, address in (("default/thief", pod_address(3)), ("default/far", "10.97.7.7")):
+        workload = config.workloads.add(name=claim, uid=claim)  # type: ignore[attr-defined]
+        workload.addresses.append(agentlab.packed(address))
+    lab.change((kind, name, config))
+    lab.start_agent()
+    lab.wait(lambda status: status.synced, "synced")
+    status = lab.status()
+    assert status.enrolled == [f"default/pod{number}" for number in (1, 2, 3, 4)]
+    reasons = {problem.subject: problem.message for problem in status.problems}
+    assert "default/pod3" in reasons["default/thief"]
+    assert "no route" in reasons["default/far"]
+
+
+@pytest.mark.slow
+def test_what_somebody_else_deletes_from_a_map_is_repaired_within_30_seconds(lab: AgentLab) -> None:
+    lab.start_agent()
+    lab.wait(ready, "synced")
+    with open_datapath(PIN_ROOT) as datapath:
+        for key, _ in datapath.tables.frontends.items():
+            datapath.tables.frontends.delete(key)
+    assert lab.pods[1].run(lambda: attempt(VIP, 80)) not in ("pod3", "pod4")
+    lab.wait(lambda status: any("repaired" in p.message for p in status.problems), "repair is reported", 35)
+    assert lab.pods[1].run(lambda: attempt(VIP, 80)) in ("pod3", "pod4")
 
 
 def test_detach_leaves_nothing_behind(lab: AgentLab) -> None:

@@ -7,17 +7,14 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
-from xdsbpf.cli.exits import Exit, fail
-from xdsbpf.errors import ConfigError
-
-if TYPE_CHECKING:
-    from xdsbpf.serve import ControlPlane
+from xdsbpf.cli.exits import CommandError, Exit, fail
+from xdsbpf.errors import XdsbpfError
 
 
 def configure_logging(level: str) -> None:
@@ -44,58 +41,48 @@ def configure_logging(level: str) -> None:
 
 
 def run_until_signal(main: Coroutine[Any, Any, None]) -> None:
-    """Run `main`; SIGTERM and SIGINT cancel it once and let it clean up."""
+    """Run `main`; the first SIGTERM or SIGINT cancels it and lets it clean up, a second one ends at once.
+
+    Raises: what a task of `main` raised on purpose, or a CommandError for what the system refused. Anything
+    else is a defect and keeps its traceback.
+    """
 
     async def supervised() -> None:
         task = asyncio.ensure_future(main)
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, task.cancel)
+        signals = (signal.SIGTERM, signal.SIGINT)
+
+        def stop() -> None:
+            task.cancel()
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+        for number in signals:
+            loop.add_signal_handler(number, stop)
         with contextlib.suppress(asyncio.CancelledError):
             await task
 
     try:
         asyncio.run(supervised())
-    except* ConfigError as group:
-        raise group.exceptions[0] from group
+    except BaseExceptionGroup as group:
+        raise _expected(group) from group
 
 
-async def _serve_admin(control_plane: ControlPlane, address: str) -> None:
-    """Admin endpoint on `unix:PATH` (0600) or a loopback `host:port`."""
-    import ipaddress
-
-    import uvicorn
-
-    from xdsbpf.web.admin import admin_app
-
-    options: dict[str, Any]
-    if address.startswith("unix:"):
-        options = {"uds": address.removeprefix("unix:")}
-        os.umask(0o077)
-    else:
-        host, _, port = address.rpartition(":")
-        try:
-            loopback = ipaddress.ip_address(host.strip("[]")).is_loopback
-        except ValueError:
-            loopback = host == "localhost"
-        if not loopback or not port.isdigit():
-            raise ConfigError(
-                f"--admin {address!r} is not a loopback host:port or unix:PATH",
-                hint="the admin endpoint has no authentication, so it never leaves the machine",
-            )
-        options = {"host": host.strip("[]"), "port": int(port)}
-    settings = uvicorn.Config(
-        admin_app(control_plane), log_config=None, access_log=False, lifespan="off", ws="none", **options
-    )
-
-    class QuietServer(uvicorn.Server):
-        """The process owns the signals; uvicorn would take them over."""
-
-        @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            yield
-
-    await QuietServer(settings).serve()
+def _expected(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one error to show for a group, or the group itself if any of it is a defect."""
+    leaves: list[BaseException] = []
+    stack: list[BaseException] = [group]
+    while stack:
+        error = stack.pop()
+        if isinstance(error, BaseExceptionGroup):
+            stack.extend(reversed(error.exceptions))
+        else:
+            leaves.append(error)
+    for leaf in leaves:
+        if not isinstance(leaf, XdsbpfError | OSError):
+            return group
+    first = leaves[0]
+    return CommandError(str(first)) if isinstance(first, OSError) else first
 
 
 def serve(
@@ -114,6 +101,8 @@ def serve(
 
     from xdsbpf.mesh.inputs import MeshSettings
     from xdsbpf.serve import ControlPlane, ServeConfig
+    from xdsbpf.web.admin import admin_app
+    from xdsbpf.web.listening import bind_admin, serve_http
 
     missing = [path for path in filename if not path.exists()]
     if missing:
@@ -130,9 +119,10 @@ def serve(
 
     async def run() -> None:
         control_plane = ControlPlane(config)
+        listener = bind_admin(admin)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(control_plane.run())
-            tasks.create_task(_serve_admin(control_plane, admin))
+            tasks.create_task(serve_http(admin_app(control_plane), listener))
 
     run_until_signal(run())
 

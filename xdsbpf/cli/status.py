@@ -98,24 +98,25 @@ def services(output: Output = OUTPUT, admin: str = ADMIN) -> None:
 
 def objects(output: Output = OUTPUT, admin: str = ADMIN) -> None:
     """State of every manifest object, with what was found."""
-    items = _items(admin, "/objects")
+    answer = admin_client.request(admin or admin_client.default_admin(), "/objects")
+    items = answer["items"]
     if output is Output.JSON:
-        write_json("Objects", {"items": items})
+        write_json("Objects", {"items": items, "sources": answer["sources"]})
     elif output is Output.NAME:
         write_names(item["object"] for item in items)
     else:
         write_table(
-            ("OBJECT", "STATE", "LOCATION", "FINDINGS"),
-            [
-                (
-                    item["object"],
-                    item["state"],
-                    item["location"] or "-",
-                    "; ".join(entry["message"] for entry in item["diagnostics"]) or "-",
-                )
-                for item in items
-            ],
+            ("OBJECT", "STATE", "LOCATION", "REASON"),
+            [(item["object"], item["state"], item["location"] or "-", _why(item)) for item in items],
         )
+        for source in answer["sources"]:
+            for found in source["diagnostics"]:
+                sys.stderr.write(f"{found['location'] or source['path']}: {source['state']}: {found['message']}\n")
+
+
+def _why(item: dict[str, Any]) -> str:
+    """The reason of the state, else what was found."""
+    return item["detail"] or "; ".join(entry["message"] for entry in item["diagnostics"]) or "-"
 
 
 def confirm(admin: str = ADMIN) -> None:

@@ -164,6 +164,7 @@ class Database(Inputs):
         cell = self._cell(query, args, kwargs)
         try:
             self.bring(cell)
+            self._idle.pop(cell, None)  # held by this call
             self.sweep()  # what is left now is below a watch or below `cell`
             return {found for cells in self._queries.values() for kept in cells.values() for found in kept.reports}
         finally:

@@ -13,7 +13,7 @@ from xdsbpf.incremental import ABSENT, Database, query
 from xdsbpf.mesh.addresses import packed, refusal
 from xdsbpf.mesh.codes import refuse, warn
 from xdsbpf.mesh.destination_rules import subsets
-from xdsbpf.mesh.inputs import PODS, PODS_BY_ADDRESS, SLICES_BY_SERVICE, object_id, settings
+from xdsbpf.mesh.inputs import PODS, PODS_BY_BLOCK, SLICES_BY_SERVICE, address_block, object_id, settings
 from xdsbpf.mesh.services import PortInfo, service
 from xdsbpf.model.kube import EndpointSlice, Pod, SliceEndpoint, SlicePort
 from xdsbpf.model.names import spiffe_id
@@ -120,11 +120,7 @@ def _pod(db: Database, slice_: EndpointSlice, entry: SliceEndpoint, path: str, a
                 f"{path}.targetRef",
                 f"{named.id} does not have the address {address}: its labels are not used",
             )
-    live = [
-        pod
-        for pod in db.bucket(PODS_BY_ADDRESS, address)
-        if pod.status.phase not in ("Succeeded", "Failed") and not pod.spec.host_network
-    ]
+    live = [pod for pod in db.bucket(PODS_BY_BLOCK, address_block(address)) if address in pod.addresses]
     return live[0] if len(live) == 1 else None
 
 

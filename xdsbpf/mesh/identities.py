@@ -7,20 +7,23 @@ cannot be told apart is not trusted (fail closed).
 
 from __future__ import annotations
 
+import bisect
 from typing import Final
 
 import msgspec
 
 from xdsbpf.diagnostics import ObjectId, Origin
-from xdsbpf.incremental import ABSENT, Database, query
+from xdsbpf.incremental import Database, query
 from xdsbpf.mesh.addresses import packed, refusal
 from xdsbpf.mesh.codes import inform, warn
 from xdsbpf.mesh.inputs import (
     NODES_BY_NAME,
-    PODS,
-    PODS_BY_ADDRESS,
+    PODS_BY_ACCOUNT,
+    PODS_BY_BLOCK,
     PODS_BY_NAMESPACE,
     PODS_BY_NODE,
+    address_block,
+    has_own_address,
     object_id,
     settings,
 )
@@ -47,46 +50,40 @@ class Workload(msgspec.Struct, frozen=True):
     node: str
 
 
-def _has_own_address(pod: Pod) -> bool:
-    """Whether the pod's addresses are its own: not the host's, and not given up by a finished pod."""
-    return not pod.spec.host_network and pod.status.phase not in ("Succeeded", "Failed")
-
-
-@query
-def workload_of_pod(db: Database, id: ObjectId) -> Workload | None:
-    """The workload that a pod is; None if it is absent, finished, without address or on the host network."""
-    pod = db.input(PODS, id)
-    if pod is ABSENT or not _has_own_address(pod):
-        return None
-    addresses = tuple(address for address in pod.addresses if not refusal(address))
-    if not addresses:
-        return None
-    db.cite(Origin(id))
-    identity = spiffe_id(settings(db).trust_domain, pod.namespace, pod.service_account)
-    meta = pod.metadata
-    return Workload(
-        f"{pod.namespace}/{pod.name}",
-        pod.namespace,
-        meta.uid,
-        meta.labels,
-        addresses,
-        identity,
-        pod.spec.node_name,
-    )
+def _workloads(db: Database, pods: tuple[Pod, ...]) -> tuple[Workload, ...]:
+    """The workloads that some pods are, sorted by name: without those that have no address of their own."""
+    trust_domain = settings(db).trust_domain
+    found = []
+    for pod in pods:
+        addresses = tuple(address for address in pod.addresses if not refusal(address))
+        if not addresses or not has_own_address(pod):
+            continue
+        db.cite(Origin(pod.id))
+        meta = pod.metadata
+        found.append(
+            Workload(
+                f"{pod.namespace}/{pod.name}",
+                pod.namespace,
+                meta.uid,
+                meta.labels,
+                addresses,
+                spiffe_id(trust_domain, pod.namespace, pod.service_account),
+                pod.spec.node_name,
+            )
+        )
+    return tuple(sorted(found, key=lambda workload: workload.name))
 
 
 @query
 def workloads_of_namespace(db: Database, namespace: str) -> tuple[Workload, ...]:
-    """Workloads of a namespace, sorted by name."""
-    found = (workload_of_pod(db, pod.id) for pod in db.bucket(PODS_BY_NAMESPACE, namespace))
-    return tuple(sorted((workload for workload in found if workload), key=lambda w: w.name))
+    """Workloads of a namespace, sorted by name. Cost: O(pods of the namespace)."""
+    return _workloads(db, db.bucket(PODS_BY_NAMESPACE, namespace))
 
 
 @query
 def workloads_of_node(db: Database, node: str) -> tuple[Workload, ...]:
     """Workloads of a node, sorted by name."""
-    found = (workload_of_pod(db, pod.id) for pod in db.bucket(PODS_BY_NODE, node))
-    return tuple(sorted((workload for workload in found if workload), key=lambda w: w.name))
+    return _workloads(db, db.bucket(PODS_BY_NODE, node))
 
 
 @query
@@ -95,48 +92,54 @@ def workload_namespaces(db: Database) -> tuple[str, ...]:
     return db.bucket_keys(PODS_BY_NAMESPACE)
 
 
-@query
 def identity_at(db: Database, address: str) -> str:
     """The one identity that running pods have at an address; "" if there is none or more than one."""
-    pods = [
-        pod for pod in db.bucket(PODS_BY_ADDRESS, address) if _has_own_address(pod) and pod.status.phase == "Running"
-    ]
+    table = _identities_of_block(db, address_block(address))
+    position = bisect.bisect_left(table, address, key=lambda entry: entry[0])
+    found = position < len(table) and table[position][0] == address
+    return table[position][1] if found else ""
+
+
+@query
+def _identities_of_block(db: Database, block: str) -> tuple[tuple[str, str], ...]:
+    """(address, identity) of a block's running pods, sorted; contested addresses are absent and reported."""
     trust_domain = settings(db).trust_domain
-    names = {spiffe_id(trust_domain, pod.namespace, pod.service_account) for pod in pods}
-    if names and address in proxy_addresses(db):
-        # Security: the proxies' identity passes every policy, no pod may share their address.
-        names.add(NODE_PROXY)
-    if len(names) > 1:
-        for pod in pods:
+    claims: dict[str, dict[str, list[ObjectId]]] = {}
+    for pod in db.bucket(PODS_BY_BLOCK, block):
+        if pod.status.phase == "Running":
+            name = spiffe_id(trust_domain, pod.namespace, pod.service_account)
+            for address in pod.addresses:
+                if address_block(address) == block:
+                    claims.setdefault(address, {}).setdefault(name, []).append(pod.id)
+    for address in proxy_addresses(db) if claims else ():
+        if address in claims:
+            # Security: the proxies' identity passes every policy, no pod may share their address.
+            claims[address][NODE_PROXY] = []
+    for address, names in claims.items():
+        if len(names) > 1:
+            _report_contested(db, address, names)
+    return tuple(sorted((address, next(iter(names))) for address, names in claims.items() if len(names) == 1))
+
+
+def _report_contested(db: Database, address: str, names: dict[str, list[ObjectId]]) -> None:
+    for pods in names.values():
+        for id in pods:
             warn(
                 db,
                 "XB2012",
-                pod.id,
+                id,
                 "status.podIP",
                 f"{address} is claimed by {', '.join(sorted(names))}: traffic from it has no identity",
                 "delete the stale pods, give the node's proxy an address of its own",
             )
-        return ""
-    return names.pop() if names else ""
-
-
-@query
-def _identities_of_namespace(db: Database, namespace: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """(identity, addresses) of a namespace's running pods, both sorted."""
-    found: dict[str, set[str]] = {}
-    for workload in workloads_of_namespace(db, namespace):
-        for address in workload.addresses:
-            if identity_at(db, address) == workload.identity:
-                found.setdefault(workload.identity, set()).add(address)
-    return tuple((name, tuple(sorted(found[name], key=packed))) for name in sorted(found))
 
 
 @query
 def identities(db: Database) -> tuple[str, ...]:
     """SPIFFE ids of all running workloads, sorted; the reserved node-proxy identity is not among them."""
-    return tuple(
-        sorted(name for namespace in workload_namespaces(db) for name, _ in _identities_of_namespace(db, namespace))
-    )
+    trust_domain = settings(db).trust_domain
+    names = (spiffe_id(trust_domain, *account) for account in db.bucket_keys(PODS_BY_ACCOUNT))
+    return tuple(sorted(name for name in names if identity(db, name)))
 
 
 @query
@@ -145,10 +148,10 @@ def identity(db: Database, name: str) -> tuple[str, ...]:
     if name == NODE_PROXY:
         return proxy_addresses(db)
     namespace = namespace_of_identity(name)
-    for found, addresses in _identities_of_namespace(db, namespace) if namespace else ():
-        if found == name:
-            return addresses
-    return ()
+    found: set[str] = set()
+    for workload in _workloads(db, db.bucket(PODS_BY_ACCOUNT, (namespace, name.rpartition("/")[2]))):
+        found.update(address for address in workload.addresses if identity_at(db, address) == name)
+    return tuple(sorted(found, key=packed))
 
 
 def namespace_of_identity(name: str) -> str:

@@ -108,13 +108,31 @@ def _cluster_addresses(service: Service) -> tuple[str, ...]:
     return (address,) if address and address != "None" and service.spec.type != "ExternalName" else ()
 
 
+def has_own_address(pod: Pod) -> bool:
+    """Whether the pod's addresses are its own: not the host's, and not given up by a finished pod."""
+    return not pod.spec.host_network and pod.status.phase not in ("Succeeded", "Failed")
+
+
+def address_block(address: str) -> str:
+    """Bucket key of an address: its first three octets.
+
+    One bucket per address would cost a cell per pod; the pods of a block are few.
+    """
+    return address.rpartition(".")[0]
+
+
+def _address_blocks(pod: Pod) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(map(address_block, pod.addresses))) if has_own_address(pod) else ()
+
+
 SERVICES_BY_NAME = Index("services_by_name", SERVICES, keys=lambda v: ((v.namespace, v.name),))
 SERVICES_WITHOUT_ADDRESS = Index("services_without_address", SERVICES, keys=_needs_address)
 SERVICES_BY_ADDRESS = Index("services_by_address", SERVICES, keys=_cluster_addresses)
 SLICES_BY_SERVICE = Index("slices_by_service", ENDPOINT_SLICES, keys=_slice_service)
 PODS_BY_NAMESPACE = Index("pods_by_namespace", PODS, keys=lambda v: (v.namespace,))
 PODS_BY_NODE = Index("pods_by_node", PODS, keys=lambda v: (v.spec.node_name,) if v.spec.node_name else ())
-PODS_BY_ADDRESS = Index("pods_by_address", PODS, keys=lambda v: v.addresses)
+PODS_BY_ACCOUNT = Index("pods_by_account", PODS, keys=lambda v: ((v.namespace, v.service_account),))
+PODS_BY_BLOCK = Index("pods_by_block", PODS, keys=_address_blocks)
 NODES_BY_NAME = Index("nodes_by_name", NODES, keys=lambda v: (v.name,))
 VIRTUAL_SERVICES_BY_HOST = Index(
     "virtual_services_by_host",

@@ -29,7 +29,7 @@ from xdsbpf.mesh.authorization import (
 from xdsbpf.mesh.codes import warn
 from xdsbpf.mesh.endpoints import subset_endpoints
 from xdsbpf.mesh.identities import identities, workload_namespaces, workloads_of_namespace
-from xdsbpf.mesh.inputs import PODS_BY_NAMESPACE, object_id, settings
+from xdsbpf.mesh.inputs import PODS_BY_NAMESPACE, POLICIES_BY_NAMESPACE, object_id, settings
 from xdsbpf.mesh.policy_rules import L4Rule, Subject, Term
 from xdsbpf.model.names import spiffe_id
 from xdsbpf.model.scalars import Labels
@@ -81,6 +81,9 @@ def workload_group(db: Database, namespace: str, labels: Labels) -> str:
 @query
 def _groups_of_namespace(db: Database, namespace: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """(group, addresses) of a namespace's workloads that have policies, sorted."""
+    homes = (settings(db).root_namespace, namespace)
+    if not any(db.bucket(POLICIES_BY_NAMESPACE, home) for home in homes):
+        return ()
     found: dict[str, set[str]] = {}
     for workload in workloads_of_namespace(db, namespace):
         group = workload_group(db, namespace, workload.labels)

@@ -6,11 +6,9 @@ import base64
 from typing import Any
 
 from google.protobuf import json_format
-from google.protobuf.descriptor import Descriptor
 from google.protobuf.descriptor_pool import Default
 from google.protobuf.message_factory import GetMessageClass
 
-from xdsbpf.compile.envoy.newer_messages import CEL_TYPE, PACKAGE, SET_FILTER_STATE_TYPE
 from xdsbpf.compiler import Compiler
 from xdsbpf.diagnostics import Origin
 from xdsbpf.model.names import TYPE_PREFIX
@@ -20,23 +18,12 @@ from xdsbpf.xds.protocol import PUSH_ORDER
 from xdsbpf.xds.store import View
 
 
-class _TypesOfEnvoy:
-    """Resolves the types inside an Any: ours where xds-protos lacks the message or a field of it."""
-
-    def FindMessageTypeByName(self, name: str) -> Descriptor:
-        return Default().FindMessageTypeByName(NEWER.get(TYPE_PREFIX + name, name))
-
-
-NEWER = {SET_FILTER_STATE_TYPE: f"{PACKAGE}.SetFilterState", CEL_TYPE: f"{PACKAGE}.Cel"}
-
-
 def body_json(resource: Resource) -> dict[str, Any]:
     """The resource as proto3 JSON; what nothing here can decode is shown as base64, never left out."""
-    pool = _TypesOfEnvoy()
     try:
-        message = GetMessageClass(pool.FindMessageTypeByName(resource.type_url.removeprefix(TYPE_PREFIX)))()
+        message = GetMessageClass(Default().FindMessageTypeByName(resource.type_url.removeprefix(TYPE_PREFIX)))()
         message.ParseFromString(resource.body)
-        decoded: dict[str, Any] = json_format.MessageToDict(message, descriptor_pool=pool)  # type: ignore[arg-type]
+        decoded: dict[str, Any] = json_format.MessageToDict(message)
     except (KeyError, TypeError):
         return {"@type": resource.type_url, "value": base64.b64encode(resource.body).decode()}
     return decoded

@@ -3,28 +3,36 @@
 GET /ready      200 once inputs are in and the xDS server listens, else 503
 GET /services   which plane carries each service port, and why
 GET /proxies    sync state of every client (`xdsbpf ps`)
-GET /objects    every object's state, with its findings
+GET /objects    every object's state and the files' states, with their findings
 GET /locate     ?ref=Kind/namespace/name path (repeatable): where that is written
 GET /metrics    Prometheus text
 POST /confirm   accept a mass deletion that is being held
+
+Errors are JSON: {"error": text}.
 """
 
 from __future__ import annotations
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from xdsbpf.report.objects import find_reference, object_rows
+from xdsbpf.report.objects import find_reference, object_rows, source_rows
 from xdsbpf.report.proxies import proxy_rows
 from xdsbpf.report.services import service_rows
 from xdsbpf.serve import ControlPlane
+from xdsbpf.web.metrics import registry_of
+
+MAX_REFERENCES = 10_000
+"""References that one request to /locate may name."""
 
 
 def admin_app(control_plane: ControlPlane) -> Starlette:
     """The ASGI application over a running control plane."""
+    registry = registry_of(control_plane)
 
     async def ready(_: Request) -> Response:
         if control_plane.ready.is_set():
@@ -38,17 +46,25 @@ def admin_app(control_plane: ControlPlane) -> Starlette:
         return JSONResponse({"items": proxy_rows(control_plane.server.status())})
 
     async def objects(_: Request) -> Response:
-        return JSONResponse({"items": object_rows(control_plane.compiler, control_plane.catalog)})
+        clients = control_plane.server.status()
+        items = object_rows(control_plane.compiler, control_plane.catalog, clients)
+        return JSONResponse({"items": items, "sources": source_rows(control_plane.catalog)})
 
     async def locate(request: Request) -> Response:
         catalog = control_plane.catalog
-        items = [{"ref": ref, "location": find_reference(catalog, ref)} for ref in request.query_params.getlist("ref")]
+        references = request.query_params.getlist("ref")
+        if not references or len(references) > MAX_REFERENCES:
+            raise HTTPException(400, "name what to locate: ?ref=Kind/namespace/name path, at most 10000 times")
+        items = [{"ref": ref, "location": find_reference(catalog, ref)} for ref in references]
         return JSONResponse({"items": items})
 
     async def metrics(_: Request) -> Response:
-        return PlainTextResponse(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+        return PlainTextResponse(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
-    async def confirm(_: Request) -> Response:
+    async def confirm(request: Request) -> Response:
+        if "origin" in request.headers:
+            # A page in a browser on this machine can send requests here too.
+            raise HTTPException(403, "browsers may not confirm")
         return JSONResponse({"confirmed": control_plane.confirm()})
 
     return Starlette(
@@ -60,5 +76,15 @@ def admin_app(control_plane: ControlPlane) -> Starlette:
             Route("/locate", locate),
             Route("/metrics", metrics),
             Route("/confirm", confirm, methods=["POST"]),
-        ]
+        ],
+        exception_handlers={HTTPException: _http_error, 500: _defect},
     )
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail}, status_code=error.status_code, headers=error.headers)
+
+
+async def _defect(_: Request, error: Exception) -> Response:
+    return JSONResponse({"error": f"{type(error).__name__}: {error}"}, status_code=500)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import stat
+import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import structlog
 from grpc import aio
 
 from xdsbpf.errors import ConfigError, ProtocolError
+from xdsbpf.unix_listener import claim_unix_path
 from xdsbpf.xds import protocol
 from xdsbpf.xds.addresses import listen_target
 from xdsbpf.xds.gate import EnvoyLedger, Gate
@@ -67,6 +69,8 @@ class XdsServer:
     def __init__(self, store: ResourceStore, resolve_view: ViewResolver, clock: Callable[[], float]) -> None:
         self.store = store
         self.gate = Gate()
+        self.events: Counter[tuple[str, str]] = Counter()
+        """("sent" | "acked" | "nacked", type URL, "" for unknown ones) -> how many responses, for the metrics."""
         self._resolve_view = resolve_view
         self._clock = clock
         self._nonces = itertools.count(1)
@@ -135,7 +139,9 @@ class XdsServer:
             stream = self._open(first)
             await self._serve(stream, context)
         except ProtocolError as error:
-            log.warning(
+            level = logging.INFO if self._stopping.is_set() else logging.WARNING
+            log.log(
+                level,
                 "xds.stream_refused",
                 node=stream.session.node_id if stream else "",
                 peer=context.peer(),
@@ -209,6 +215,8 @@ class XdsServer:
             before = self.gate.revision(session.view.node)
             session.on_request(request)
             stream.wake.set()
+            if request.response_nonce:
+                self._count("nacked" if request.HasField("error_detail") else "acked", request.type_url)
             if stream.ledger is not None and self.gate.revision(session.view.node) != before:
                 self._wake_agents(session.view.node)
             if request.HasField("error_detail"):
@@ -228,12 +236,17 @@ class XdsServer:
                 try:
                     async with asyncio.timeout(WRITE_TIMEOUT_S):
                         await context.write(encode(response, self.store))
+                    self._count("sent", response.type_url)
                 except TimeoutError as error:
                     raise ProtocolError(
                         "DEADLINE_EXCEEDED", f"the client took no data for {WRITE_TIMEOUT_S:.0f} s"
                     ) from error
             if self._stopping.is_set():
                 raise ProtocolError("UNAVAILABLE", "the server is stopping")
+
+    def _count(self, event: str, type_url: str) -> None:
+        known = type_url if type_url in protocol.KNOWN_TYPES else ""  # peers may ask for any number of types
+        self.events[event, known] += 1
 
     def _wake_agents(self, node: str) -> None:
         """The gate of that node may have moved: let its agents' sessions look again."""
@@ -245,9 +258,8 @@ class XdsServer:
 def _bind(server: aio.Server, target: str) -> str:
     """Bind before the server starts: gRPC accepts no unix address afterwards."""
     if target.startswith("unix:"):
-        path = Path(target.removeprefix("unix:"))
-        if path.exists() and not stat.S_ISSOCK(path.stat().st_mode):
-            raise ConfigError(f"{path} exists and is not a socket")
+        # gRPC would take the socket away from another process that listens on it.
+        claim_unix_path(Path(target.removeprefix("unix:")))
     try:
         port = server.add_insecure_port(target)
     except RuntimeError as error:

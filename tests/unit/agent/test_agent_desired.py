@@ -88,7 +88,9 @@ def test_a_weight_of_zero_is_refused() -> None:
 
 def test_more_weighted_endpoints_than_slots_are_refused_and_equal_ones_are_not() -> None:
     many = [pb.Backend(address=bytes((10, 0, i >> 8, i & 255)), port=80, weight=1) for i in range(1, 1026)]
-    assert decode(BACKENDS, "a:80", pb.Backends(service="a:80", backends=many).SerializeToString())
+    value = decode(BACKENDS, "a:80", pb.Backends(service="a:80", backends=many).SerializeToString())
+    assert isinstance(value, Backends)
+    assert len(value.backends) == 1025
     many[0].weight = 2
     with pytest.raises(ResourceRejected, match="1025 endpoints of unequal weight"):
         decode(BACKENDS, "a:80", pb.Backends(service="a:80", backends=many).SerializeToString())

@@ -50,7 +50,10 @@ SPECS = [
     ("{}", []),
     ("{action: CUSTOM, rules: [{}]}", [(codes.AP_ACTION, "spec.provider")]),
     ("{provider: {name: x}}", [(codes.AP_ACTION, "spec.provider")]),
-    ("{selector: {matchLabels: {a: b}}, targetRefs: [{kind: Gateway, name: g, group: gateway.networking.k8s.io}]}", [(codes.BAD_SELECTOR, "spec.selector")]),
+    (
+        "{selector: {matchLabels: {a: b}}, targetRefs: [{kind: Gateway, name: g, group: gateway.networking.k8s.io}]}",
+        [(codes.BAD_SELECTOR, "spec.selector")],
+    ),
     ("{targetRef: {kind: Pod, name: g}}", [(codes.BAD_TARGET, "spec.targetRef.kind")]),
     ("{targetRefs: [{kind: Service, name: g, namespace: x}]}", [(codes.BAD_TARGET, "spec.targetRefs[0].namespace")]),
     ("{targetRefs: [{kind: Service, name: g}]}", []),
@@ -61,7 +64,10 @@ SPECS = [
     ("{rules: [{from: [{source: {principals: ['']}}]}]}", [(codes.AP_VALUE, f"{S}.principals[0]")]),
     ("{rules: [{from: [{source: {principals: ['a*b']}}]}]}", [(codes.AP_VALUE, f"{S}.principals[0]")]),
     ("{rules: [{from: [{source: {principals: ['**']}}]}]}", [(codes.AP_VALUE, f"{S}.principals[0]")]),
-    ("{rules: [{from: [{source: {serviceAccounts: [a], namespaces: [b]}}]}]}", [(codes.AP_RULE, f"{S}.serviceAccounts")]),
+    (
+        "{rules: [{from: [{source: {serviceAccounts: [a], namespaces: [b]}}]}]}",
+        [(codes.AP_RULE, f"{S}.serviceAccounts")],
+    ),
     ("{rules: [{from: [{source: {serviceAccounts: ['a/*']}}]}]}", [(codes.AP_VALUE, f"{S}.serviceAccounts[0]")]),
     ("{rules: [{from: [{source: {ipBlocks: [10.0.0.0/33]}}]}]}", [(codes.AP_VALUE, f"{S}.ipBlocks[0]")]),
     ("{rules: [{from: [{source: {ipBlocks: ['fe80::1%eth0']}}]}]}", [(codes.AP_VALUE, f"{S}.ipBlocks[0]")]),
@@ -74,9 +80,15 @@ SPECS = [
     ("{rules: [{when: [{key: 'request.headers[]', values: ['1']}]}]}", [(codes.AP_CONDITION, f"{R}.when[0].key")]),
     ("{rules: [{when: [{key: source.ip}]}]}", [(codes.AP_CONDITION, f"{R}.when[0]")]),
     ("{rules: [{when: [{key: source.ip, values: [x]}]}]}", [(codes.AP_VALUE, f"{R}.when[0].values[0]")]),
-    ("{action: CUSTOM, provider: {name: x}, rules: [{from: [{source: {principals: [a]}}]}]}", [(codes.AP_CUSTOM, f"{S}.principals")]),
-    ("{action: CUSTOM, provider: {name: x}, rules: [{when: [{key: request.auth.principal, values: [a]}]}]}", [(codes.AP_CUSTOM, f"{R}.when[0].key")]),
-]  # fmt: skip
+    (
+        "{action: CUSTOM, provider: {name: x}, rules: [{from: [{source: {principals: [a]}}]}]}",
+        [(codes.AP_CUSTOM, f"{S}.principals")],
+    ),
+    (
+        "{action: CUSTOM, provider: {name: x}, rules: [{when: [{key: request.auth.principal, values: [a]}]}]}",
+        [(codes.AP_CUSTOM, f"{R}.when[0].key")],
+    ),
+]
 
 
 @pytest.mark.parametrize(("spec", "expected"), SPECS)

@@ -43,39 +43,78 @@ RULES = [
     ("host: a b", [(codes.BAD_HOST, "spec.host")]),
     ("subsets: []", [(codes.MISSING_FIELD, "spec.host")]),
     ("host: a, trafficPolicy: {}", [(codes.DR_POLICY, P)]),
-    ("host: a, subsets: [{name: v1, labels: {v: '1'}}, {name: v1, labels: {v: '2'}}]", [(codes.DR_SUBSET, "spec.subsets[0].name"), (codes.DR_SUBSET, "spec.subsets[1].name")]),
+    (
+        "host: a, subsets: [{name: v1, labels: {v: '1'}}, {name: v1, labels: {v: '2'}}]",
+        [(codes.DR_SUBSET, "spec.subsets[0].name"), (codes.DR_SUBSET, "spec.subsets[1].name")],
+    ),
     ("host: a, subsets: [{name: V1, labels: {v: '1'}}]", [(codes.DR_SUBSET, "spec.subsets[0].name")]),
     ("host: a, subsets: [{name: v1, labels: {v: '*'}}]", [(codes.BAD_LABEL, "spec.subsets[0].labels[v]")]),
     ("host: a, workloadSelector: {matchLabels: {a: b}}, exportTo: ['*']", [(codes.DR_SELECTOR, "spec.exportTo")]),
-]  # fmt: skip
+]
 
 POLICIES = [
     ("connectionPool: {}", [(codes.DR_POOL, f"{P}.connectionPool")]),
     ("connectionPool: {tcp: {connectTimeout: 0s}}", [(codes.BAD_TIME, f"{P}.connectionPool.tcp.connectTimeout")]),
     ("connectionPool: {tcp: {maxConnections: -1}}", [(codes.OUT_OF_RANGE, f"{P}.connectionPool.tcp.maxConnections")]),
-    ("connectionPool: {http: {useClientProtocol: true, h2UpgradePolicy: UPGRADE}}", [(codes.DR_POOL, f"{P}.connectionPool.http.useClientProtocol")]),
+    (
+        "connectionPool: {http: {useClientProtocol: true, h2UpgradePolicy: UPGRADE}}",
+        [(codes.DR_POOL, f"{P}.connectionPool.http.useClientProtocol")],
+    ),
     ("loadBalancer: {simple: FASTEST}", [(codes.BAD_CHOICE, f"{P}.loadBalancer.simple")]),
     ("loadBalancer: {simple: RANDOM, consistentHash: {useSourceIp: true}}", [(codes.DR_HASH, f"{P}.loadBalancer")]),
     ("loadBalancer: {consistentHash: {}}", [(codes.DR_HASH, f"{P}.loadBalancer.consistentHash")]),
-    ("loadBalancer: {consistentHash: {useSourceIp: true, httpHeaderName: x}}", [(codes.DR_HASH, f"{P}.loadBalancer.consistentHash")]),
-    ("loadBalancer: {consistentHash: {useSourceIp: true, maglev: {tableSize: 100}}}", [(codes.DR_HASH, f"{P}.loadBalancer.consistentHash.maglev.tableSize")]),
-    ("loadBalancer: {localityLbSetting: {distribute: [{from: a/*, to: {a/*: 50}}]}}", [(codes.DR_LOCALITY, f"{P}.loadBalancer.localityLbSetting.distribute[0].to")]),
-    ("loadBalancer: {localityLbSetting: {distribute: [{from: '*/a', to: {a: 100}}]}}", [(codes.DR_LOCALITY, f"{P}.loadBalancer.localityLbSetting.distribute[0].from")]),
-    ("loadBalancer: {localityLbSetting: {failover: [{from: a, to: a}]}}, outlierDetection: {}", [(codes.DR_LOCALITY, f"{P}.loadBalancer.localityLbSetting.failover[0]")]),
+    (
+        "loadBalancer: {consistentHash: {useSourceIp: true, httpHeaderName: x}}",
+        [(codes.DR_HASH, f"{P}.loadBalancer.consistentHash")],
+    ),
+    (
+        "loadBalancer: {consistentHash: {useSourceIp: true, maglev: {tableSize: 100}}}",
+        [(codes.DR_HASH, f"{P}.loadBalancer.consistentHash.maglev.tableSize")],
+    ),
+    (
+        "loadBalancer: {localityLbSetting: {distribute: [{from: a/*, to: {a/*: 50}}]}}",
+        [(codes.DR_LOCALITY, f"{P}.loadBalancer.localityLbSetting.distribute[0].to")],
+    ),
+    (
+        "loadBalancer: {localityLbSetting: {distribute: [{from: '*/a', to: {a: 100}}]}}",
+        [(codes.DR_LOCALITY, f"{P}.loadBalancer.localityLbSetting.distribute[0].from")],
+    ),
+    (
+        "loadBalancer: {localityLbSetting: {failover: [{from: a, to: a}]}}, outlierDetection: {}",
+        [(codes.DR_LOCALITY, f"{P}.loadBalancer.localityLbSetting.failover[0]")],
+    ),
     ("loadBalancer: {warmup: {duration: 0s}}", [(codes.BAD_TIME, f"{P}.loadBalancer.warmup.duration")]),
-    ("loadBalancer: {warmup: {duration: 1s, minimumPercent: 101}}", [(codes.BAD_PERCENT, f"{P}.loadBalancer.warmup.minimumPercent")]),
-    ("loadBalancer: {warmup: {duration: 1s, aggression: 0}}", [(codes.DR_WARMUP, f"{P}.loadBalancer.warmup.aggression")]),
+    (
+        "loadBalancer: {warmup: {duration: 1s, minimumPercent: 101}}",
+        [(codes.BAD_PERCENT, f"{P}.loadBalancer.warmup.minimumPercent")],
+    ),
+    (
+        "loadBalancer: {warmup: {duration: 1s, aggression: 0}}",
+        [(codes.DR_WARMUP, f"{P}.loadBalancer.warmup.aggression")],
+    ),
     ("outlierDetection: {maxEjectionPercent: 101}", [(codes.BAD_PERCENT, f"{P}.outlierDetection.maxEjectionPercent")]),
-    ("outlierDetection: {consecutiveLocalOriginFailures: 3}", [(codes.DR_OUTLIER, f"{P}.outlierDetection.consecutiveLocalOriginFailures")]),
+    (
+        "outlierDetection: {consecutiveLocalOriginFailures: 3}",
+        [(codes.DR_OUTLIER, f"{P}.outlierDetection.consecutiveLocalOriginFailures")],
+    ),
     ("outlierDetection: {interval: 0s}", [(codes.BAD_TIME, f"{P}.outlierDetection.interval")]),
-    ("tls: {mode: MUTUAL, caCertificates: c}", [(codes.DR_TLS, f"{P}.tls.clientCertificate"), (codes.DR_TLS, f"{P}.tls.privateKey")]),
-    ("tls: {mode: SIMPLE, insecureSkipVerify: true, caCertificates: c}", [(codes.DR_TLS, f"{P}.tls.insecureSkipVerify")]),
+    (
+        "tls: {mode: MUTUAL, caCertificates: c}",
+        [(codes.DR_TLS, f"{P}.tls.clientCertificate"), (codes.DR_TLS, f"{P}.tls.privateKey")],
+    ),
+    (
+        "tls: {mode: SIMPLE, insecureSkipVerify: true, caCertificates: c}",
+        [(codes.DR_TLS, f"{P}.tls.insecureSkipVerify")],
+    ),
     ("tls: {mode: SIMPLE, credentialName: c, caCertificates: c}", [(codes.DR_TLS, f"{P}.tls.credentialName")]),
     ("tls: {mode: ISTIO_MUTUAL}", []),
-    ("tunnel: {protocol: GET, targetHost: a, targetPort: 0}", [(codes.DR_TUNNEL, f"{P}.tunnel.protocol"), (codes.BAD_PORT, f"{P}.tunnel.targetPort")]),
+    (
+        "tunnel: {protocol: GET, targetHost: a, targetPort: 0}",
+        [(codes.DR_TUNNEL, f"{P}.tunnel.protocol"), (codes.BAD_PORT, f"{P}.tunnel.targetPort")],
+    ),
     ("tunnel: {targetHost: a, targetPort: 1}, proxyProtocol: {}", [(codes.DR_TUNNEL, f"{P}.tunnel")]),
     ("portLevelSettings: [{loadBalancer: {simple: RANDOM}}]", [(codes.DR_PORT_LEVEL, f"{P}.portLevelSettings[0]")]),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(
@@ -87,11 +126,17 @@ def test_a_rule_is_checked(text: str, expected: list[tuple[str, str]]) -> None:
 
 WARNED = [
     ("host: a, subsets: [{name: v1}]", [(codes.DR_SUBSET, "spec.subsets[0]")]),
-    ("host: a, trafficPolicy: {outlierDetection: {consecutiveErrors: 1}}", [(codes.DEPRECATED, f"{P}.outlierDetection.consecutiveErrors")]),
+    (
+        "host: a, trafficPolicy: {outlierDetection: {consecutiveErrors: 1}}",
+        [(codes.DEPRECATED, f"{P}.outlierDetection.consecutiveErrors")],
+    ),
     ("host: a, trafficPolicy: {tls: {mode: SIMPLE}}", [(codes.DR_TLS, f"{P}.tls")]),
-    ("host: a, trafficPolicy: {loadBalancer: {localityLbSetting: {failover: [{from: a, to: b}]}}}", [(codes.DR_LOCALITY, f"{P}.loadBalancer.localityLbSetting")]),
+    (
+        "host: a, trafficPolicy: {loadBalancer: {localityLbSetting: {failover: [{from: a, to: b}]}}}",
+        [(codes.DR_LOCALITY, f"{P}.loadBalancer.localityLbSetting")],
+    ),
     ("host: a, workloadSelector: {}", [(codes.BAD_SELECTOR, "spec.workloadSelector")]),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("text", "expected"), WARNED)

@@ -39,7 +39,11 @@ CASES = [
     (SERVICE, "metadata: {name: 'a.b'}, spec: {ports: [{port: 80}]}", ["metadata.name"]),
     (SERVICE, "metadata: {name: 'a[b]|c'}, spec: {ports: [{port: 80}]}", ["metadata.name"]),
     (SERVICE, "metadata: {name: a, namespace: A_B}, spec: {ports: [{port: 80}]}", ["metadata.namespace"]),
-    (SERVICE, "metadata: {name: a, annotations: {xdsbpf.io/dataplane: L7}}, spec: {ports: [{port: 80}]}", ["metadata.annotations[xdsbpf.io/dataplane]"]),
+    (
+        SERVICE,
+        "metadata: {name: a, annotations: {xdsbpf.io/dataplane: L7}}, spec: {ports: [{port: 80}]}",
+        ["metadata.annotations[xdsbpf.io/dataplane]"],
+    ),
     (SERVICE, "metadata: {name: a, annotations: {xdsbpf.io/dataplane: l7}}, spec: {ports: [{port: 80}]}", []),
     (SLICE, f"{OWNED}, endpoints: [{{addresses: [10.0.0.1]}}], ports: [{{port: 80}}]", []),
     (SLICE, f"{OWNED}, endpoints: [{{addresses: [127.0.0.1]}}]", ["endpoints[0].addresses[0]"]),
@@ -47,16 +51,28 @@ CASES = [
     (SLICE, f"{OWNED}, endpoints: [{{addresses: [0.0.0.0]}}]", ["endpoints[0].addresses[0]"]),
     (SLICE, f"{OWNED}, endpoints: [{{addresses: [224.0.0.1]}}]", ["endpoints[0].addresses[0]"]),
     (SLICE, f"{OWNED}, endpoints: [{{addresses: ['::1']}}]", ["endpoints[0].addresses[0]"]),
-    (SLICE, f"{OWNED}, addressType: IPv6, endpoints: [{{addresses: ['::ffff:127.0.0.1']}}]", ["endpoints[0].addresses[0]"]),
+    (
+        SLICE,
+        f"{OWNED}, addressType: IPv6, endpoints: [{{addresses: ['::ffff:127.0.0.1']}}]",
+        ["endpoints[0].addresses[0]"],
+    ),
     (SLICE, f"{OWNED}, addressType: IPv6, endpoints: [{{addresses: ['2001:db8::1']}}]", []),
     (SLICE, f"{OWNED}, endpoints: [{{addresses: []}}]", ["endpoints[0].addresses"]),
     (POD, "status: {podIP: 10.0.0.1, podIPs: [{ip: 10.0.0.1}]}", []),
     (POD, "status: {podIP: here}", ["status.podIP"]),
-    (DEPLOYMENT, "spec: {selector: {matchLabels: {a: b}}, template: {metadata: {labels: {a: c}}}}", ["spec.selector.matchLabels"]),
+    (
+        DEPLOYMENT,
+        "spec: {selector: {matchLabels: {a: b}}, template: {metadata: {labels: {a: c}}}}",
+        ["spec.selector.matchLabels"],
+    ),
     (DEPLOYMENT, "spec: {selector: {matchLabels: {a: b}}, template: {metadata: {labels: {a: b, c: d}}}}", []),
-    (NODE, "metadata: {name: node1, annotations: {xdsbpf.io/proxy-address: here}}", ["metadata.annotations[xdsbpf.io/proxy-address]"]),
+    (
+        NODE,
+        "metadata: {name: node1, annotations: {xdsbpf.io/proxy-address: here}}",
+        ["metadata.annotations[xdsbpf.io/proxy-address]"],
+    ),
     (NODE, "metadata: {name: node1, annotations: {xdsbpf.io/proxy-address: 10.0.0.2}}", []),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("kind", "text", "expected"), CASES)

@@ -59,7 +59,10 @@ def test_a_virtual_service_that_uses_everything_is_accepted() -> None:
 FRAME = [
     ("hosts: [a]", [(codes.VS_NO_ROUTES, "spec")]),
     ("http: []", [(codes.VS_HOSTS, "spec.hosts")]),
-    (f"gateways: [g], tcp: [{{{TO}}}], http: [{{{TO}}}]", [(codes.VS_DELEGATE, "spec.gateways"), (codes.VS_DELEGATE, "spec.tcp")]),
+    (
+        f"gateways: [g], tcp: [{{{TO}}}], http: [{{{TO}}}]",
+        [(codes.VS_DELEGATE, "spec.gateways"), (codes.VS_DELEGATE, "spec.tcp")],
+    ),
     (f"hosts: ['*'], http: [{{{TO}}}]", [(codes.VS_HOSTS, "spec.hosts[0]")]),
     (f"hosts: ['*'], gateways: [g], http: [{{{TO}}}]", []),
     (f"hosts: ['a:80'], http: [{{{TO}}}]", [(codes.BAD_HOST, "spec.hosts[0]")]),
@@ -76,12 +79,18 @@ FRAME = [
     (f"hosts: [a], exportTo: ['~'], http: [{{{TO}}}]", [(codes.BAD_EXPORT, "spec.exportTo[0]")]),
     (f"hosts: [a], exportTo: ['.'], http: [{{{TO}}}]", []),
     (f"hosts: [a], tls: [{{{TO}}}]", [(codes.VS_TLS, "spec.tls[0]")]),
-    (f"hosts: [a.b], tls: [{{match: [{{sniHosts: [c.d]}}], {TO}}}]", [(codes.VS_TLS, "spec.tls[0].match[0].sniHosts[0]")]),
+    (
+        f"hosts: [a.b], tls: [{{match: [{{sniHosts: [c.d]}}], {TO}}}]",
+        [(codes.VS_TLS, "spec.tls[0].match[0].sniHosts[0]")],
+    ),
     (f"hosts: ['*.b'], tls: [{{match: [{{sniHosts: [a.b], port: 443}}], {TO}}}]", []),
     ("hosts: [a], tcp: [{}]", [(codes.VS_TCP, "spec.tcp[0]")]),
-    (f"hosts: [a], tcp: [{{match: [{{destinationSubnets: [10.0.0.0/40]}}], {TO}}}]", [(codes.BAD_SUBNET, "spec.tcp[0].match[0].destinationSubnets[0]")]),
+    (
+        f"hosts: [a], tcp: [{{match: [{{destinationSubnets: [10.0.0.0/40]}}], {TO}}}]",
+        [(codes.BAD_SUBNET, "spec.tcp[0].match[0].destinationSubnets[0]")],
+    ),
     (f"hosts: [a], tcp: [{{match: [{{destinationSubnets: [10.0.0.0/8, '::/0'], port: 1}}], {TO}}}]", []),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("text", "expected"), FRAME)
@@ -105,7 +114,10 @@ HTTP = [
     ("{delegate: {name: b, namespace: ns}}", []),
     ("{delegate: {name: b}, rewrite: {uri: /}}", [(codes.VS_DELEGATE, f"{R}.rewrite")]),
     (f"{{{TO}, rewrite: {{}}}}", [(codes.VS_REWRITE, f"{R}.rewrite")]),
-    (f"{{{TO}, rewrite: {{uriRegexRewrite: {{match: '(', rewrite: x}}}}}}", [(codes.BAD_REGEX, f"{R}.rewrite.uriRegexRewrite.match")]),
+    (
+        f"{{{TO}, rewrite: {{uriRegexRewrite: {{match: '(', rewrite: x}}}}}}",
+        [(codes.BAD_REGEX, f"{R}.rewrite.uriRegexRewrite.match")],
+    ),
     ("{route: [{destination: {host: '*.a'}}]}", [(codes.VS_DESTINATION, f"{R}.route[0].destination.host")]),
     ("{route: [{destination: {host: a, subset: V.1}}]}", [(codes.VS_DESTINATION, f"{R}.route[0].destination.subset")]),
     ("{route: [{destination: {host: a}}, {destination: {host: b}}]}", [(codes.VS_WEIGHT, f"{R}.route")]),
@@ -123,10 +135,19 @@ HTTP = [
     (f"{{{TO}, fault: {{delay: {{exponentialDelay: 1s}}}}}}", [(codes.VS_FAULT, f"{R}.fault.delay.exponentialDelay")]),
     (f"{{{TO}, fault: {{abort: {{httpStatus: 199}}}}}}", [(codes.VS_FAULT, f"{R}.fault.abort.httpStatus")]),
     (f"{{{TO}, fault: {{abort: {{grpcStatus: SAD}}}}}}", [(codes.VS_FAULT, f"{R}.fault.abort.grpcStatus")]),
-    (f"{{{TO}, fault: {{abort: {{grpcStatus: UNAVAILABLE, percentage: {{value: 100.1}}}}}}}}", [(codes.BAD_PERCENT, f"{R}.fault.abort.percentage.value")]),
+    (
+        f"{{{TO}, fault: {{abort: {{grpcStatus: UNAVAILABLE, percentage: {{value: 100.1}}}}}}}}",
+        [(codes.BAD_PERCENT, f"{R}.fault.abort.percentage.value")],
+    ),
     (f"{{{TO}, mirror: {{host: b}}, mirrors: [{{destination: {{host: c}}}}]}}", [(codes.VS_MIRROR, f"{R}.mirrors")]),
-    (f"{{{TO}, corsPolicy: {{allowMethods: [FETCH], maxAge: 1500ms}}}}", [(codes.VS_CORS, f"{R}.corsPolicy.allowMethods[0]"), (codes.VS_CORS, f"{R}.corsPolicy.maxAge")]),
-    (f"{{{TO}, headers: {{request: {{set: {{':path': x}}}}}}}}", [(codes.VS_HEADERS, f"{R}.headers.request.set[:path]")]),
+    (
+        f"{{{TO}, corsPolicy: {{allowMethods: [FETCH], maxAge: 1500ms}}}}",
+        [(codes.VS_CORS, f"{R}.corsPolicy.allowMethods[0]"), (codes.VS_CORS, f"{R}.corsPolicy.maxAge")],
+    ),
+    (
+        f"{{{TO}, headers: {{request: {{set: {{':path': x}}}}}}}}",
+        [(codes.VS_HEADERS, f"{R}.headers.request.set[:path]")],
+    ),
     (f"{{{TO}, headers: {{request: {{set: {{':authority': x}}}}}}}}", []),
     (f"{{{TO}, headers: {{response: {{add: {{'a b': x}}}}}}}}", [(codes.BAD_HEADER, f"{R}.headers.response.add[a b]")]),
     (f"{{{TO}, rewrite: {{authority: x}}, headers: {{request: {{set: {{host: z}}}}}}}}", [(codes.VS_HEADERS, R)]),
@@ -134,12 +155,15 @@ HTTP = [
     (f"{{match: [{{method: {{prefix: ''}}}}], {TO}}}", [(codes.VS_MATCH, f"{R}.match[0].method")]),
     (f"{{match: [{{headers: {{x: null}}}}], {TO}}}", [(codes.NULL_ENTRY, f"{R}.match[0].headers.x")]),
     (f"{{match: [{{headers: {{'a b': {{exact: x}}}}}}], {TO}}}", [(codes.BAD_HEADER, f"{R}.match[0].headers[a b]")]),
-    (f"{{match: [{{headers: {{'@request.auth.claims.g': {{exact: x}}}}}}], {TO}}}", [(codes.VS_MATCH, f"{R}.match[0].headers[@request.auth.claims.g]")]),
+    (
+        f"{{match: [{{headers: {{'@request.auth.claims.g': {{exact: x}}}}}}], {TO}}}",
+        [(codes.VS_MATCH, f"{R}.match[0].headers[@request.auth.claims.g]")],
+    ),
     (f"{{match: [{{uri: {{regex: '{'a' * 1025}'}}}}], {TO}}}", [(codes.BAD_REGEX, f"{R}.match[0].uri.regex")]),
     (f"{{match: [{{port: 0}}], {TO}}}", [(codes.BAD_PORT, f"{R}.match[0].port")]),
     (f"{{match: [{{sourceNamespace: A}}], {TO}}}", [(codes.BAD_NAMESPACE, f"{R}.match[0].sourceNamespace")]),
     (f"{{match: [{{sourceLabels: {{'-a': b}}}}], {TO}}}", [(codes.BAD_LABEL, f"{R}.match[0].sourceLabels[-a]")]),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("route", "expected"), HTTP)
@@ -150,12 +174,15 @@ def test_an_http_route_is_checked(route: str, expected: list[tuple[str, str]]) -
 WARNED = [
     (f"[{{{TO}}}, {{{TO}}}]", [(codes.VS_UNREACHABLE, "spec.http[1]")]),
     (f"[{{match: [{{uri: {{prefix: /}}}}], {TO}}}, {{{TO}}}]", [(codes.VS_UNREACHABLE, "spec.http[1]")]),
-    (f"[{{match: [{{uri: {{prefix: /a}}}}], {TO}}}, {{match: [{{name: second, uri: {{prefix: /a}}}}], {TO}}}]", [(codes.VS_UNREACHABLE, "spec.http[1].match[0]")]),
+    (
+        f"[{{match: [{{uri: {{prefix: /a}}}}], {TO}}}, {{match: [{{name: second, uri: {{prefix: /a}}}}], {TO}}}]",
+        [(codes.VS_UNREACHABLE, "spec.http[1].match[0]")],
+    ),
     (f"[{{match: [{{uri: {{prefix: /}}, port: 80}}], {TO}}}, {{{TO}}}]", []),
     (f"[{{{TO}, mirror: {{host: b}}, mirrorPercent: 5}}]", [(codes.DEPRECATED, "spec.http[0].mirrorPercent")]),
     (f"[{{{TO}, fault: {{abort: {{}}}}}}]", [(codes.VS_FAULT, "spec.http[0].fault.abort")]),
     ("[{redirect: {uri: /, redirectCode: 305}}]", [(codes.VS_REDIRECT, "spec.http[0].redirect.redirectCode")]),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("http", "expected"), WARNED)

@@ -161,7 +161,8 @@ async def test_a_vanished_object_is_removed_by_time_alone(tmp_path: Path) -> Non
     await source.step()
     assert put_names(batches[-1]) == ["a", "b"]
     write(tmp_path / "a.yaml", service("b"))
-    for now in (2.0, 3.0, 3.0 + HOLD_S - 0.01):
+    for moment in (2.0, 3.0, 3.0 + HOLD_S - 0.01):
+        now = moment
         await source.step()
         assert len(batches) == 1
     now = 3.0 + HOLD_S
@@ -187,7 +188,8 @@ async def test_a_file_that_changes_while_it_is_read_is_read_again(tmp_path: Path
     await source.step()
     assert source.catalog.manifests() == {}
     source._scanner.look = look  # type: ignore[method-assign]
-    for now in (2.0, 3.0):
+    for moment in (2.0, 3.0):
+        now = moment
         await source.step()
     manifest = source.catalog.get(service_id("a"))
     assert manifest is not None

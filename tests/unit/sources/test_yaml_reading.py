@@ -322,4 +322,4 @@ def test_the_same_text_gives_the_same_objects_whatever_was_read_before() -> None
     text = documents(service("a"), virtual_service("b"), deny_policy("c"))
     catalog = read(text)
     assert catalog.manifests() == read(text).manifests()
-    assert isinstance(list(catalog.manifests().values())[0], AuthorizationPolicy)
+    assert isinstance(next(iter(catalog.manifests().values())), AuthorizationPolicy)

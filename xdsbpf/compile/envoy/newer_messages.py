@@ -3,17 +3,22 @@
     envoy.extensions.filters.listener.set_filter_state.v3.Config   on_accept = 1, repeated FilterStateValue
     envoy.extensions.formatter.cel.v3.Cel                          cel_config = 1, CelExpressionConfig
 
-Both live in a package of ours, because the second exists in xds-protos without its field; only their
-bytes leave, in an Any with Envoy's type URL. A test decodes them with another library, and Envoy itself.
+The first is registered under its own name, so that JSON can show what is in an Any of it. The second
+exists in xds-protos, without its field: it is declared in a package of ours, only its bytes leave, and
+JSON shows it empty. A test decodes the first with another library; Envoy itself proves both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any as MessageClass
 from typing import Final
 
 from envoy.config.core.v3.cel_pb2 import CelExpressionConfig
 from envoy.extensions.filters.common.set_filter_state.v3.value_pb2 import FilterStateValue
+
+# Imported for its registration: without it JSON cannot show an Any of it.
+from envoy.extensions.formatter.cel.v3 import cel_pb2
 from google.protobuf.any_pb2 import Any
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
 from google.protobuf.descriptor_pool import Default
@@ -21,37 +26,39 @@ from google.protobuf.message_factory import GetMessageClass
 
 from xdsbpf.model.names import TYPE_PREFIX
 
-SET_FILTER_STATE_TYPE: Final = TYPE_PREFIX + "envoy.extensions.filters.listener.set_filter_state.v3.Config"
-CEL_TYPE: Final = TYPE_PREFIX + "envoy.extensions.formatter.cel.v3.Cel"
-PACKAGE: Final = "xdsbpf.compile.envoy"
-FILE: Final = "xdsbpf/compile/envoy/newer_messages.proto"
+LISTENER_FILTER_PACKAGE: Final = "envoy.extensions.filters.listener.set_filter_state.v3"
+SET_FILTER_STATE_TYPE: Final = f"{TYPE_PREFIX}{LISTENER_FILTER_PACKAGE}.Config"
+CEL_TYPE: Final = TYPE_PREFIX + cel_pb2.Cel.DESCRIPTOR.full_name
 
 
-def _declare() -> None:
-    file = FileDescriptorProto(name=FILE, package=PACKAGE, syntax="proto3")
-    for name, field, label, type_ in (
-        ("SetFilterState", "on_accept", FieldDescriptorProto.LABEL_REPEATED, FilterStateValue.DESCRIPTOR),
-        ("Cel", "cel_config", FieldDescriptorProto.LABEL_OPTIONAL, CelExpressionConfig.DESCRIPTOR),
-    ):
-        file.dependency.append(type_.file.name)
-        file.message_type.add(name=name).field.add(
-            name=field,
-            number=1,
-            label=label,
-            type=FieldDescriptorProto.TYPE_MESSAGE,
-            type_name=f".{type_.full_name}",
-        )
+def _declare(package: str, name: str, field: str, type_: MessageClass, label: int) -> MessageClass:
+    """A message class with one field, number 1."""
+    file = FileDescriptorProto(
+        name=f"{package.replace('.', '/')}/{name.lower()}.proto",
+        package=package,
+        syntax="proto3",
+        dependency=[type_.DESCRIPTOR.file.name],
+    )
+    file.message_type.add(name=name).field.add(
+        name=field,
+        number=1,
+        label=label,
+        type=FieldDescriptorProto.TYPE_MESSAGE,
+        type_name=f".{type_.DESCRIPTOR.full_name}",
+    )
     Default().Add(file)
+    return GetMessageClass(Default().FindMessageTypeByName(f"{package}.{name}"))
 
 
-_declare()
-_SetFilterState = GetMessageClass(Default().FindMessageTypeByName(f"{PACKAGE}.SetFilterState"))
-_Cel = GetMessageClass(Default().FindMessageTypeByName(f"{PACKAGE}.Cel"))
+_REPEATED: Final = FieldDescriptorProto.LABEL_REPEATED
+_OPTIONAL: Final = FieldDescriptorProto.LABEL_OPTIONAL
+_Config = _declare(LISTENER_FILTER_PACKAGE, "Config", "on_accept", FilterStateValue, _REPEATED)
+_Cel = _declare("xdsbpf.compile.envoy", "Cel", "cel_config", CelExpressionConfig, _OPTIONAL)
 
 
 def set_filter_state(values: Iterable[FilterStateValue]) -> Any:
     """Configuration of the listener filter that sets filter state when a connection is accepted."""
-    message = _SetFilterState(on_accept=list(values))
+    message = _Config(on_accept=list(values))
     return Any(type_url=SET_FILTER_STATE_TYPE, value=message.SerializeToString(deterministic=True))
 
 

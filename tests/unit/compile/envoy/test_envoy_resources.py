@@ -8,6 +8,7 @@ import pytest
 from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import (
     HttpConnectionManager,
 )
+from envoy.extensions.load_balancing_policies.maglev.v3.maglev_pb2 import Maglev
 from envoy.extensions.upstreams.http.v3.http_protocol_options_pb2 import HttpProtocolOptions
 
 from tests.compiling import NODE, Mesh, pod, service, slice_of
@@ -17,14 +18,18 @@ from xdsbpf.compile.envoy.clusters import cluster
 from xdsbpf.compile.envoy.endpoints import endpoints_resource
 from xdsbpf.compile.envoy.identity_table import Entry, expression, identity_table
 from xdsbpf.compile.envoy.listeners import listener
+from xdsbpf.compile.envoy.load_balancing import load_balancing_policy
 from xdsbpf.compile.envoy.outputs import envoy_generators
 from xdsbpf.compile.envoy.virtual_hosts import virtual_host_resource
+from xdsbpf.diagnostics import ObjectId, Origin
 from xdsbpf.incremental import ABSENT
 from xdsbpf.mesh.inputs import put_object
+from xdsbpf.model.destination_rule import ConsistentHashLB, LoadBalancerSettings, MagLev
 from xdsbpf.model.kube import Pod, PodSpec, PodStatus
 from xdsbpf.model.meta import ObjectMeta
 from xdsbpf.model.names import CLUSTER, ENDPOINTS, EXTENSION, LISTENER, ROUTES, VIRTUAL_HOST
 
+WHERE = Origin(ObjectId("DestinationRule", "default", "reviews"), "spec")
 HOST = "reviews.default.svc.cluster.local"
 BASE = (
     service("reviews", "9080/http", address="10.96.0.1")
@@ -107,7 +112,6 @@ def test_traffic_that_should_be_encrypted_is_withheld_and_never_sent_as_plaintex
     [
         ("{loadBalancer: {simple: PASSTHROUGH}}", "XB3001"),
         ("{loadBalancer: {localityLbSetting: {enabled: true}}}", "XB3011"),
-        ("{loadBalancer: {consistentHash: {useSourceIp: true, maglev: {tableSize: 100}}}}", "XB3012"),
         ("{proxyProtocol: {version: V2}}", "XB3001"),
         ("{outlierDetection: {consecutiveErrors: 5}}", "XB3001"),
     ],
@@ -295,3 +299,19 @@ def test_outputs_name_the_manifests_they_came_from():
     kinds = {(origin.object.kind, origin.path) for origin in mesh.db.origins(virtual_host_resource, 9080, HOST)}
     assert ("VirtualService", "spec.http[0]") in kinds
     assert any(kind == "Service" for kind, _ in kinds)
+
+
+def test_a_maglev_table_that_envoy_would_refuse_gets_the_default_size():
+    def table_of(size: int) -> tuple[bool, list[str]]:
+        found: list[str] = []
+        hashing = ConsistentHashLB(use_source_ip=True, maglev=MagLev(size))
+        policy = load_balancing_policy(
+            LoadBalancerSettings(consistent_hash=hashing), WHERE, lambda finding: found.append(finding.code)
+        )
+        table = Maglev()
+        policy.policies[0].typed_extension_config.typed_config.Unpack(table)
+        return table.HasField("table_size"), found
+
+    assert table_of(101) == (True, [])
+    assert table_of(100) == (False, ["XB3012"])
+    assert table_of(5_000_077) == (False, ["XB3012"])

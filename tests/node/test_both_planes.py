@@ -1,0 +1,242 @@
+"""Policy and plane changes where both planes meet: one lab, real Envoys, Bookinfo of the examples.
+
+Every denial stands beside the same request from an allowed pod, and is taken away once to show that
+it was the policy.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xdsbpf.lab.bringup import down, up
+from xdsbpf.lab.lab import Lab
+from xdsbpf.lab.measure import balanced_over, envoy_connections, wait_until, xdsbpf_json
+from xdsbpf.lab.plan import LabOptions
+
+pytestmark = [pytest.mark.root, pytest.mark.envoy, pytest.mark.timeout(180)]
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "deploy" / "examples" / "bookinfo"
+NAME = "xbplanes"
+REVIEWS = "http://reviews:9080/reviews/0"
+DETAILS = "http://details:9080/details/0"
+
+DENY_V2 = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: reviews-v2-not-for-denied}
+spec:
+  selector: {matchLabels: {app: reviews, version: v2}}
+  action: DENY
+  rules:
+    - from: [{source: {principals: [cluster.local/ns/default/sa/client-denied]}}]
+"""
+DENY_REVIEWS = DENY_V2.replace("reviews-v2-not-for-denied", "reviews-not-for-denied").replace(", version: v2", "")
+DENY_NAMESPACE = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: ratings-not-for-default}
+spec:
+  selector: {matchLabels: {app: ratings}}
+  action: DENY
+  rules:
+    - from: [{source: {namespaces: [default], notPrincipals: [cluster.local/ns/default/sa/client-allowed]}}]
+      to: [{operation: {ports: ["9080"]}}]
+"""
+HALF_V2 = """
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: reviews}
+spec:
+  hosts: [reviews]
+  http:
+    - route:
+        - {destination: {host: reviews, subset: v1}, weight: 50}
+        - {destination: {host: reviews, subset: v2}, weight: 50}
+"""
+DETAILS_L7 = """
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: details}
+spec:
+  hosts: [details]
+  http:
+    - route: [{destination: {host: details}}]
+"""
+
+
+@pytest.fixture(scope="module")
+def manifests(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("manifests")
+    for name in ("bookinfo", "destination-rules", "clients", "ratings-delay"):
+        shutil.copy(EXAMPLES / f"{name}.yaml", directory)
+    (directory / "reviews.yaml").write_text(HALF_V2)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def lab(manifests: Path) -> Iterator[Lab]:
+    down(NAME)
+    try:
+        yield up(LabOptions(name=NAME, paths=(manifests,), nodes=2, replicas=(("details", 2),)), progress=None)
+    finally:
+        down(NAME)
+
+
+@pytest.fixture
+def apply(lab: Lab, manifests: Path) -> Iterator[Callable[[str, str], None]]:
+    """Write a manifest for the time of one test."""
+    written: list[Path] = []
+
+    def write(name: str, text: str) -> None:
+        path = manifests / name
+        path.write_text(text)
+        written.append(path)
+
+    yield write
+    for path in written:
+        path.unlink(missing_ok=True)
+    names = {path.stem for path in written}
+    wait_until(lambda: not names & {row["name"] for row in objects(lab)}, 20, "the test's manifests to be gone")
+
+
+def objects(lab: Lab) -> list[dict[str, Any]]:
+    return [{**row, "name": row["object"].rpartition("/")[2]} for row in xdsbpf_json(lab, "objects")["items"]]
+
+
+def statuses(answer: dict[str, Any]) -> Counter[int]:
+    counts: Counter[int] = Counter()
+    for entry in answer["by"]:
+        counts[entry["status"]] += entry["count"]
+    return counts
+
+
+def versions(answer: dict[str, Any]) -> set[str]:
+    return {entry["version"] for entry in answer["by"] if entry["status"] == 200}
+
+
+def probe(lab: Lab, pod: str, target: str, count: int = 20) -> dict[str, int]:
+    outcomes: dict[str, int] = lab.client(pod, "probe", target, "-n", str(count))["outcomes"]
+    return outcomes
+
+
+def test_envoy_refuses_what_only_some_endpoints_deny(lab: Lab, apply: Callable[[str, str], None]) -> None:
+    """The kernel cannot know which subset the route will choose; RBAC sits on the destination cluster."""
+    apply("reviews-v2-not-for-denied.yaml", DENY_V2)
+
+    def get(pod: str) -> dict[str, Any]:
+        answer: dict[str, Any] = lab.client(pod, "get", REVIEWS, "-n", "200", "-c", "4")
+        return answer
+
+    wait_until(lambda: statuses(get("client-denied"))[403] > 0, 20, "Envoy's RBAC")
+    denied, allowed = get("client-denied"), get("client-allowed")
+    assert versions(denied) == {"v1"}
+    assert set(statuses(denied)) == {200, 403}
+    assert 50 < statuses(denied)[403] < 150
+    assert statuses(allowed) == {200: 200}
+    assert versions(allowed) == {"v1", "v2"}
+
+
+def test_a_guarded_pod_cannot_be_reached_around_the_proxy(lab: Lab, apply: Callable[[str, str], None]) -> None:
+    v2 = f"{lab.pod('reviews-v2').address}:9080"
+    v1 = f"{lab.pod('reviews-v1').address}:9080"
+    assert probe(lab, "client-denied", v2) == {"connected": 20}
+    apply("reviews-v2-not-for-denied.yaml", DENY_V2)
+    wait_until(lambda: probe(lab, "client-denied", v2) == {"EPERM": 20}, 20, "the kernel's policy")
+    assert probe(lab, "client-allowed", v2, 200) == {"connected": 200}
+    assert probe(lab, "client-denied", v1, 200) == {"connected": 200}
+
+
+def test_a_redirected_service_is_refused_at_connect_when_every_endpoint_denies(
+    lab: Lab, apply: Callable[[str, str], None]
+) -> None:
+    assert probe(lab, "client-denied", "reviews:9080") == {"connected": 20}
+    apply("reviews-not-for-denied.yaml", DENY_REVIEWS)
+    wait_until(lambda: probe(lab, "client-denied", "reviews:9080") == {"EPERM": 20}, 20, "the kernel's policy")
+    assert probe(lab, "client-allowed", "reviews:9080", 200) == {"connected": 200}
+
+
+def test_a_namespace_can_be_denied_with_an_exception(lab: Lab, apply: Callable[[str, str], None]) -> None:
+    apply("ratings-not-for-default.yaml", DENY_NAMESPACE)
+    wait_until(lambda: probe(lab, "client-denied", "ratings:9080") == {"EPERM": 20}, 20, "the kernel's policy")
+    assert probe(lab, "client-allowed", "ratings:9080", 200) == {"connected": 200}
+
+
+def test_a_service_changes_plane_and_back_without_a_failed_request(
+    lab: Lab, apply: Callable[[str, str], None], manifests: Path, tmp_path: Path
+) -> None:
+    """details: kernel, Envoy, kernel again, under short and keep-alive connections."""
+
+    def plane() -> str:
+        items = xdsbpf_json(lab, "bpf", "frontends")["items"]
+        planes = {item["plane"] for item in items if item["service"].startswith("details.")}
+        return planes.pop() if len(planes) == 1 else "mixed"
+
+    assert plane() == "L4"
+    stop = tmp_path / "stop"
+    until = ["--seconds", "90", "--stop-file", str(stop)]
+    loads = [
+        lab.start_client("client-allowed", "load", DETAILS, "-c", "2", "--close", *until),
+        lab.start_client("client-allowed", "load", DETAILS, "-c", "2", "--keepalive", *until),
+    ]
+    try:
+        for _ in range(3):
+            (manifests / "details.yaml").write_text(DETAILS_L7)
+            wait_until(lambda: plane() == "L7", 20, "details in Envoy")
+            before = envoy_connections(lab)
+            through = lab.client("client-allowed", "get", DETAILS, "-n", "50", "--close")
+            assert envoy_connections(lab) >= before + 50
+            assert len(balanced_over(through)) == 2
+            (manifests / "details.yaml").unlink()
+            wait_until(lambda: plane() == "L4", 20, "details in the kernel")
+            lab.client("client-allowed", "get", DETAILS, "-n", "50", "--close")
+    finally:
+        stop.touch()
+    for load in loads:
+        answer = json.loads(load.communicate(timeout=30)[0])
+        assert answer["errors"] == {}
+        assert set(statuses(answer)) == {200}
+        assert answer["requests"] > 200
+
+
+def test_an_invalid_edit_changes_nothing_and_says_where(lab: Lab, manifests: Path) -> None:
+    path = manifests / "reviews.yaml"
+    path.write_text(HALF_V2.replace("weight: 50}\n        - ", "weihgt: 50}\n        - ", 1))
+    try:
+        wait_until(
+            lambda: any(row["name"] == "reviews" and row["state"] == "REJECTED" for row in objects(lab)), 20, "REJECTED"
+        )
+        row = next(row for row in objects(lab) if row["name"] == "reviews" and row["state"] == "REJECTED")
+        found = row["diagnostics"][0]
+        assert found["location"].startswith(f"{path}:9:")
+        assert found["path"] == "spec.http[0].route[0].weihgt"
+        assert "weight" in found["hint"]
+        answer = lab.client("client-allowed", "get", REVIEWS, "-n", "100")
+        assert statuses(answer) == {200: 100}
+        assert versions(answer) == {"v1", "v2"}
+    finally:
+        path.write_text(HALF_V2)
+    wait_until(lambda: not any(row["state"] == "REJECTED" for row in objects(lab)), 20, "the repaired file")
+
+
+def test_with_envoy_stopped_the_kernel_refuses_and_never_bypasses(lab: Lab) -> None:
+    """A stopped process holds its listeners, so the client waits; a dead one is refused; neither is served."""
+    node = lab.pod("client-allowed").node
+    pid = lab.kill(f"envoy/{node}", signal.SIGSTOP)
+    try:
+        answer = lab.client("client-allowed", "get", REVIEWS, "-n", "3", "--timeout", "1")
+        assert statuses(answer)[200] == 0
+        assert statuses(lab.client("client-allowed", "get", DETAILS, "-n", "200")) == {200: 200}
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    wait_until(
+        lambda: statuses(lab.client("client-allowed", "get", REVIEWS, "-n", "20")) == {200: 20}, 20, "Envoy again"
+    )

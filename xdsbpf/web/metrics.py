@@ -1,0 +1,89 @@
+"""Prometheus metrics of the control plane, gathered when they are asked for.
+
+In: a running control plane. Out: samples whose labels have few values (types, kinds, states; never a name that a
+peer or a manifest chose). Called by the admin endpoint.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Final
+
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from xdsbpf.model.names import SHORT_TYPES
+from xdsbpf.report.objects import state_counts
+from xdsbpf.serve import ControlPlane
+from xdsbpf.xds.status import NodeStatus
+
+_TYPE_LABELS: Final = {type_url: short for short, type_url in SHORT_TYPES.items()}
+
+
+def registry_of(control_plane: ControlPlane) -> CollectorRegistry:
+    """Everything that `/metrics` prints."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(control_plane.compile_seconds)
+    registry.register(_ControlPlaneCollector(control_plane))
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    return registry
+
+
+def type_label(type_url: str) -> str:
+    """Short name of a type of ours; "other" for whatever else a client asked for."""
+    return _TYPE_LABELS.get(type_url, "other")
+
+
+class _ControlPlaneCollector(Collector):
+    def __init__(self, control_plane: ControlPlane) -> None:
+        self._control_plane = control_plane
+
+    def collect(self) -> Iterator[Metric]:
+        """Samples of this moment. Cost: one pass over objects and clients."""
+        plane = self._control_plane
+        clients = plane.server.status()
+        yield _gauge("xdsbpf_ready", "1 once clients are served", {(): int(plane.ready.is_set())})
+        yield _gauge("xdsbpf_store_revision", "Revision of the resource store", {(): plane.compiler.store.revision})
+        failures = len(plane.compiler.publisher.failures)
+        yield _gauge("xdsbpf_build_failures", "Resources that cannot be built", {(): failures})
+        streams = Counter[tuple[str, ...]]((client.kind,) for client in clients)
+        yield _gauge("xdsbpf_xds_streams", "Connected clients", streams, "kind")
+        yield from _client_gauges(clients)
+        events = Counter[tuple[str, ...]]()
+        for (event, type_url), count in plane.server.events.items():
+            events[event, type_label(type_url)] += count
+        responses = CounterMetricFamily(
+            "xdsbpf_xds_responses", "Responses by what became of them: sent, acked, nacked", labels=("event", "type")
+        )
+        for labels, count in sorted(events.items()):
+            responses.add_metric(labels, count)
+        yield responses
+        states = state_counts(plane.compiler, plane.catalog, clients)
+        by_state: dict[tuple[str, ...], int] = {(state.value,): count for state, count in states.items()}
+        yield _gauge("xdsbpf_objects", "Manifest objects by state", by_state, "state")
+
+
+def _client_gauges(clients: tuple[NodeStatus, ...]) -> Iterator[Metric]:
+    states = Counter[tuple[str, ...]]()
+    refused = Counter[tuple[str, ...]]()
+    withheld = Counter[tuple[str, ...]]()
+    for client in clients:
+        for entry in client.types:
+            label = type_label(entry.type_url)
+            states[label, entry.state.value] += 1
+            refused[label,] += len(entry.nacked)
+            withheld[label,] += len(entry.withheld)
+    yield _gauge("xdsbpf_xds_subscriptions", "Subscribed types by sync state", states, "type", "state")
+    yield _gauge("xdsbpf_xds_refused_resources", "Resources that clients refuse at present", refused, "type")
+    yield _gauge("xdsbpf_xds_withheld_resources", "Resources that wait for a node's Envoy", withheld, "type")
+
+
+def _gauge(name: str, text: str, values: dict[tuple[str, ...], int], *labels: str) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, text, labels=labels)
+    for key, value in sorted(values.items()):
+        family.add_metric(key, value)
+    return family
