@@ -129,9 +129,10 @@ def _bring_up(
     network.build(plan)
     stand_ins = [lab.start(f"pod/{pod.name}", stand_in_argv(layout, pod)) for pod in plan.pods]
     lab.save()
+    # First: an agent enrols a workload by its process, so a dead stand-in would show as an agent's trouble.
+    lab.wait_ready(stand_ins, timeout)
     for process in mesh:
         _start_mesh(lab, process, options, say, timeout)
-    lab.wait_ready(stand_ins, timeout)
     lab.save(ready=True)
     return lab
 
