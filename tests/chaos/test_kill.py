@@ -35,8 +35,7 @@ MINIMUM_PROBES = 200
 def manifests(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("manifests")
     for file in EXAMPLES.glob("*.yaml"):
-        if file.name != "reviews-50-50.yaml":
-            shutil.copy(file, directory)
+        shutil.copy(file, directory)
     return directory
 
 

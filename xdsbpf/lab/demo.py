@@ -112,7 +112,7 @@ def change_under_load(lab: Lab, manifests: Path) -> Line:
     time.sleep(0.5)
     target = manifests / "reviews.yaml"
     replacement = manifests.parent / "reviews-50-50.yaml"
-    shutil.copyfile(EXAMPLES / "reviews-50-50.yaml", replacement)
+    shutil.copyfile(EXAMPLES.parent / "changes" / "reviews-50-50.yaml", replacement)
     os.replace(replacement, target)
 
     def half() -> bool:
@@ -172,8 +172,7 @@ def demo_lab() -> Iterator[tuple[Lab, Path]]:
         manifests = Path(directory) / "manifests"
         manifests.mkdir()
         for file in EXAMPLES.glob("*.yaml"):
-            if file.name != "reviews-50-50.yaml":
-                shutil.copy(file, manifests)
+            shutil.copy(file, manifests)
         down(NAME)
         options = LabOptions(name=NAME, paths=(manifests,), nodes=2, replicas=(("details", 2),))
         try:

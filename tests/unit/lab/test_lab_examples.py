@@ -11,7 +11,8 @@ from xdsbpf.model.virtual_service import VirtualService
 from xdsbpf.sources.loading import load_once
 
 BOOKINFO = Path(__file__).resolve().parents[3] / "deploy" / "examples" / "bookinfo"
-FILES = sorted(path for path in BOOKINFO.glob("*.yaml") if path.name != "reviews-50-50.yaml")
+FILES = sorted(BOOKINFO.glob("*.yaml"))
+CHANGES = BOOKINFO.parent / "changes"
 
 
 def test_the_examples_have_no_findings() -> None:
@@ -27,7 +28,7 @@ def test_a_typo_in_an_example_is_found(tmp_path: Path) -> None:
 
 def test_the_roll_out_step_changes_weights_of_the_same_object_and_nothing_else() -> None:
     (before,) = load_once([str(BOOKINFO / "reviews.yaml")]).manifests().values()
-    (after,) = load_once([str(BOOKINFO / "reviews-50-50.yaml")]).manifests().values()
+    (after,) = load_once([str(CHANGES / "reviews-50-50.yaml")]).manifests().values()
     assert isinstance(before, VirtualService)
     assert isinstance(after, VirtualService)
     assert before.id == after.id
