@@ -93,7 +93,7 @@ def _types(chosen: str) -> set[str] | None:
 
 def translate(
     filename: list[str] = FILENAME,
-    proxy: str = typer.Option(..., "--proxy", help="xDS node id: node~IP~NAME~DOMAIN or agent~IP~NAME~DOMAIN"),
+    proxy: str = typer.Option(..., "--proxy", help="xDS node id: node~…, agent~… or sidecar~IP~NAME~DOMAIN"),
     type_: str = typer.Option("", "--type", help="only these types: lds,rds,vhds,cds,eds,ecds,datapath,…"),
     output: Format = typer.Option(Format.TABLE, "--output", "-o", help="table, json or yaml"),
     service_cidr: str = SERVICE_CIDR,
@@ -101,20 +101,29 @@ def translate(
 ) -> None:
     """Print every resource that a proxy or agent would get, with the manifest lines it comes from."""
     from xdsbpf.model.names import parse_node_id
-    from xdsbpf.report.translation import translation
+    from xdsbpf.report.translation import preview, translation
     from xdsbpf.serve import view_of
     from xdsbpf.sources.report import as_json, format_lines
 
     wanted = _types(type_)
+    findings: tuple[Diagnostic, ...] = ()
     try:
-        view = view_of(parse_node_id(proxy))
+        node_id = parse_node_id(proxy)
+        partly = preview(node_id)
+        if partly is None:
+            view = view_of(node_id)
+        else:
+            view, types, finding = partly
+            findings = (finding,)
+            wanted = set(types) if wanted is None else wanted & set(types)
     except ProtocolError as error:
         raise CommandError(f"--proxy: {error}", Exit.USAGE, hint=error.hint) from error
     catalog, compiler = load(filename, service_cidr, trust_domain)
-    compiler.add_nodes([view.node])
+    if view.node:
+        compiler.add_nodes([view.node])
     compiler.compile()
     resources = translation(compiler, catalog, view, wanted)
-    diagnostics = all_diagnostics(catalog, compiler)
+    diagnostics = (*findings, *all_diagnostics(catalog, compiler))
     if output is Format.TABLE:
         rows = [
             (kind.rpartition(".")[2], item["name"], item["version"], ", ".join(item["origins"]) or "-")

@@ -3,19 +3,50 @@
 from __future__ import annotations
 
 import base64
-from typing import Any
+from typing import Any, Final
 
 from google.protobuf import json_format
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.descriptor_pool import Default
 from google.protobuf.message_factory import GetMessageClass
 
+from xdsbpf.compile.envoy.names import SCOPE as NODE_ENVOY_SCOPE
+from xdsbpf.compile.envoy.newer_messages import CEL_MESSAGE, CEL_TYPE
 from xdsbpf.compiler import Compiler
-from xdsbpf.diagnostics import Origin
-from xdsbpf.model.names import TYPE_PREFIX
+from xdsbpf.diagnostics import Diagnostic, Origin, Severity
+from xdsbpf.model.names import CLUSTER, ENDPOINTS, TYPE_PREFIX, NodeId
 from xdsbpf.model.resource import Resource
 from xdsbpf.sources.catalog import Catalog
 from xdsbpf.xds.protocol import PUSH_ORDER
 from xdsbpf.xds.store import View
+
+PREVIEW_ONLY: Final = "XB4001"
+"""Finding of `translate` for a kind of proxy that the server does not serve yet."""
+PREVIEW_TYPES: Final = {"sidecar": (CLUSTER, ENDPOINTS), "router": (CLUSTER, ENDPOINTS)}
+"""Node id type -> the resource types whose content is already what such a proxy would get."""
+
+
+def preview(node_id: NodeId) -> tuple[View, tuple[str, ...], Diagnostic] | None:
+    """(view, types, finding) for a proxy that is not served yet but partly translated; else None."""
+    types = PREVIEW_TYPES.get(node_id.type)
+    if types is None:
+        return None
+    finding = Diagnostic(
+        PREVIEW_ONLY,
+        Severity.WARNING,
+        None,
+        "",
+        f"{node_id.type} proxies are not served yet: only their outbound clusters and endpoints are shown",
+        "node~… shows the whole of a node's Envoy",
+    )
+    return View((NODE_ENVOY_SCOPE,), "", node_id.type), types, finding
+
+
+class _Types:
+    """Types inside an Any: the CEL formatter is ours, because xds-protos lacks its one field."""
+
+    def FindMessageTypeByName(self, name: str) -> Descriptor:  # noqa: N802  (the name that json_format calls)
+        return Default().FindMessageTypeByName(CEL_MESSAGE if TYPE_PREFIX + name == CEL_TYPE else name)
 
 
 def body_json(resource: Resource) -> dict[str, Any]:
@@ -23,7 +54,7 @@ def body_json(resource: Resource) -> dict[str, Any]:
     try:
         message = GetMessageClass(Default().FindMessageTypeByName(resource.type_url.removeprefix(TYPE_PREFIX)))()
         message.ParseFromString(resource.body)
-        decoded: dict[str, Any] = json_format.MessageToDict(message)
+        decoded: dict[str, Any] = json_format.MessageToDict(message, descriptor_pool=_Types())  # type: ignore[arg-type]
     except (KeyError, TypeError):
         return {"@type": resource.type_url, "value": base64.b64encode(resource.body).decode()}
     return decoded

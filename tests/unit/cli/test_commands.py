@@ -141,7 +141,20 @@ def test_type_limits_the_output() -> None:
     assert {url.rpartition(".")[2] for url in translation(NODE, "--type", "vhds")["resources"]} == {"VirtualHost"}
 
 
-@pytest.mark.parametrize("proxy", ["nonsense", "sidecar~10.0.0.1~a.default~default.svc.cluster.local"])
+def test_nothing_inside_an_extension_is_left_out() -> None:
+    table = named(translation(NODE), "TypedExtensionConfig")["srcid"]["body"]["typedConfig"]
+    (formatter,) = table["onAccept"][0]["formatString"]["formatters"]
+    assert formatter["typedConfig"]["celConfig"] == {"enableStringFunctions": True}
+
+
+def test_a_sidecar_is_shown_what_exists_by_now_and_told_what_does_not() -> None:
+    document = translation("sidecar~10.0.0.1~a.default~default.svc.cluster.local")
+    assert "outbound|9080|v1|reviews.default.svc.cluster.local" in named(document, "Cluster")
+    assert {url.rpartition(".")[2] for url in document["resources"]} == {"Cluster", "ClusterLoadAssignment"}
+    assert "not served yet" in document["diagnostics"][0]["message"]
+
+
+@pytest.mark.parametrize("proxy", ["nonsense", "waypoint~10.0.0.1~a.default~default.svc.cluster.local"])
 def test_a_proxy_that_is_not_served_is_refused_with_a_hint(proxy: str) -> None:
     result = xdsbpf("translate", "-f", EXAMPLES, "--proxy", proxy)
     assert result.returncode == 64

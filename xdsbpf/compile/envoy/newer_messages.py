@@ -53,6 +53,7 @@ def _declare(package: str, name: str, field: str, type_: MessageClass, label: in
 _REPEATED: Final = FieldDescriptorProto.LABEL_REPEATED
 _OPTIONAL: Final = FieldDescriptorProto.LABEL_OPTIONAL
 _Config = _declare(LISTENER_FILTER_PACKAGE, "Config", "on_accept", FilterStateValue, _REPEATED)
+CEL_MESSAGE: Final = "xdsbpf.compile.envoy.Cel"
 _Cel = _declare("xdsbpf.compile.envoy", "Cel", "cel_config", CelExpressionConfig, _OPTIONAL)
 
 
