@@ -64,25 +64,28 @@ static __always_inline int xb_check_ipv4(struct __sk_buff *skb)
 }
 
 /*
- * Link-local sources pass: they are never forwarded and never an identity. The unspecified source
- * passes to link-scope multicast only (duplicate address detection, RFC 4862 5.4).
+ * A link-local source is no identity and guarded by no policy: it passes for ICMPv6 (neighbour
+ * discovery) and to link-scope multicast, never with TCP, which would be a way past every policy for
+ * whoever shares the link. The unspecified source passes to link-scope multicast only (duplicate
+ * address detection, RFC 4862 5.4).
  */
 static __always_inline int xb_check_ipv6(struct __sk_buff *skb)
 {
 	struct ipv6hdr header;
 	be32 source[4];
+	int to_link;
 
 	if (bpf_skb_load_bytes(skb, ETH_HLEN, &header, sizeof(header)))
 		return xb_drop(XB_COUNT_VETH_UNPARSED);
 	__builtin_memcpy(source, &header.saddr, sizeof(source));
-	if ((source[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000))
-		return xb_pass();
-	if (!(source[0] | source[1] | source[2] | source[3])) {
-		if ((header.daddr.in6_u.u6_addr32[0] & bpf_htonl(0xffff0000)) ==
-		    bpf_htonl(0xff020000))
+	to_link = (header.daddr.in6_u.u6_addr32[0] & bpf_htonl(0xffff0000)) == bpf_htonl(0xff020000);
+	if ((source[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000)) {
+		if (to_link || header.nexthdr == IPPROTO_ICMPV6)
 			return xb_pass();
 		return xb_drop(XB_COUNT_SPOOFED);
 	}
+	if (!(source[0] | source[1] | source[2] | source[3]))
+		return to_link ? xb_pass() : xb_drop(XB_COUNT_SPOOFED);
 	return xb_check_source(skb, source);
 }
 

@@ -42,6 +42,7 @@ class Compiler:
         with self.database.change() as change:
             change.put(SETTINGS, MESH, settings)
         self.database.watch(known_nodes)
+        self._known_nodes: tuple[str, ...] = ()
         self._use_nodes(())
 
     def apply(self, puts: Iterable[tuple[ObjectId, Manifest]], removes: Iterable[ObjectId] = ()) -> None:
@@ -55,7 +56,9 @@ class Compiler:
 
     def add_nodes(self, names: Iterable[str]) -> None:
         """Build per-node resources for these nodes too, whether or not a manifest names them."""
-        self._use_nodes(tuple(sorted({*self._nodes, *names})))
+        new = set(names).difference(self._nodes)
+        if new:
+            self._use_nodes(tuple(sorted(new.union(self._nodes))))
 
     def steps(self) -> Iterator[None]:
         """Recompute step by step; a shell yields to its loop between steps. `publish` must follow.
@@ -72,7 +75,9 @@ class Compiler:
                 nodes = known_nodes(self.database)
             except QueryError:  # the nodes that are known stay; `diagnostics` has the reason
                 continue
-            self.add_nodes(nodes)
+            if nodes is not self._known_nodes:
+                self._known_nodes = nodes
+                self.add_nodes(nodes)
 
     def publish(self) -> Changes:
         """Everything that `steps` has finished, moved into the store as one revision."""

@@ -72,9 +72,7 @@ class VerifierError(DatapathError):
     def __init__(self, program: str, errno: int, log: str, *, hint: str = "") -> None:
         lines = [line for line in log.splitlines() if line.strip() and not line.startswith("processed ")]
         last = lines[-1] if lines else "no verifier log"
-        super().__init__(
-            f"load {program}", errno, f"{last} ({max(len(lines) - 1, 0)} lines omitted)", hint=hint
-        )
+        super().__init__(f"load {program}", errno, f"{last} ({max(len(lines) - 1, 0)} lines omitted)", hint=hint)
         self.log = log
 
 

@@ -108,7 +108,7 @@ class ControlPlane:
             gc.collect()
             gc.freeze()
             self.bound = await self.server.start(self.config.listen)
-            log.info("serve.listening", addresses=self.bound, resources=self.compiler.store.revision)
+            log.info("serve.listening", addresses=self.bound, revision=self.compiler.store.revision)
             self.ready.set()
             try:
                 while True:

@@ -8,6 +8,7 @@ milliseconds from the denied pod, and a load through Envoy.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -26,7 +27,7 @@ from xdsbpf.lab.plan import LabOptions
 pytestmark = [pytest.mark.root, pytest.mark.envoy, pytest.mark.timeout(240)]
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "deploy" / "examples" / "bookinfo"
-NAME = "xbchaos"
+NAME = f"xbchaos{os.getpid()}"
 REVIEWS = "http://reviews:9080/reviews/0"
 MINIMUM_PROBES = 200
 

@@ -144,9 +144,10 @@ def arp(sender: str, protocol: int = IPV4) -> bytes:
     return struct.pack("!HHBBH", 1, protocol, 6, 4, 1) + bytes(6) + packed(sender) + bytes(6) + packed(PODS[3])
 
 
-def ipv6(source: str, destination: str) -> bytes:
+def ipv6(source: str, destination: str, following: int = 59) -> bytes:
+    """An IPv6 header; `following` is the next header, 59: none."""
     addresses = socket.inet_pton(socket.AF_INET6, source) + socket.inet_pton(socket.AF_INET6, destination)
-    return b"\x60\0\0\0\0\0\x3b\xff" + addresses
+    return b"\x60\0\0\0\0\0" + bytes((following, 255)) + addresses
 
 
 @pytest.mark.parametrize(
@@ -161,6 +162,9 @@ def ipv6(source: str, destination: str) -> bytes:
         pytest.param(ARP, arp(PODS[2]), SHOT, id="arp for another address"),
         pytest.param(ARP, arp(PODS[1], protocol=0x1234), SHOT, id="arp for another protocol"),
         pytest.param(IPV6, ipv6("fe80::1", "ff02::2"), NEXT, id="ipv6 link-local"),
+        pytest.param(IPV6, ipv6("fe80::1", "fe80::2", 58), NEXT, id="ipv6 neighbour discovery"),
+        pytest.param(IPV6, ipv6("fe80::1", "fe80::2", 6), SHOT, id="tcp between link-local addresses"),
+        pytest.param(IPV6, ipv6("fe80::1", "fe80::2", 0), SHOT, id="what a link-local extension header hides"),
         pytest.param(IPV6, ipv6("::", "ff02::1:ff00:1"), NEXT, id="ipv6 address detection"),
         pytest.param(IPV6, ipv6("::", "fd00::1"), SHOT, id="ipv6 unspecified to a unicast address"),
         pytest.param(IPV6, ipv6("fd00::1", "fd00::2"), SHOT, id="ipv6 address that is not the pod's"),

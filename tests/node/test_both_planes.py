@@ -25,7 +25,7 @@ from xdsbpf.lab.plan import LabOptions
 pytestmark = [pytest.mark.root, pytest.mark.envoy, pytest.mark.timeout(180)]
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "deploy" / "examples" / "bookinfo"
-NAME = "xbplanes"
+NAME = f"xbplanes{os.getpid()}"
 REVIEWS = "http://reviews:9080/reviews/0"
 DETAILS = "http://details:9080/details/0"
 

@@ -22,11 +22,12 @@ from xdsbpf.agent.desired import (
     Redirect,
     frontend_name,
 )
-from xdsbpf.agent.ops import Realised
-from xdsbpf.agent.plan import numbers_of, plan
+from xdsbpf.agent.ops import TABLES, Cause, Op, Realised
+from xdsbpf.agent.plan import Planner
 from xdsbpf.datapath.abi import Identity as IdentityNumber
 from xdsbpf.datapath.abi import NameKey, NameSpace, PolicyKey, Verdict
 from xdsbpf.datapath.address import address16, host_key
+from xdsbpf.model.names import BACKENDS, FRONTEND, IDENTITY, POLICY
 
 ADDRESSES = [address16(bytes((10, 0, 0, last))) for last in range(1, 6)]
 SERVICES = ["a.d:80", "b.d:80"]
@@ -108,11 +109,15 @@ def verdicts(realised: Realised, policies: set[int], sources: set[int]) -> dict[
     return {query: verdict(realised, *query) for query in queries}
 
 
-def copy(realised: Realised) -> Realised:
-    """An independent copy."""
+def copy(realised: Realised, *, only_used_slots: bool = False) -> Realised:
+    """An independent copy; what a new agent finds has only the slots that frontends refer to."""
     twin = Realised()
-    for name, value in vars(realised).items():
-        setattr(twin, name, value if isinstance(value, msgspec.Struct) else value.copy())
+    twin.config, twin.attached = realised.config, set(realised.attached)
+    for table in TABLES:
+        for key, value in realised.table(table).items():
+            twin.put(table, key, value)
+    for place in twin.slot_ranges_in_use() if only_used_slots else realised.slots:
+        twin.put_slots(place, realised.slots[place])
     return twin
 
 
@@ -164,61 +169,140 @@ def named(realised: Realised) -> object:
     )
 
 
-def settle(desired: DesiredState, realised: Realised, numbers: object, now: float) -> float:
+def settle(desired: DesiredState, realised: Realised, planner: Planner, now: float) -> float:
     """Plan and apply until all quarantines have ended. Returns the time then."""
     for _ in range(12):
-        result = plan(desired, realised, numbers, now)  # type: ignore[arg-type]
-        for op in result.ops:
+        for op in planner.plan(desired, now).ops:
             realised.record(op)
         now += 301
     return now
+
+
+def changed(old: DesiredState, new: DesiredState) -> set[Cause]:
+    """The resources that differ, as a client notes them."""
+    tables = {FRONTEND: "frontends", BACKENDS: "backends", IDENTITY: "identities", POLICY: "policies"}
+    found = set()
+    for type_url, table in tables.items():
+        before, after = getattr(old, table), getattr(new, table)
+        found |= {(type_url, name) for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    return found
 
 
 @given(st.lists(desired_states(), min_size=1, max_size=4), st.booleans())
 @settings(max_examples=300, deadline=None)
 def test_no_operation_of_a_plan_opens_closes_or_breaks_what_stays(states: list[DesiredState], slow: bool) -> None:
     realised, now = Realised(), 0.0
-    numbers = numbers_of(realised)
-    for desired in states:
-        result = plan(desired, realised, numbers, now)
-        before, final = copy(realised), copy(realised)
-        for op in result.ops:
-            final.record(op)
-        policies = numbers_in(before, NameSpace.POLICY) | numbers_in(final, NameSpace.POLICY)
-        sources = numbers_in(before, NameSpace.IDENTITY) | numbers_in(final, NameSpace.IDENTITY)
-        old, new = verdicts(before, policies, sources), verdicts(final, policies, sources)
-        guarded = {
-            key
-            for key, value in before.addresses.items()
-            if value.policy and key in final.addresses and final.addresses[key].policy
-        }
-        last = dict(old)
-        for op in result.ops:
-            realised.record(op)
-            realised.check()
-            assert all(realised.addresses[key].policy for key in guarded)
-            current = verdicts(realised, policies, sources)
-            for query, verdict_now in current.items():
-                assert verdict_now in (old[query], new[query])
-                if last[query] == new[query]:
-                    assert verdict_now == new[query], "a verdict went back after it was final"
-            last = current
-        assert not plan(desired, realised, numbers, now).ops
+    planner = Planner(realised)
+    for previous, desired in itertools.pairwise([DesiredState(), *states]):
+        result = planner.plan(desired, now, changed=changed(previous, desired))
+        check_each_operation(realised, result.ops)
+        assert not planner.plan(desired, now, changed=()).ops
+        assert not planner.plan(desired, now).ops
         now += 400 if slow else 0.1
+
+
+def check_each_operation(realised: Realised, ops: tuple[Op, ...]) -> None:
+    """Apply, and look at what a program in the kernel could see after every single write."""
+    before, final = copy(realised), copy(realised)
+    for op in ops:
+        final.record(op)
+    policies = numbers_in(before, NameSpace.POLICY) | numbers_in(final, NameSpace.POLICY)
+    sources = numbers_in(before, NameSpace.IDENTITY) | numbers_in(final, NameSpace.IDENTITY)
+    old, new = verdicts(before, policies, sources), verdicts(final, policies, sources)
+    guarded = {
+        key
+        for key, value in before.addresses.items()
+        if value.policy and key in final.addresses and final.addresses[key].policy
+    }
+    last = dict(old)
+    for op in ops:
+        realised.record(op)
+        realised.check()
+        assert all(realised.addresses[key].policy for key in guarded)
+        current = verdicts(realised, policies, sources)
+        for query, verdict_now in current.items():
+            assert verdict_now in (old[query], new[query])
+            if last[query] == new[query]:
+                assert verdict_now == new[query], "a verdict went back after it was final"
+        last = current
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[tuple[DesiredState, float]]:
+    """States that follow one another by a few resources at a time, with pauses; claims may contradict."""
+    pool = draw(st.lists(desired_states(), min_size=2, max_size=3))
+    state, history = pool[0], []
+    for _ in range(draw(st.integers(1, 8))):
+        source = draw(st.sampled_from([*pool, DesiredState(node=state.node)]))
+        part = draw(st.sampled_from(["frontends", "backends", "identities", "policies", "enrolled", "node"]))
+        value = getattr(source, part)
+        if isinstance(value, dict):
+            held = dict(getattr(state, part))
+            for name in draw(st.sets(st.sampled_from(sorted(value.keys() | held.keys()) or [""]))):
+                held.pop(name, None)
+                held |= {name: value[name]} if name in value else {}
+            value = held
+        state = msgspec.structs.replace(state, **{part: value})
+        history.append((state, draw(st.sampled_from([0.0, 0.1, 1.5, 70.0, 400.0]))))
+    return history
+
+
+@given(histories())
+@settings(max_examples=400, deadline=None)
+def test_a_plan_of_the_changes_is_the_plan_of_everything(history: list[tuple[DesiredState, float]]) -> None:
+    """Two agents with one history, one told what changed, one comparing all: the same writes in the same order.
+
+    And a third one, which starts now from what the kernel holds, finds nothing to write.
+    """
+    told, comparing, now = Realised(), Realised(), 0.0
+    planner, other = Planner(told), Planner(comparing)
+    previous = DesiredState()
+    for desired, pause in history:
+        result = planner.plan(desired, now, changed=changed(previous, desired))
+        full = other.plan(desired, now)
+        assert result == full
+        check_each_operation(told, result.ops)
+        for op in full.ops:
+            comparing.record(op)
+        reborn = copy(told)
+        again = Planner(reborn).plan(desired, 0.0)
+        assert not again.ops
+        assert again.problems == result.problems
+        check_books(told)
+        previous, now = desired, now + pause
+    settle(previous, told, planner, now)
+    fresh = Realised()
+    settle(previous, fresh, Planner(fresh), 0.0)
+    assert named(told) == named(fresh)
+    assert {v.text for v in told.names.values()} == {v.text for v in fresh.names.values()}
+    assert len(told.backends) == len(fresh.backends)
+    assert len(told.slots) == len(fresh.slots)
+
+
+def check_books(realised: Realised) -> None:
+    """What the mirror counts is what a count from the start gives."""
+    counted = copy(realised)
+    assert realised.uses == counted.uses
+    assert realised.places == counted.places
+    used = {slot for offset, count in realised.slots for slot in range(offset, offset + count)}
+    first = realised.room.take(1)
+    assert first == min(slot for slot in range(len(used) + 1) if slot not in used)
+    realised.room.give_back(first, 1)
+    assert not realised.room.overlapping
 
 
 @given(st.lists(desired_states(), min_size=1, max_size=4))
 @settings(max_examples=150, deadline=None)
 def test_the_kernel_ends_with_exactly_what_the_last_state_says(states: list[DesiredState]) -> None:
     realised, now = Realised(), 0.0
-    numbers = numbers_of(realised)
+    planner = Planner(realised)
     for desired in states:
-        for op in plan(desired, realised, numbers, now).ops:
+        for op in planner.plan(desired, now).ops:
             realised.record(op)
         now += 0.5
-    settle(states[-1], realised, numbers, now)
+    settle(states[-1], realised, planner, now)
     fresh = Realised()
-    settle(states[-1], fresh, numbers_of(fresh), 0.0)
+    settle(states[-1], fresh, Planner(fresh), 0.0)
     assert named(realised) == named(fresh)
     assert {v.text for v in realised.names.values()} == {v.text for v in fresh.names.values()}
     assert (sorted(realised.slots) and len(realised.slots) == len(fresh.slots)) or not fresh.slots
@@ -231,25 +315,23 @@ def test_a_crash_after_any_operation_is_made_good_by_the_next_agent(
     first: DesiredState, second: DesiredState, data: st.DataObject
 ) -> None:
     realised = Realised()
-    numbers = numbers_of(realised)
-    for op in plan(first, realised, numbers, 0.0).ops:
+    planner = Planner(realised)
+    for op in planner.plan(first, 0.0).ops:
         realised.record(op)
-    ops = plan(second, realised, numbers, 1.0).ops
+    ops = planner.plan(second, 1.0).ops
     for op in ops[: data.draw(st.integers(0, len(ops)), label="applied before the crash")]:
         realised.record(op)
     guarded = {key for key, value in realised.addresses.items() if value.policy}
-    in_use = realised.slot_ranges_in_use()
-    realised.slots = {place: contents for place, contents in realised.slots.items() if place in in_use}
-    reborn = numbers_of(realised)
-    early = plan(DesiredState(node=second.node), realised, reborn, 0.0, prune=False)
-    for op in early.ops:
+    realised = copy(realised, only_used_slots=True)
+    reborn = Planner(realised)
+    for op in reborn.plan(DesiredState(node=second.node), 0.0, changed=(), prune=False).ops:
         realised.record(op)
     assert {key for key, value in realised.addresses.items() if value.policy} >= guarded
-    for op in plan(second, realised, reborn, 0.0).ops:
+    for op in reborn.plan(second, 0.0, changed=changed(DesiredState(), second)).ops:
         realised.record(op)
         realised.check()
     fresh = Realised()
-    settle(second, fresh, numbers_of(fresh), 0.0)
+    settle(second, fresh, Planner(fresh), 0.0)
     assert named(realised) == named(fresh)
 
 
@@ -257,12 +339,11 @@ def test_a_crash_after_any_operation_is_made_good_by_the_next_agent(
 @settings(max_examples=150, deadline=None)
 def test_an_incomplete_state_takes_nothing_away(first: DesiredState, part: DesiredState) -> None:
     realised = Realised()
-    numbers = numbers_of(realised)
-    for op in plan(first, realised, numbers, 0.0).ops:
+    for op in Planner(realised).plan(first, 0.0).ops:
         realised.record(op)
     before = copy(realised)
     partial = msgspec.structs.replace(part, policies={}, frontends={})
-    for op in plan(partial, realised, numbers_of(realised), 1.0, prune=False).ops:
+    for op in Planner(realised).plan(partial, 1.0, prune=False).ops:
         realised.record(op)
         realised.check()
     assert realised.frontends == before.frontends
@@ -281,7 +362,7 @@ def test_an_address_of_two_policies_is_closed_and_said_so() -> None:
         identities={name: Identity(name, (address,)) for name in ("spiffe://t/p", "spiffe://t/q")},
     )
     realised = Realised()
-    result = plan(desired, realised, numbers_of(realised), 0.0)
+    result = Planner(realised).plan(desired, 0.0)
     for op in result.ops:
         realised.record(op)
     value = realised.addresses[host_key(address)]

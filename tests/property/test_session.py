@@ -44,6 +44,8 @@ class ModelClient:
         self.refused: dict[Key, str] = {}
         self.asked: Counter[Key] = Counter()
         self.offered: set[Key] = set()
+        self.kept: set[str] = set()
+        """Frontends known by name only: they exist, their content is withheld."""
         self.to_server: deque[bytes] = deque()
         self.to_client: deque[bytes] = deque()
 
@@ -58,12 +60,14 @@ class ModelClient:
         self.asked.clear()
         self.refused.clear()
         self.offered = {(type_url, name) for type_url, held in self.held.items() for name in held}
+        self.offered |= {(FRONTEND, name) for name in self.kept}
         for type_url in self.types:
             names = sorted(self.named[type_url])
             if type_url in WILDCARDS[self.kind] and names:
                 names.insert(0, "*")
             self.asked.update((type_url, name) for name in names)
-            self.send(type_url, subscribe=names, initial_versions=self.held[type_url])
+            unknown = dict.fromkeys(self.kept, "") if type_url == FRONTEND else {}
+            self.send(type_url, subscribe=names, initial_versions=self.held[type_url] | unknown)
 
     def send(self, type_url: str, **fields: Any) -> None:
         self.to_server.append(protocol.encode_request(type_url, **fields))
@@ -96,12 +100,20 @@ class ModelClient:
             if not self.covers(got.type_url, item.name):
                 continue
             key = (got.type_url, item.name)
+            if item.body is None and got.type_url == FRONTEND:
+                assert item.name not in held, "what the client has is not announced"
+                assert item.name not in self.kept, "announced twice"
+                self.kept.add(item.name)
+                self.offered.add(key)
+                continue
             if item.body is None:
                 assert got.type_url == VIRTUAL_HOST
                 continue
             if self.refused.get(key, held.get(item.name)) == item.version:
                 self.expect_again(key)
             self.offered.add(key)
+            if got.type_url == FRONTEND:
+                self.kept.discard(item.name)
             if refuse:
                 self.refused[key] = item.version
             else:
@@ -116,6 +128,8 @@ class ModelClient:
             self.offered.discard(key)
             self.refused.pop(key, None)
             held.pop(name, None)
+            if got.type_url == FRONTEND:
+                self.kept.discard(name)
         self.send(got.type_url, nonce=got.nonce, error="refused" if refuse and got.resources else "")
 
     def expect_again(self, key: Key) -> None:
@@ -288,6 +302,7 @@ class World(RuleBasedStateMachine):
         self.settle()
         for client in self.clients.values():
             assert not client.refused
+            assert not client.kept, "content or a removal has followed every bare name"
             for type_url in client.types:
                 assert client.held[type_url] == self.expected(client, type_url)
             for subscription in self.sessions[client.kind].subscriptions():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Container
 from typing import Any, cast
 
 import grpc
@@ -17,6 +18,7 @@ import msgspec
 import structlog
 
 from xdsbpf import __version__
+from xdsbpf.agent.ops import Cause
 from xdsbpf.agent.received import Received
 from xdsbpf.agent.reconcile import Outcome, failures_of
 from xdsbpf.errors import ConfigError, ProtocolError
@@ -66,6 +68,7 @@ class DatapathClient:
         self._pending: list[Pending] = []
         self._outbox: asyncio.Queue[bytes] = asyncio.Queue()
         self._answered: set[str] = set()
+        self._failed: Container[Cause] = ()
         self._last_response = 0.0
         self.state = "connecting"
 
@@ -112,7 +115,7 @@ class DatapathClient:
                     node_id=self._node_id if index == 0 else "",
                     user_agent=f"xdsbpf-agent/{__version__}",
                     subscribe=(protocol.WILDCARD,),
-                    initial_versions=self._received.versions(type_url),
+                    initial_versions=self._received.claims(type_url, self._failed),
                 )
             )
         async with grpc.aio.insecure_channel(self._target, options=options) as channel:
@@ -126,8 +129,9 @@ class DatapathClient:
                 if status is not grpc.StatusCode.OK:
                     raise ProtocolError(status.name, str(await call.details()))
             finally:
-                writer.cancel()
                 call.cancel()
+                writer.cancel()
+                await asyncio.gather(writer, return_exceptions=True)
 
     async def _write(self, call: Any) -> None:
         while True:
@@ -151,6 +155,7 @@ class DatapathClient:
 
         Call it right after `apply`, without awaiting in between: a response that came later is not in it.
         """
+        self._failed = outcome.failed.keys()
         for pending in self._pending:
             errors = pending.rejected | failures_of(outcome, pending.type_url, pending.names)
             text = "; ".join(f"{name}: {reason}" for name, reason in sorted(errors.items()))

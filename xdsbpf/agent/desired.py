@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 
 import msgspec
 from google.protobuf.message import DecodeError
@@ -22,6 +22,8 @@ from xdsbpf.model.names import BACKENDS, FRONTEND, IDENTITY, NODE_CONFIG, POLICY
 
 TCP = 6
 MAX_WEIGHTED_BACKENDS = 1024
+CONFLICT_POLICY = "xdsbpf:conflict"
+"""Guards addresses that two policies claim: denies everything. The agent's own."""
 
 
 class ResourceRejected(XdsbpfError):
@@ -124,7 +126,11 @@ class Enrolled(msgspec.Struct, frozen=True, order=True):
 
 
 class DesiredState(msgspec.Struct, frozen=True):
-    """Everything the kernel of this node shall hold, by resource name."""
+    """Everything the kernel of this node shall hold, by resource name.
+
+    `kept`: names of frontends that exist but whose content is withheld (their Envoy is not ready): what
+    the kernel has for them stays.
+    """
 
     frontends: Mapping[str, Frontend] = {}
     backends: Mapping[str, Backends] = {}
@@ -132,6 +138,7 @@ class DesiredState(msgspec.Struct, frozen=True):
     policies: Mapping[str, Policy] = {}
     node: NodeConfig | None = None
     enrolled: tuple[Enrolled, ...] = ()
+    kept: Set[str] = frozenset()
 
 
 DatapathValue = Frontend | Backends | Identity | Policy | NodeConfig
@@ -205,6 +212,8 @@ def _identity(name: str, body: bytes) -> Identity:
 def _policy(name: str, body: bytes) -> Policy:
     message = pb.Policy.FromString(body)
     _same_name(name, message.name)
+    if name == CONFLICT_POLICY:
+        raise ResourceRejected(name, "the name is the agent's own")
     entries: dict[tuple[str | None, int], PolicyEntry] = {}
     for index, entry in enumerate(message.entries):
         decoded = _policy_entry(name, f"entries[{index}]", entry)

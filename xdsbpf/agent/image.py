@@ -1,201 +1,255 @@
-"""The image: what the maps shall contain, resource names resolved to this node's numbers.
+"""The image: what the maps shall contain, kept up to date resource by resource.
 
-`DesiredState` and the allocator in, map entries out, each with the resource that it is for. Contradictions
-between resources are settled here, closed, and reported. Used by the plan only. Pure.
+`DesiredState` and what changed in it in; wanted entries and the keys that they touch out. The plan compares
+those keys with what the kernel holds. Owned by the planner. Pure.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import msgspec
 
-from xdsbpf.agent.desired import Balance, DesiredState, Frontend, Policy, PolicyEntry, kernel_name
+from xdsbpf.agent.desired import (
+    CONFLICT_POLICY,
+    Backends,
+    Balance,
+    DatapathValue,
+    DesiredState,
+    Enrolled,
+    Frontend,
+    Identity,
+    NodeConfig,
+    Policy,
+)
+from xdsbpf.agent.fragment import Fragment, Problem
 from xdsbpf.agent.numbers import Numbers, NumbersExhausted
-from xdsbpf.agent.ops import Cause
-from xdsbpf.agent.slots import slot_counts
+from xdsbpf.agent.ops import TABLES, Cause, TableName
 from xdsbpf.datapath import abi
-from xdsbpf.datapath.abi import NameSpace
-from xdsbpf.datapath.address import address_text, host_key
-from xdsbpf.model.names import BACKENDS, FRONTEND, IDENTITY, NODE_CONFIG, POLICY
+from xdsbpf.model.names import BACKENDS, FRONTEND, IDENTITY, POLICY
 
-TCP = 6
-CONFLICT_POLICY = "xdsbpf:conflict"
-"""Guards addresses that two policies claim: denies everything."""
+Owner = Cause | bytes
+"""Who wants entries: a resource, or an address (several resources may claim one)."""
+
+_WORKLOADS: Owner = ("", "workloads")
+_CONFLICT: Owner = ("", CONFLICT_POLICY)
 
 
-class Problem(msgspec.Struct, frozen=True, order=True):
-    """Why a resource is not in force as written."""
+class _Wants(msgspec.Struct, frozen=True, gc=False):
+    """What an owner's fragment put into the tables: enough to take it out again. One per address, so small."""
 
-    type_url: str
-    name: str
-    message: str
+    names: tuple[abi.NameKey, ...]
+    entries: tuple[tuple[TableName, Any], ...]
+    balanced: tuple[abi.FrontendKey, ...]
+    slots: tuple[tuple[str, tuple[int, ...]], ...]
 
 
 class Image:
-    """Target contents of the maps; `balanced` maps a frontend to the Backends that its slots come from.
+    """Target contents of the maps, each entry with the resource that it is for.
 
-    `problems`: resources that are in force otherwise than written; `failed`: those that have no place.
+    `contents` are the slots that a Backends resource wants, by that content; `balanced` maps a frontend
+    to the name of its Backends. `touched` and `touched_contents` grow with every update; the planner takes
+    out what it has dealt with. `problems`: resources that are in force otherwise than written; `failed`:
+    those that have no place.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, numbers: Numbers) -> None:
         """An empty target."""
-        self.names: dict[abi.NameKey, tuple[abi.Name, Cause]] = {}
-        self.policies: dict[abi.PolicyKey, tuple[abi.Policy, Cause]] = {}
-        self.addresses: dict[abi.AddressKey, tuple[abi.Address, Cause]] = {}
-        self.netns: dict[abi.NetnsKey, tuple[abi.Netns, Cause]] = {}
-        self.veths: dict[abi.VethKey, tuple[abi.Veth, Cause]] = {}
-        self.attached: set[int] = set()
-        self.backends: dict[int, tuple[abi.Backend, Cause]] = {}
-        self.slots: dict[str, tuple[int, ...]] = {}
-        self.frontends: dict[abi.FrontendKey, tuple[abi.Frontend, Cause]] = {}
-        self.balanced: dict[abi.FrontendKey, str] = {}
-        self.problems: list[Problem] = []
-        self.failed: dict[Cause, str] = {}
-
-
-def build_image(desired: DesiredState, numbers: Numbers) -> Image:
-    """Resolve all resources; slots of frontends are left zero, the plan places them.
-
-    Allocates numbers for new names and endpoints. A resource for which no number is left is left out
-    of the image with a problem. Cost: O(all entries).
-    """
-    return _Builder(desired, numbers).build()
-
-
-class _Builder:
-    def __init__(self, desired: DesiredState, numbers: Numbers) -> None:
-        self._desired = desired
         self._numbers = numbers
-        self._image = Image()
+        self._tables: dict[TableName, dict[Any, tuple[Any, Cause]]] = {name: {} for name in TABLES}
+        self.attached: frozenset[int] = frozenset()
+        self.slots: dict[str, tuple[int, ...]] = {}
+        self.contents: dict[tuple[int, ...], str] = {}
+        self.balanced: dict[abi.FrontendKey, str] = {}
+        self.touched: dict[TableName, set[Any]] = {name: set() for name in TABLES}
+        self.touched_contents: set[tuple[int, ...]] = set()
+        self._wants: dict[Owner, _Wants] = {}
+        self._troubled: dict[Owner, Fragment] = {}
+        """Those with problems or a failure."""
+        self._name_users: defaultdict[abi.NameKey, dict[Owner, Cause]] = defaultdict(dict)
+        self._values: dict[Cause, DatapathValue] = {}
+        self._links: defaultdict[Owner, set[Cause]] = defaultdict(set)
+        """Address, Backends or Policy -> the resources that refer to it."""
+        self._conflicts: set[bytes] = set()
+        self._enrolled: tuple[Enrolled, ...] = ()
 
-    def build(self) -> Image:
-        desired = self._desired
-        for policy_name in sorted(desired.policies):
-            with _blaming(self._image, (POLICY, policy_name)):
-                self._policy(desired.policies[policy_name])
-        self._addresses()
-        self._workloads()
-        for name in sorted(desired.frontends):
-            with _blaming(self._image, (FRONTEND, name)):
-                self._frontend((FRONTEND, name), desired.frontends[name])
-        return self._image
+    def table(self, name: TableName) -> dict[Any, tuple[Any, Cause]]:
+        """Wanted entries of one map; slots of frontends are left zero, the plan places them."""
+        return self._tables[name]
 
-    def _number(self, space: NameSpace, text: str, cause: Cause) -> int:
-        short = kernel_name(text)
-        number = self._numbers.number(space, short)
-        self._image.names.setdefault(abi.NameKey(space, number), (abi.Name(short), cause))
-        return number
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """All problems, sorted."""
+        return tuple(sorted(problem for fragment in self._troubled.values() for problem in fragment.problems))
 
-    def _policy(self, policy: Policy) -> int:
-        cause = (POLICY, policy.name)
-        number = self._number(NameSpace.POLICY, policy.name, cause)
-        for entry in policy.entries:
-            source: int = abi.Identity.ANY
-            if entry.source is not None:
-                source = self._number(NameSpace.IDENTITY, entry.source, cause)
-            rule = self._number(NameSpace.RULE, entry.rule, cause) if entry.rule else 0
-            key = abi.PolicyKey(number, source, entry.port, TCP)
-            self._image.policies[key] = abi.Policy(rule, entry.verdict), cause
-        return number
+    @property
+    def failed(self) -> dict[Cause, str]:
+        """Resources for which no number is left; tried again by every update."""
+        return dict(fragment.failure for fragment in self._troubled.values() if fragment.failure)
 
-    def _addresses(self) -> None:
-        claims: defaultdict[bytes, list[str]] = defaultdict(list)
-        guards: defaultdict[bytes, list[str]] = defaultdict(list)
-        for name in sorted(self._desired.identities):
-            for address in self._desired.identities[name].addresses:
-                claims[address].append(name)
-        for name in sorted(self._desired.policies):
-            for address in self._desired.policies[name].destinations:
-                guards[address].append(name)
-        for address in sorted(claims.keys() | guards.keys()):
-            names, policies = claims.get(address, []), guards.get(address, [])
-            cause = (POLICY, policies[0]) if policies else (IDENTITY, names[0])
-            with _blaming(self._image, cause):
-                identity = self._identity(address, names)
-                value = abi.Address(identity, self._guard(address, policies))
-                self._image.addresses[host_key(address)] = value, cause
+    def update(self, desired: DesiredState, changed: Iterable[Cause] | None) -> None:
+        """Follow the desired state, of which only `changed` differs from the last call's (None: look at all).
 
-    def _identity(self, address: bytes, names: list[str]) -> int:
-        if not names:
-            return abi.Identity.UNKNOWN
-        if len(names) > 1:
-            # Security: which of them sends from here cannot be told, so it is nobody that a rule allows.
-            self._claimed_twice(IDENTITY, address, names)
-            return abi.Identity.UNKNOWN
-        return self._number(NameSpace.IDENTITY, names[0], (IDENTITY, names[0]))
+        Allocates numbers for new names and endpoints. Cost: O(entries of what changed and of what refers
+        to it); with None also O(resources).
+        """
+        owners = {owner for owner, fragment in self._troubled.items() if fragment.failure}
+        for cause in self._known(desired) if changed is None else changed:
+            old, new = self._values.get(cause), _value(desired, cause)
+            if old is new or old == new:
+                continue
+            self._relink(cause, old, new, owners)
+            if new is None:
+                del self._values[cause]
+            else:
+                self._values[cause] = new
+        if desired.enrolled != self._enrolled:
+            self._enrolled = desired.enrolled
+            self.attached = frozenset(found.ifindex for found in desired.enrolled)
+            owners.add(_WORKLOADS)
+        self._rebuild(owners)
+        if bool(self._conflicts) != (_CONFLICT in self._wants):
+            self._rebuild({_CONFLICT})
 
-    def _guard(self, address: bytes, names: list[str]) -> int:
-        if not names:
-            return 0
-        if len(names) == 1:
-            return self._number(NameSpace.POLICY, names[0], (POLICY, names[0]))
-        self._claimed_twice(POLICY, address, names)
-        deny = PolicyEntry(None, 0, abi.Verdict.DENY, "")
-        return self._policy(Policy(CONFLICT_POLICY, (), (deny,)))
+    def _known(self, desired: DesiredState) -> set[Cause]:
+        wanted = {(type_url, name) for type_url, values in _tables(desired).items() for name in values}
+        return wanted | self._values.keys()
 
-    def _claimed_twice(self, type_url: str, address: bytes, names: list[str]) -> None:
-        message = f"{address_text(address)} is also claimed by"
-        for name in names:
-            others = ", ".join(other for other in names if other != name)
-            self._image.problems.append(Problem(type_url, name, f"{message} {others}"))
+    def _relink(self, cause: Cause, old: DatapathValue | None, new: DatapathValue | None, owners: set[Owner]) -> None:
+        """Note what a resource refers to, and collect whose fragments its change concerns."""
+        owners.add(cause)
+        owners |= self._links.get(cause, set())
+        before, after = _targets(old), _targets(new)
+        owners.update(before, after)
+        for target in before:
+            self._links[target].discard(cause)
+        for target in after:
+            self._links[target].add(cause)
+        for target in before:
+            if not self._links[target]:
+                del self._links[target]
 
-    def _workloads(self) -> None:
-        for enrolled in sorted(self._desired.enrolled):
-            cause = (NODE_CONFIG, enrolled.workload)
-            self._image.attached.add(enrolled.ifindex)
-            for address in enrolled.addresses:
-                self._image.veths[abi.VethKey(address, enrolled.ifindex)] = abi.Veth(1), cause
-            # The map has one address for a namespace; ::ffff:0:0/96 sorts first, so it is the IPv4 one.
-            for address in sorted(enrolled.addresses)[:1]:
-                self._image.netns[abi.NetnsKey(enrolled.cookie)] = abi.Netns(address), cause
+    def _rebuild(self, owners: set[Owner]) -> None:
+        """Replace fragments: all old ones go first, so that an entry may pass from one owner to another.
 
-    def _frontend(self, cause: Cause, frontend: Frontend) -> None:
-        service = self._number(NameSpace.SERVICE, frontend.service, cause)
-        key = abi.FrontendKey(frontend.address, frontend.port, TCP)
-        plane = frontend.plane
-        if isinstance(plane, Balance):
-            self._balance(cause, key, plane.backends)
-            value = abi.Frontend(service, 0, 0, 0, 0, 0, 0)
+        Sorted, so that equal histories give equal numbers.
+        """
+        for owner in owners:
+            self._withdraw(owner)
+        ordered: list[Owner] = [*sorted(owner for owner in owners if isinstance(owner, tuple))]
+        ordered += sorted(owner for owner in owners if isinstance(owner, bytes))
+        for owner in ordered:
+            fragment = Fragment(self._numbers)
+            try:
+                self._fill(fragment, owner)
+            except NumbersExhausted as err:
+                fragment.failure = (owner if isinstance(owner, tuple) else self._claims(owner)[0], str(err))
+            self._add(owner, fragment)
+
+    def _fill(self, fragment: Fragment, owner: Owner) -> None:
+        if isinstance(owner, bytes):
+            self._fill_address(fragment, owner)
+            return
+        value = self._values.get(owner)
+        if isinstance(value, Policy):
+            fragment.policy(value)
+        elif isinstance(value, Backends) and self._links.get(owner):
+            fragment.backends(value)
+        elif isinstance(value, Frontend):
+            known = all(target in self._values for target in _targets(value))
+            fragment.frontend(owner, value, target_is_known=known)
+        elif owner == _WORKLOADS:
+            fragment.workloads(self._enrolled)
+        elif owner == _CONFLICT and self._conflicts:
+            fragment.conflict_policy()
+
+    def _fill_address(self, fragment: Fragment, address: bytes) -> None:
+        claims = self._claims(address)
+        identities = [name for type_url, name in claims if type_url == IDENTITY]
+        policies = [name for type_url, name in claims if type_url == POLICY]
+        if len(policies) > 1:
+            self._conflicts.add(address)
         else:
-            policy = self._number(NameSpace.POLICY, plane.policy, cause) if plane.policy else 0
-            if plane.policy and plane.policy not in self._desired.policies:
-                # A policy number without entries denies.
-                self._problem(cause, f"policy {plane.policy} is not known: all connections are refused")
-            flags = abi.FrontendFlag.REDIRECT
-            value = abi.Frontend(service, 0, 0, policy, plane.policy_port, plane.proxy_port, flags)
-        self._image.frontends[key] = value, cause
+            self._conflicts.discard(address)
+        if claims:
+            fragment.address(address, identities, policies)
 
-    def _balance(self, cause: Cause, key: abi.FrontendKey, name: str) -> None:
-        wanted = self._desired.backends.get(name)
-        if wanted is None:
-            self._problem(cause, f"endpoints {name} are not known: connections are refused")
+    def _claims(self, address: bytes) -> list[Cause]:
+        return sorted(self._links.get(address, ()))
+
+    def _add(self, owner: Owner, fragment: Fragment) -> None:
+        for key, (name, cause) in fragment.names.items():
+            self._name_users[key][owner] = cause
+            self._tables["names"].setdefault(key, (name, cause))
+            self.touched["names"].add(key)
+        for (table, key), wanted in fragment.entries.items():
+            self._tables[table][key] = wanted
+            self.touched[table].add(key)
+        self.balanced.update(fragment.balanced)
+        for backends, contents in fragment.slots.items():
+            self.slots[backends] = contents
+            self.contents[contents] = backends
+            self.touched_contents.add(contents)
+        if fragment.problems or fragment.failure:
+            self._troubled[owner] = fragment
+        if fragment.names or fragment.entries:
+            self._wants[owner] = _Wants(
+                tuple(fragment.names), tuple(fragment.entries), tuple(fragment.balanced), tuple(fragment.slots.items())
+            )
+
+    def _withdraw(self, owner: Owner) -> None:
+        self._troubled.pop(owner, None)
+        wants = self._wants.pop(owner, None)
+        if wants is None:
             return
-        self._image.balanced[key] = name
-        if name in self._image.slots:
+        for key in wants.names:
+            self._withdraw_name(key, owner)
+        for table, entry in wants.entries:
+            del self._tables[table][entry]
+            self.touched[table].add(entry)
+        for frontend in wants.balanced:
+            del self.balanced[frontend]
+        for name, contents in wants.slots:
+            del self.slots[name]
+            self.contents.pop(contents, None)
+            self.touched_contents.add(contents)
+
+    def _withdraw_name(self, key: abi.NameKey, owner: Owner) -> None:
+        users = self._name_users[key]
+        del users[owner]
+        self.touched["names"].add(key)
+        if not users:
+            del self._name_users[key], self._tables["names"][key]
             return
-        owner = (BACKENDS, name)
-        with _blaming(self._image, owner):
-            service = self._number(NameSpace.SERVICE, wanted.service, owner)
-            slots: list[int] = []
-            counts = slot_counts([backend.weight for backend in wanted.backends])
-            for backend, count in zip(wanted.backends, counts, strict=True):
-                index = self._numbers.backend((service, backend.address, backend.port))
-                ready = abi.Backend(backend.address, backend.port, abi.BackendFlag.READY, service)
-                self._image.backends[index] = ready, owner
-                slots.extend([index] * count)
-            self._image.slots[name] = tuple(slots)
-
-    def _problem(self, cause: Cause, message: str) -> None:
-        self._image.problems.append(Problem(*cause, message))
+        name, _ = self._tables["names"][key]
+        self._tables["names"][key] = name, next(iter(users.values()))
 
 
-@contextmanager
-def _blaming(image: Image, cause: Cause) -> Iterator[None]:
-    """A resource for which numbers have run out fails; the others go on."""
-    try:
-        yield
-    except NumbersExhausted as err:
-        image.failed[cause] = str(err)
+def _value(desired: DesiredState, cause: Cause) -> DatapathValue | None:
+    """The value of a resource; a NodeConfig wants no entries by itself (see `DesiredState.enrolled`)."""
+    type_url, name = cause
+    return _tables(desired).get(type_url, {}).get(name)
+
+
+def _tables(desired: DesiredState) -> dict[str, Mapping[str, DatapathValue]]:
+    return {
+        FRONTEND: desired.frontends,
+        BACKENDS: desired.backends,
+        IDENTITY: desired.identities,
+        POLICY: desired.policies,
+    }
+
+
+def _targets(value: DatapathValue | None) -> tuple[Owner, ...]:
+    """What a resource refers to."""
+    match value:
+        case Identity(addresses=addresses) | Policy(destinations=addresses):
+            return addresses
+        case Frontend(plane=Balance(backends=name)):
+            return ((BACKENDS, name),)
+        case Frontend(plane=plane) if not isinstance(plane, Balance) and plane.policy:
+            return ((POLICY, plane.policy),)
+        case None | NodeConfig() | Backends() | Frontend():
+            return ()

@@ -1,12 +1,13 @@
 """The agent's main loop: the one place where something received becomes something written.
 
 Woken by the client, by enrolment, by the end of a quarantine and by the verification interval; applies
-the whole desired state, then answers the control plane. Started by the composition root.
+what changed, then answers the control plane. Started by the composition root.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 
 import structlog
@@ -14,7 +15,7 @@ import structlog
 from xdsbpf.agent.client import DatapathClient
 from xdsbpf.agent.enroller import Enroller
 from xdsbpf.agent.envoy import EnvoySupervisor
-from xdsbpf.agent.image import Problem
+from xdsbpf.agent.fragment import Problem
 from xdsbpf.agent.received import Received
 from xdsbpf.agent.reconcile import VERIFY_INTERVAL, Outcome, Reconciler
 
@@ -61,11 +62,10 @@ class AgentLoop:
         verify_at = time.monotonic() + VERIFY_INTERVAL
         while True:
             await self._wait(verify_at)
-            now = time.monotonic()
-            verify = now >= verify_at
-            self._pass(now, verify=verify)
-            if verify:
-                verify_at = now + VERIFY_INTERVAL
+            self._pass()
+            if time.monotonic() >= verify_at:
+                await self._verify()
+                verify_at = time.monotonic() + VERIFY_INTERVAL
 
     async def _wait(self, verify_at: float) -> None:
         wakes = [verify_at]
@@ -83,7 +83,20 @@ class AgentLoop:
         finally:
             self._changed.clear()
 
-    def _pass(self, now: float, *, verify: bool) -> None:
+    async def _verify(self) -> None:
+        """Compare the kernel with what was written, a slice at a time; changes go first."""
+        before = self._reconciler.drift
+        for _ in self._reconciler.compare():
+            await asyncio.sleep(0)
+            if self._changed.is_set():
+                self._changed.clear()
+                self._pass()
+        self._pass()
+        if self._reconciler.drift != before:
+            _LOG.warning("agent.drift_repaired", count=self._reconciler.drift - before)
+
+    def _pass(self) -> None:
+        now = time.monotonic()
         node = self._received.node_config()
         if node is not None:
             self._envoy.configure(node.proxy_address)
@@ -92,16 +105,17 @@ class AgentLoop:
             self._enroller.want(())
         desired = self._received.desired(self._enroller.findings.enrolled)
         prune = self.synced or self._complete(now)
-        step = self._reconciler.verify if verify else self._reconciler.apply
-        drift = self._reconciler.drift
-        self._outcome = outcome = step(desired, now, prune=prune)
+        changed = self._received.take_changed()
+        self._outcome = outcome = self._reconciler.apply(desired, now, prune=prune, changed=changed)
         self._client.answer(outcome)
         if outcome.applied or outcome.failed:
             _LOG.info("agent.plan_applied", count=outcome.applied, failed=len(outcome.failed), prune=prune)
-        if self._reconciler.drift != drift:
-            _LOG.warning("agent.drift_repaired", count=self._reconciler.drift - drift)
         if prune and not self.synced:
             self.synced = True
+            # What a large mesh left in memory lives as long as the process: a collection of it would hold up
+            # the loop for a quarter of a second.
+            gc.collect()
+            gc.freeze()
             _LOG.info("agent.first_state_applied")
 
     def _complete(self, now: float) -> bool:

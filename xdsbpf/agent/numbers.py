@@ -2,14 +2,14 @@
 
 Names in, numbers out, and backend indexes likewise. Rebuilt at every start from the pinned `xb_names`
 and `xb_backends`, so numbers are stable over restarts. A number whose last use is gone stays taken for
-a quarantine; time is passed in. The only state between plans; owned by the reconciler. No I/O.
+a quarantine; time is passed in. Owned by the planner. No I/O.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Hashable, Iterable, Mapping
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from xdsbpf.datapath.abi import Backend, Identity, Limit, Name, NameKey, NameSpace
 from xdsbpf.errors import XdsbpfError
@@ -58,7 +58,6 @@ class Numbers:
             self._backend.setdefault(_key_of(backends[index]), index)
         self._backend_taken = set(backends)
         self._backend_cursor = _last(self._backend_taken, Limit.MAX_BACKENDS - 1)
-        self._clocks: dict[str, dict[Hashable, float]] = {}
 
     def number(self, space: NameSpace, text: str) -> int:
         """The number of a name, allocated if it has none. NumbersExhausted when the space is full."""
@@ -103,23 +102,34 @@ class Numbers:
             del self._backend[_key_of(backend)]
         self._backend_taken.discard(index)
 
-    def due(self, kind: str, idle: Iterable[T], now: float, quarantine: float) -> tuple[tuple[T, ...], float | None]:
-        """Which of the things of one kind that nothing uses have rested for `quarantine` seconds.
 
-        `idle` is every unused thing of that kind now: one that is missing from it is in use again and
-        its clock is forgotten. Returns: those due, and the time when the next one will be (None: none).
-        """
-        clocks = self._clocks.get(kind, {})
-        current: dict[Hashable, float] = {}
-        due = []
-        for thing in idle:
-            since = clocks.get(thing, now)
-            if now - since >= quarantine:
-                due.append(thing)
-            else:
-                current[thing] = since
-        self._clocks[kind] = current
-        return tuple(due), min((since + quarantine for since in current.values()), default=None)
+class Quarantine(Generic[T]):
+    """Things of one kind that nothing uses, and since when. Cost of every call: O(1) and what it returns."""
+
+    def __init__(self, seconds: float) -> None:
+        """`seconds`: how long a thing rests."""
+        self._seconds = seconds
+        # Oldest first: a thing is put in with the time of its plan, and plans follow one another.
+        self._since: dict[T, float] = {}
+
+    def start(self, thing: T, now: float) -> None:
+        """It is not used; its clock runs on if it was running."""
+        self._since.setdefault(thing, now)
+
+    def forget(self, thing: T) -> None:
+        """It is in use, or gone."""
+        self._since.pop(thing, None)
+
+    def take_due(self, now: float) -> tuple[T, ...]:
+        """What has rested long enough; it is not in quarantine any more."""
+        due = tuple(itertools.takewhile(lambda thing: now - self._since[thing] >= self._seconds, self._since))
+        for thing in due:
+            del self._since[thing]
+        return due
+
+    def wake_at(self) -> float | None:
+        """When the next thing is due; None if there is none."""
+        return next((since + self._seconds for since in self._since.values()), None)
 
 
 def _key_of(backend: Backend) -> BackendKey:

@@ -8,15 +8,17 @@ still be reading only after a quarantine. Pure: time is passed in, failures are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 
-from xdsbpf.agent.desired import DesiredState
-from xdsbpf.agent.image import Image, Problem, build_image
-from xdsbpf.agent.numbers import BACKEND_QUARANTINE, NAME_QUARANTINE, SLOT_QUARANTINE, Numbers
+from xdsbpf.agent.desired import DesiredState, frontend_name
+from xdsbpf.agent.fragment import Problem
+from xdsbpf.agent.image import Image
+from xdsbpf.agent.numbers import BACKEND_QUARANTINE, NAME_QUARANTINE, SLOT_QUARANTINE, Numbers, Quarantine
 from xdsbpf.agent.ops import (
+    TABLES,
     AttachVeth,
     Cause,
     Delete,
@@ -26,10 +28,11 @@ from xdsbpf.agent.ops import (
     Put,
     Realised,
     SetConfig,
+    SlotRange,
     TableName,
+    Thing,
     WriteSlots,
 )
-from xdsbpf.agent.slots import SlotRanges
 from xdsbpf.datapath import abi
 from xdsbpf.datapath.abi import NameKey, PolicyKey
 from xdsbpf.model.names import BACKENDS
@@ -58,71 +61,269 @@ class Plan(msgspec.Struct, frozen=True):
     wake_at: float | None
 
 
-def plan(
-    desired: DesiredState,
-    realised: Realised,
-    numbers: Numbers,
-    now: float,
-    *,
-    cgroups: Cgroups = NO_CGROUPS,
-    prune: bool = True,
-    slot_capacity: int = abi.Limit.MAX_SLOTS,
-) -> Plan:
-    """Order the writes that turn `realised` into `desired`.
+class Planner:
+    """Makes plans for one kernel, each from what changed since the one before.
 
-    `now` is in seconds of any monotonic clock, the same one for all plans with these `numbers`.
-    With `prune` off (the first full state is not complete yet) nothing is taken away: no entry is
-    deleted, no address loses its identity or its guard, no frontend is put without its endpoints.
-    Guarantees after every single operation: a frontend's slots and endpoints are there; an address
-    that is guarded before and after is guarded; a (policy, source, port) has its old verdict or its
-    new one, never a third.
-    Shape: one operation per changed entry; empty when nothing changed and no quarantine has ended.
-    Cost: O(all entries); no kernel access. Allocates in `numbers`.
-    Spec: datapath part C, "Consistency rules".
+    Every key of a map that may differ from its image is *dirty*, and stays so until a plan finds it equal:
+    an operation that failed, or was put off, is planned again. At first every key that the kernel holds is
+    dirty, so the first plan with `prune` compares everything.
     """
-    image = build_image(desired, numbers)
-    if not prune:
-        _keep_what_is_unclaimed(image, realised)
-    builds = [
-        *_config(desired, realised, cgroups),
-        *_puts("names", image.names, realised.names),
-        *_policy_puts(image, realised),
-        *_address_puts(image, realised),
-        *_puts("netns", image.netns, realised.netns),
-        *_puts("veths", image.veths, realised.veths),
-        *(AttachVeth(ifindex) for ifindex in sorted(image.attached - realised.attached)),
-        *_puts("backends", image.backends, realised.backends),
-    ]
-    slots, frontends = _frontend_puts(image, realised, slot_capacity, prune)
-    if not prune:
-        return Plan((*builds, *slots, *frontends), tuple(sorted(image.problems)), image.failed, None)
-    rested, wake_at = _rested(image, realised, numbers, now)
-    ops = (*builds, *slots, *frontends, *_deletes(image, realised), *rested)
-    return Plan(ops, tuple(sorted(image.problems)), image.failed, wake_at)
+
+    def __init__(self, realised: Realised, cgroups: Cgroups = NO_CGROUPS) -> None:
+        """`realised` is the reconciler's, which records there what was written. Cost: O(its entries)."""
+        self._realised = realised
+        self._cgroups = cgroups
+        self._numbers = Numbers(realised.names, realised.backends, realised.numbers_in_use())
+        self._image = Image(self._numbers)
+        self._dirty = self._image.touched
+        self._resting_names: Quarantine[Thing] = Quarantine(NAME_QUARANTINE)
+        self._resting_backends: Quarantine[Thing] = Quarantine(BACKEND_QUARANTINE)
+        self._resting_slots: Quarantine[Thing] = Quarantine(SLOT_QUARANTINE)
+        for name in TABLES:
+            self._dirty[name].update(realised.table(name))
+        realised.loose.update(realised.things())
+
+    def plan(
+        self, desired: DesiredState, now: float, *, changed: Iterable[Cause] | None = None, prune: bool = True
+    ) -> Plan:
+        """Order the writes that turn the kernel's state into `desired`.
+
+        `changed` are the resources that differ from the last call's (None: compare all of them); `now` is
+        in seconds of one monotonic clock. With `prune` off (the first full state is not complete yet)
+        nothing is taken away: no entry is deleted, no address loses its identity or its guard, no frontend
+        is put without its endpoints.
+        Guarantees after every single operation: a frontend's slots and endpoints are there; an address
+        that is guarded before and after is guarded; a (policy, source, port) has its old verdict or its
+        new one, never a third.
+        Shape: one operation per changed entry; empty when nothing changed and no quarantine has ended.
+        Cost: O(entries of what changed, is not yet as wanted, or has rested); no kernel access.
+        Spec: datapath part C, "Consistency rules".
+        """
+        self._image.update(desired, changed)
+        self._collect_loose()
+        differing = {name: self._differing(name) for name in TABLES}
+        failed = self._image.failed
+        slots, frontends = self._frontend_puts(differing["frontends"], failed, prune)
+        ops: list[Op] = [
+            *self._config(desired),
+            *self._puts("names", sorted(differing["names"])),
+            *self._puts("policies", sorted(differing["policies"], key=self._policy_order)),
+            *self._address_puts(differing["addresses"], prune),
+            *self._puts("netns", sorted(differing["netns"])),
+            *self._puts("veths", sorted(differing["veths"])),
+            *(AttachVeth(ifindex) for ifindex in sorted(self._image.attached - self._realised.attached)),
+            *self._puts("backends", sorted(differing["backends"])),
+            *slots,
+            *frontends,
+        ]
+        wake_at = None
+        if prune:
+            ops += self._deletes(desired, differing)
+            rested, wake_at = self._rested(now)
+            ops += rested
+        return Plan(tuple(ops), self._image.problems, failed, wake_at)
+
+    def suspect(self, table: TableName, key: Any) -> None:
+        """The kernel's entry was found, or left, other than planned: the next plan looks at it."""
+        self._dirty[table].add(key)
+
+    def suspect_slots(self, place: SlotRange) -> None:
+        """Slots were found other than written: frontends that point there are looked at, and the range rests."""
+        held = self._realised.frontends
+        self._dirty["frontends"].update(key for key in held if _place_of(held[key]) == place)
+        self._realised.loose.add(place)
+
+    # --- what differs ---
+
+    def _wanted(self, table: TableName, key: Any) -> Any:
+        """The final value of an entry; None if there is none, or if its slots have no place yet."""
+        entry = self._image.table(table).get(key)
+        if entry is None or table != "frontends":
+            return entry and entry[0]
+        backends = self._image.balanced.get(key)
+        if backends is None:
+            return entry[0]
+        contents = self._image.slots.get(backends)
+        if not contents:
+            return None if contents is None else entry[0]
+        place = self._realised.places.get(contents)
+        return None if place is None else _placed(entry[0], place)
+
+    def _differing(self, table: TableName) -> set[Any]:
+        """Dirty keys that are not as wanted; the others are clean from now on."""
+        held = self._realised.table(table)
+        differing = {key for key in self._dirty[table] if held.get(key) != self._wanted(table, key)}
+        if table == "frontends":
+            # Without a place for its slots it is still to be put.
+            differing |= {key for key in self._dirty[table] if key in self._image.table(table) and not held.get(key)}
+        self._dirty[table].intersection_update(differing)
+        return differing
+
+    def _puts(self, table: TableName, keys: Iterable[Any]) -> Iterator[Op]:
+        wanted = self._image.table(table)
+        for key in keys:
+            if key in wanted:
+                value, cause = wanted[key]
+                yield Put(table, key, value, cause)
+
+    # --- what is made ---
+
+    def _config(self, desired: DesiredState) -> Iterator[Op]:
+        held = self._realised.config
+        proxy_address = desired.node.proxy_address if desired.node else held.proxy_address
+        wanted = abi.Config(
+            self._cgroups.proxy, self._cgroups.agent, proxy_address, abi.AbiVersion.VERSION, held.generation
+        )
+        if wanted != held:
+            yield SetConfig(msgspec.structs.replace(wanted, generation=held.generation + 1 & 0xFFFFFFFF))
+
+    def _policy_order(self, key: PolicyKey) -> tuple[int, int, PolicyKey]:
+        """New and changed entries, the most specific first.
+
+        An entry decides only for queries without a more specific one. With all more specific entries of
+        the new set in place, whatever an entry newly decides it decides for good: a query goes from its old
+        verdict to its new one in one step. Allows go before denies where the order is free.
+        """
+        entry = self._image.table("policies").get(key)
+        return _specificity(key), entry[0].verdict if entry else 0, key
+
+    def _address_puts(self, keys: Iterable[abi.AddressKey], prune: bool) -> Iterator[Op]:
+        """Guarded addresses first: if the map fills up, what is left out is an identity, not a guard.
+
+        Before the first full state a missing claim is not known to be gone: what the kernel has stays.
+        """
+        wanted, held = self._image.table("addresses"), self._realised.addresses
+        values = {key: wanted[key][0] for key in keys if key in wanted}
+        for key in sorted(values, key=lambda key: (values[key].policy == 0, key)):
+            value, before = values[key], held.get(key)
+            if not prune and before is not None:
+                value = abi.Address(value.identity or before.identity, value.policy or before.policy)
+            if value != before:
+                yield Put("addresses", key, value, wanted[key][1])
+
+    def _frontend_puts(
+        self, keys: Iterable[abi.FrontendKey], failed: dict[Cause, str], prune: bool
+    ) -> tuple[list[Op], list[Op]]:
+        """Slot ranges to fill, and the frontends that point to them. A range is shared by its frontends."""
+        image, realised = self._image, self._realised
+        taken: dict[tuple[int, ...], SlotRange] = {}
+        puts: list[Op] = []
+        for key in sorted(keys):
+            if key not in image.table("frontends"):
+                continue
+            frontend, cause = image.table("frontends")[key]
+            name = image.balanced.get(key)
+            contents = image.slots.get(name) if name is not None else ()
+            if contents is None or (not prune and not frontend.flags and not contents):
+                continue
+            if contents and name is not None:
+                place = realised.places.get(contents) or taken.get(contents) or self._take(len(contents))
+                if place is None:
+                    message = f"no {len(contents)} adjacent slots are free; tried again when others are freed"
+                    failed[BACKENDS, name] = message
+                    continue
+                if contents not in realised.places:
+                    taken[contents] = place
+                frontend = _placed(frontend, place)
+            puts.append(Put("frontends", key, frontend, cause, None if name is None else (BACKENDS, name)))
+        for place in taken.values():
+            # Planned is not written: the range is occupied when the write is recorded.
+            realised.room.give_back(*place)
+        writes: list[Op] = [
+            WriteSlots(place[0], contents, (BACKENDS, image.contents[contents])) for contents, place in taken.items()
+        ]
+        return writes, puts
+
+    def _take(self, count: int) -> SlotRange | None:
+        offset = self._realised.room.take(count)
+        return None if offset is None else (offset, count)
+
+    # --- what is taken away ---
+
+    def _deletes(self, desired: DesiredState, differing: Mapping[TableName, set[Any]]) -> Iterator[Op]:
+        """What nothing wants and no program can be in the middle of using: single lookups.
+
+        Policy entries go the least specific first: an old specific entry shields its queries until
+        everything behind it is of the new set alone.
+        """
+        attached = self._realised.attached - self._image.attached
+        for key in self._gone("frontends", differing):
+            if not desired.kept or frontend_name(key.address, key.port) not in desired.kept:
+                yield Delete("frontends", key)
+        yield from (DetachVeth(ifindex) for ifindex in sorted(attached))
+        tables: tuple[TableName, ...] = ("veths", "netns", "addresses")
+        for table in tables:
+            yield from (Delete(table, key) for key in self._gone(table, differing))
+        for key in sorted(self._gone("policies", differing), key=lambda key: (-_specificity(key), key)):
+            yield Delete("policies", key)
+
+    def _gone(self, table: TableName, differing: Mapping[TableName, set[Any]]) -> list[Any]:
+        return sorted(key for key in differing[table] if key not in self._image.table(table))
+
+    def _rested(self, now: float) -> tuple[list[Op], float | None]:
+        """Slots, endpoints and names that nothing has referred to for their quarantine.
+
+        "Nothing" looks at the kernel before this plan, so a clock starts only when the last reference has
+        really gone, and at the image, so that what comes back is kept.
+        """
+        realised = self._realised
+        for thing in sorted(realised.loose, key=_thing_order):
+            if self._is_idle(thing):
+                self._resting(thing).start(thing, now)
+            else:
+                self._resting(thing).forget(thing)
+        realised.loose.clear()
+        ops: list[Op] = []
+        resting = self._resting_slots, self._resting_backends, self._resting_names
+        for thing in (thing for quarantine in resting for thing in sorted(quarantine.take_due(now), key=_thing_order)):
+            # Looked at again: the check of the kernel may have found a reference that nobody planned.
+            if self._is_idle(thing):
+                ops.append(self._release(thing))
+        wakes = [quarantine.wake_at() for quarantine in resting]
+        return ops, min((wake for wake in wakes if wake is not None), default=None)
+
+    def _collect_loose(self) -> None:
+        """What the image began or ceased to want is looked at by the quarantine, names and endpoints only there."""
+        image, realised = self._image, self._realised
+        realised.loose.update(image.touched["names"], image.touched["backends"])
+        places = (realised.places.get(contents) for contents in image.touched_contents)
+        realised.loose.update(place for place in places if place is not None)
+        image.touched_contents.clear()
+        tables: tuple[TableName, ...] = ("names", "backends")
+        for table in tables:
+            self._dirty[table] -= {key for key in self._dirty[table] if key not in image.table(table)}
+
+    def _is_idle(self, thing: Thing) -> bool:
+        """True if the kernel has it, nothing there refers to it, and the image does not want it."""
+        if thing in self._realised.uses:
+            return False
+        if isinstance(thing, NameKey):
+            return thing in self._realised.names and thing not in self._image.table("names")
+        if isinstance(thing, int):
+            return thing in self._realised.backends and thing not in self._image.table("backends")
+        return self._realised.slots.get(thing) is not None and self._realised.slots[thing] not in self._image.contents
+
+    def _resting(self, thing: Thing) -> Quarantine[Thing]:
+        if isinstance(thing, NameKey):
+            return self._resting_names
+        return self._resting_backends if isinstance(thing, int) else self._resting_slots
+
+    def _release(self, thing: Thing) -> Op:
+        if isinstance(thing, NameKey):
+            self._numbers.release_name(thing)
+            return Delete("names", thing)
+        if isinstance(thing, int):
+            self._numbers.release_backend(thing, self._realised.backends[thing])
+            return Delete("backends", thing)
+        return FreeSlots(thing)
 
 
-def _keep_what_is_unclaimed(image: Image, realised: Realised) -> None:
-    """Before the first full state a missing claim is not known to be gone: keep what the kernel has."""
-    for key, (wanted, cause) in image.addresses.items():
-        held = realised.addresses.get(key)
-        if held is not None:
-            kept = abi.Address(wanted.identity or held.identity, wanted.policy or held.policy)
-            image.addresses[key] = kept, cause
+def _place_of(frontend: abi.Frontend) -> SlotRange:
+    return frontend.slot_offset, frontend.slot_count
 
 
-def _config(desired: DesiredState, realised: Realised, cgroups: Cgroups) -> Iterator[Op]:
-    held = realised.config
-    proxy_address = desired.node.proxy_address if desired.node else held.proxy_address
-    wanted = abi.Config(cgroups.proxy, cgroups.agent, proxy_address, abi.AbiVersion.VERSION, held.generation)
-    if wanted != held:
-        yield SetConfig(msgspec.structs.replace(wanted, generation=held.generation + 1 & 0xFFFFFFFF))
-
-
-def _puts(table: TableName, wanted: Mapping[Any, tuple[Any, Cause]], held: Mapping[Any, Any]) -> Iterator[Op]:
-    for key in sorted(wanted):
-        value, cause = wanted[key]
-        if held.get(key) != value:
-            yield Put(table, key, value, cause)
+def _placed(frontend: abi.Frontend, place: SlotRange) -> abi.Frontend:
+    return msgspec.structs.replace(frontend, slot_offset=place[0], slot_count=place[1])
 
 
 def _specificity(key: PolicyKey) -> int:
@@ -130,118 +331,8 @@ def _specificity(key: PolicyKey) -> int:
     return 2 * (key.source == abi.Identity.ANY) + (key.port == 0)
 
 
-def _policy_puts(image: Image, realised: Realised) -> Iterator[Op]:
-    """New and changed entries, the most specific first.
-
-    An entry decides only for queries without a more specific one. With all more specific entries of
-    the new set in place, whatever an entry newly decides it decides for good: a query goes from its old
-    verdict to its new one in one step. Allows go before denies where the order is free.
-    """
-
-    def order(key: PolicyKey) -> tuple[int, int, PolicyKey]:
-        return _specificity(key), image.policies[key][0].verdict, key
-
-    for key in sorted(image.policies, key=order):
-        value, cause = image.policies[key]
-        if realised.policies.get(key) != value:
-            yield Put("policies", key, value, cause)
-
-
-def _policy_deletes(image: Image, realised: Realised) -> Iterator[Op]:
-    """Entries that are not wanted any more, the least specific first.
-
-    An old specific entry shields its queries until everything behind it is of the new set alone.
-    """
-    gone = realised.policies.keys() - image.policies.keys()
-    for key in sorted(gone, key=lambda key: (-_specificity(key), key)):
-        yield Delete("policies", key)
-
-
-def _address_puts(image: Image, realised: Realised) -> Iterator[Op]:
-    """Guarded addresses first: if the map fills up, what is left out is an identity, not a guard."""
-    for key in sorted(image.addresses, key=lambda key: (image.addresses[key][0].policy == 0, key)):
-        value, cause = image.addresses[key]
-        if realised.addresses.get(key) != value:
-            yield Put("addresses", key, value, cause)
-
-
-def _frontend_puts(image: Image, realised: Realised, capacity: int, prune: bool) -> tuple[list[Op], list[Op]]:
-    """Slot ranges to fill, and the frontends that point to them. A range is shared by its frontends."""
-    places = {contents: place for place, contents in sorted(realised.slots.items(), reverse=True)}
-    free: SlotRanges | None = None
-    writes: list[Op] = []
-    puts: list[Op] = []
-    for key in sorted(image.frontends):
-        frontend, cause = image.frontends[key]
-        backends = image.balanced.get(key)
-        contents = image.slots.get(backends) if backends is not None else None
-        needs = (BACKENDS, backends) if backends is not None else None
-        if backends is not None and contents is None:
-            continue
-        if not prune and not frontend.flags and not contents:
-            continue
-        if contents:
-            place = places.get(contents)
-            if place is None:
-                free = free or SlotRanges(realised.slots, capacity)
-                offset = free.take(len(contents))
-                if offset is None:
-                    message = f"no {len(contents)} adjacent slots are free; tried again when others are freed"
-                    image.failed[BACKENDS, str(backends)] = message
-                    continue
-                place = places[contents] = (offset, len(contents))
-                writes.append(WriteSlots(offset, contents, (BACKENDS, str(backends))))
-            frontend = msgspec.structs.replace(frontend, slot_offset=place[0], slot_count=place[1])
-        if realised.frontends.get(key) != frontend:
-            puts.append(Put("frontends", key, frontend, cause, needs))
-    return writes, puts
-
-
-def _deletes(image: Image, realised: Realised) -> Iterator[Op]:
-    """What nothing wants and no program can be in the middle of using: single lookups."""
-    yield from _gone("frontends", image.frontends, realised.frontends)
-    yield from (DetachVeth(ifindex) for ifindex in sorted(realised.attached - image.attached))
-    yield from _gone("veths", image.veths, realised.veths)
-    yield from _gone("netns", image.netns, realised.netns)
-    yield from _gone("addresses", image.addresses, realised.addresses)
-    yield from _policy_deletes(image, realised)
-
-
-def _gone(table: TableName, wanted: Mapping[Any, Any], held: Mapping[Any, Any]) -> Iterator[Op]:
-    for key in sorted(held.keys() - wanted.keys()):
-        yield Delete(table, key)
-
-
-def _rested(image: Image, realised: Realised, numbers: Numbers, now: float) -> tuple[list[Op], float | None]:
-    """Slots, endpoints and names that nothing has referred to for their quarantine.
-
-    "Nothing" looks at the kernel before this plan, so a clock starts only when the last reference has
-    really gone, and at the image, so that what comes back is kept.
-    """
-    idle_slots = sorted(realised.slots.keys() - realised.slot_ranges_in_use() - _placed(image, realised))
-    slots, wake_slots = numbers.due("slots", idle_slots, now, SLOT_QUARANTINE)
-    referred = {index for contents in realised.slots.values() for index in contents}
-    idle_backends = sorted(realised.backends.keys() - referred - image.backends.keys())
-    backends, wake_backends = numbers.due("backends", idle_backends, now, BACKEND_QUARANTINE)
-    used = {NameKey(space, number) for space, number in realised.numbers_in_use()}
-    idle_names = sorted(realised.names.keys() - used - image.names.keys())
-    names, wake_names = numbers.due("names", idle_names, now, NAME_QUARANTINE)
-    ops: list[Op] = [FreeSlots(place) for place in slots]
-    for index in backends:
-        numbers.release_backend(index, realised.backends[index])
-        ops.append(Delete("backends", index))
-    for key in names:
-        numbers.release_name(key)
-        ops.append(Delete("names", key))
-    wakes = [wake for wake in (wake_slots, wake_backends, wake_names) if wake is not None]
-    return ops, min(wakes, default=None)
-
-
-def _placed(image: Image, realised: Realised) -> set[tuple[int, int]]:
-    wanted = set(image.slots.values())
-    return {place for place, contents in realised.slots.items() if contents in wanted}
-
-
-def numbers_of(realised: Realised) -> Numbers:
-    """The allocator as it was before a restart, from what the kernel holds."""
-    return Numbers(realised.names, realised.backends, realised.numbers_in_use())
+def _thing_order(thing: Thing) -> tuple[int, int]:
+    """Any order that is the same every time."""
+    if isinstance(thing, NameKey):
+        return thing.space, thing.number
+    return (0, thing) if isinstance(thing, int) else thing

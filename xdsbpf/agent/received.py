@@ -6,8 +6,8 @@ the client. Pure: no streams, no clock.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Container, Mapping, Set
+from typing import cast
 
 from xdsbpf.agent.desired import (
     Backends,
@@ -21,10 +21,9 @@ from xdsbpf.agent.desired import (
     ResourceRejected,
     decode,
 )
+from xdsbpf.agent.ops import Cause
 from xdsbpf.model.names import BACKENDS, DATAPATH_TYPES, FRONTEND, IDENTITY, NODE_CONFIG, POLICY
 from xdsbpf.xds.protocol import ReceivedResponse
-
-T = TypeVar("T", bound=DatapathValue)
 
 
 class Received:
@@ -32,7 +31,8 @@ class Received:
 
     A resource that is rejected changes nothing: its previous value and version stay, so that after a
     reconnect the server sees what is really held and sends the other one again. `rejections` are those
-    that are still in effect: (type URL, name) to reason.
+    that are still in effect: (type URL, name) to reason. A frontend that comes as a bare name exists, but
+    its content is withheld for now: it is no content and no removal (`DesiredState.kept`).
     """
 
     def __init__(self, node: str) -> None:
@@ -40,7 +40,9 @@ class Received:
         self._node = node
         self._values: dict[str, dict[str, DatapathValue]] = {type_url: {} for type_url in DATAPATH_TYPES}
         self._versions: dict[str, dict[str, str]] = {type_url: {} for type_url in DATAPATH_TYPES}
-        self.rejections: dict[tuple[str, str], str] = {}
+        self.rejections: dict[Cause, str] = {}
+        self._kept: set[str] = set()
+        self._changed: set[Cause] = set()
 
     def accept(self, response: ReceivedResponse) -> dict[str, str]:
         """Take over one response. Returns: reason by name of each resource that was rejected."""
@@ -49,38 +51,63 @@ class Received:
         values, versions = self._values[response.type_url], self._versions[response.type_url]
         rejected: dict[str, str] = {}
         for resource in response.resources:
+            if resource.body is None and not resource.version and response.type_url == FRONTEND:
+                if resource.name not in values:
+                    self._kept.add(resource.name)
+                continue
             try:
                 value = self._decode(resource.type_url, response.type_url, resource.name, resource.body)
             except ResourceRejected as err:
                 rejected[err.name] = self.rejections[response.type_url, err.name] = str(err)
                 continue
-            self.rejections.pop((response.type_url, resource.name), None)
+            self._forget(response.type_url, resource.name)
             values[resource.name] = value
             versions[resource.name] = resource.version
         for name in response.removed:
             values.pop(name, None)
             versions.pop(name, None)
-            self.rejections.pop((response.type_url, name), None)
+            self._forget(response.type_url, name)
         return rejected
 
-    def versions(self, type_url: str) -> Mapping[str, str]:
-        """Version by name of what is held: the initial_resource_versions of a reconnect."""
-        return self._versions[type_url]
+    def _forget(self, type_url: str, name: str) -> None:
+        """A resource came or went: what was said of it before is no longer so."""
+        self.rejections.pop((type_url, name), None)
+        if type_url == FRONTEND:
+            self._kept.discard(name)
+        self._changed.add((type_url, name))
+
+    def claims(self, type_url: str, failed: Container[Cause]) -> dict[str, str]:
+        """The initial_resource_versions of a reconnect: name to version of what is in force.
+
+        What is known by name only (withheld, rejected, or in `failed`: refused by the kernel) has the empty
+        version, which no content has: the server sends it again, and says if it has gone meanwhile.
+        """
+        versions = self._versions[type_url]
+        claims = {name: "" for kind, name in self.rejections if kind == type_url}
+        if type_url == FRONTEND:
+            claims.update(dict.fromkeys(self._kept, ""))
+        return claims | {name: "" if (type_url, name) in failed else versions[name] for name in versions}
+
+    def take_changed(self) -> Set[Cause]:
+        """The resources that came or went since the last call."""
+        changed, self._changed = self._changed, set()
+        return changed
 
     def desired(self, enrolled: tuple[Enrolled, ...]) -> DesiredState:
-        """The state to plan for, with this node's enrolled workloads. Cost: O(resources)."""
+        """The state to plan for, with this node's enrolled workloads: a view that follows what is received."""
         return DesiredState(
-            frontends=self._of(FRONTEND, Frontend),
-            backends=self._of(BACKENDS, Backends),
-            identities=self._of(IDENTITY, Identity),
-            policies=self._of(POLICY, Policy),
+            frontends=cast(Mapping[str, Frontend], self._values[FRONTEND]),
+            backends=cast(Mapping[str, Backends], self._values[BACKENDS]),
+            identities=cast(Mapping[str, Identity], self._values[IDENTITY]),
+            policies=cast(Mapping[str, Policy], self._values[POLICY]),
             node=self.node_config(),
             enrolled=enrolled,
+            kept=self._kept,
         )
 
     def node_config(self) -> NodeConfig | None:
         """This node's configuration, None before it came."""
-        return self._of(NODE_CONFIG, NodeConfig).get(self._node)
+        return cast("NodeConfig | None", self._values[NODE_CONFIG].get(self._node))
 
     def _decode(self, type_url: str, expected: str, name: str, body: bytes | None) -> DatapathValue:
         if body is None:
@@ -90,6 +117,3 @@ class Received:
         if expected == NODE_CONFIG and name != self._node:
             raise ResourceRejected(name, f"this agent is of node {self._node}")
         return decode(type_url, name, body)
-
-    def _of(self, type_url: str, kind: type[T]) -> dict[str, T]:
-        return {name: value for name, value in self._values[type_url].items() if isinstance(value, kind)}

@@ -6,14 +6,16 @@ owner, one task; every call is synchronous. The only caller of the kernel's tabl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import msgspec
 
 from xdsbpf.agent.desired import DesiredState
-from xdsbpf.agent.image import Problem
+from xdsbpf.agent.fragment import Problem
 from xdsbpf.agent.ops import (
+    TABLES,
     AttachVeth,
     Cause,
     Delete,
@@ -26,24 +28,17 @@ from xdsbpf.agent.ops import (
     TableName,
     WriteSlots,
 )
-from xdsbpf.agent.plan import NO_CGROUPS, Cgroups, numbers_of, plan
+from xdsbpf.agent.plan import NO_CGROUPS, Cgroups, Planner
 from xdsbpf.datapath import abi
 from xdsbpf.datapath.tables import Kernel
-from xdsbpf.errors import DatapathError
+from xdsbpf.errors import DatapathError, MapFull
 from xdsbpf.model.names import NODE_CONFIG
 
 VERIFY_INTERVAL = 30.0
 """Seconds between two comparisons of the mirror with the kernel (reliability D7)."""
 _REPLAN_DELAY = 1.0
-_TABLES: tuple[TableName, ...] = (
-    "names",
-    "policies",
-    "addresses",
-    "netns",
-    "veths",
-    "backends",
-    "frontends",
-)
+_SLICE = 256
+"""Entries that are compared between two chances for others to run; about half a millisecond."""
 
 
 class VethHooks(Protocol):
@@ -72,16 +67,15 @@ class Reconciler:
     """Applies desired state to one kernel.
 
     Starts from what the kernel holds (an earlier agent's work); `drift` counts the entries that
-    `verify` found different from what was written.
+    `compare` found different from what was written.
     """
 
     def __init__(self, kernel: Kernel, hooks: VethHooks, cgroups: Cgroups = NO_CGROUPS) -> None:
         """Read the whole kernel state once and rebuild the numbers. Cost: O(entries)."""
         self._kernel = kernel
         self._hooks = hooks
-        self._cgroups = cgroups
         self.realised = read_realised(kernel, hooks)
-        self._numbers = numbers_of(self.realised)
+        self._planner = Planner(self.realised, cgroups)
         self.drift = 0
 
     @property
@@ -90,14 +84,15 @@ class Reconciler:
         held = self.realised
         return bool(held.frontends or held.addresses or held.policies or held.attached)
 
-    def apply(self, desired: DesiredState, now: float, *, prune: bool) -> Outcome:
-        """Plan and write. A refused write fails its resource, not the others.
+    def apply(
+        self, desired: DesiredState, now: float, *, prune: bool, changed: Iterable[Cause] | None = None
+    ) -> Outcome:
+        """Plan and write. A refused write fails its resource, not the others, and is tried again next time.
 
-        Raises: DatapathError for a refusal that belongs to no resource (configuration).
+        `changed`, `prune`: see `Planner.plan`. Raises: DatapathError for a refusal that belongs to no
+        resource (configuration).
         """
-        result = plan(desired, self.realised, self._numbers, now, cgroups=self._cgroups, prune=prune)
-        guarding = {address.policy for address in self.realised.addresses.values()}
-        guarding |= {frontend.policy for frontend in self.realised.frontends.values()}
+        result = self._planner.plan(desired, now, changed=changed, prune=prune)
         failed: dict[Cause, str] = dict(result.failed)
         incomplete: set[int] = set()
         applied = 0
@@ -114,7 +109,8 @@ class Reconciler:
                 failed.setdefault(cause, str(err))
                 if isinstance(op, Put) and isinstance(op.key, abi.PolicyKey):
                     incomplete.add(op.key.policy)
-                    if op.key.policy not in guarding:
+                    # No address and no frontend has been written yet: this is what guarded before.
+                    if not self._is_guarding(op.key.policy):
                         self._withdraw(op.key.policy)
         wake_at = result.wake_at
         if applied or failed:
@@ -122,14 +118,70 @@ class Reconciler:
             wake_at = min(now + _REPLAN_DELAY, wake_at or now + _REPLAN_DELAY)
         return Outcome(applied, failed, result.problems, wake_at)
 
-    def verify(self, desired: DesiredState, now: float, *, prune: bool) -> Outcome:
-        """Compare the mirror with the kernel, count the differences, and repair them. Cost: O(entries)."""
-        found = read_realised(self._kernel, self._hooks, self.realised)
-        self.drift += sum(_differences(found.table(name), self.realised.table(name)) for name in _TABLES)
-        self.drift += _differences(found.slots, self.realised.slots)
-        self.drift += len(found.attached ^ self.realised.attached) + (found.config != self.realised.config)
-        self.realised = found
-        return self.apply(desired, now, prune=prune)
+    def compare(self) -> Iterator[None]:
+        """Compare the mirror with the kernel, count the differences, and leave them to the next `apply`.
+
+        A generator that stops about every half millisecond; `apply` may run in between, because an
+        entry that a dump shows otherwise is read again before it counts. Cost: one dump per map.
+        """
+        for table in TABLES:
+            yield from self._compare_table(table)
+        for places in _slices(tuple(self.realised.slots)):
+            for place in places:
+                self._compare_slots(place)
+            yield
+        config = self._kernel.config()
+        self.drift += config != self.realised.config
+        self.realised.config = config
+        attached = set(self._hooks.veths())
+        self.drift += len(attached ^ self.realised.attached)
+        self.realised.attached = attached
+
+    def _compare_table(self, table: TableName) -> Iterator[None]:
+        held = self.realised.table(table)
+        seen: set[Any] = set()
+        for entries in _slices(getattr(self._kernel, table).scan()):
+            for key, value in entries:
+                seen.add(key)
+                if held.get(key) != value:
+                    self._compare_entry(table, key)
+            yield
+        for keys in _slices(tuple(held)):
+            for key in keys:
+                if key not in seen:
+                    self._compare_entry(table, key)
+            yield
+
+    def _compare_entry(self, table: TableName, key: Any) -> None:
+        """Read one entry now; only what differs now was changed by somebody else."""
+        found = getattr(self._kernel, table).get(key)
+        if found == self.realised.table(table).get(key):
+            return
+        self.drift += 1
+        if found is None:
+            self.realised.remove(table, key)
+        else:
+            self.realised.put(table, key, found)
+            if isinstance(found, abi.Frontend):
+                _read_slots(self._kernel, self.realised, found)
+        if table == "names" or table == "backends":
+            self.realised.loose.add(key)
+        self._planner.suspect(table, key)
+
+    def _compare_slots(self, place: tuple[int, int]) -> None:
+        held = self.realised.slots.get(place)
+        if held is None:
+            return
+        found = self._kernel.slots.read(*place)
+        if found != held:
+            self.drift += 1
+            self.realised.put_slots(place, found)
+            self._planner.suspect_slots(place)
+
+    def _is_guarding(self, policy: int) -> bool:
+        held = self.realised
+        entries = itertools.chain[abi.Address | abi.Frontend](held.addresses.values(), held.frontends.values())
+        return any(entry.policy == policy for entry in entries)
 
     def _withdraw(self, policy: int) -> None:
         """A new policy that does not fit is withdrawn whole: its number then denies everything.
@@ -138,6 +190,7 @@ class Reconciler:
         """
         for key in [key for key in self.realised.policies if key.policy == policy]:
             self._write(Delete("policies", key))
+            self._planner.suspect("policies", key)
 
     def _write(self, op: Op) -> None:
         kernel = self._kernel
@@ -159,25 +212,41 @@ class Reconciler:
         self.realised.record(op)
 
 
-def read_realised(kernel: Kernel, hooks: VethHooks, known: Realised | None = None) -> Realised:
-    """What the kernel holds now.
+def read_realised(kernel: Kernel, hooks: VethHooks) -> Realised:
+    """What the kernel holds now. Slot ranges cannot be listed: those of the frontends are read.
 
-    Slot ranges cannot be listed: those of the frontends are read, and those that `known` has in
-    quarantine. Cost: one dump per map.
+    Cost: one dump per map.
     """
     found = Realised()
     found.config = kernel.config()
-    for name in _TABLES:
-        found.table(name).update(getattr(kernel, name).items())
-    ranges = found.slot_ranges_in_use() | (set(known.slots) if known is not None else set())
-    found.slots = {(offset, count): kernel.slots.read(offset, count) for offset, count in sorted(ranges)}
+    for table in TABLES:
+        for key, value in getattr(kernel, table).items():
+            found.put(table, key, value)
+    for frontend in found.frontends.values():
+        _read_slots(kernel, found, frontend)
     found.attached = set(hooks.veths())
     return found
 
 
-def _differences(found: Mapping[Any, object], held: Mapping[Any, object]) -> int:
-    changed = sum(1 for key, value in found.items() if held.get(key) != value)
-    return changed + len(held.keys() - found.keys())
+def _read_slots(kernel: Kernel, realised: Realised, frontend: abi.Frontend) -> None:
+    """Take a frontend's slots into the mirror.
+
+    A range outside the arena (nothing of ours) is left out: its frontend is never as wanted, and put anew.
+    """
+    place = frontend.slot_offset, frontend.slot_count
+    if not frontend.slot_count or place in realised.slots:
+        return
+    try:
+        contents = kernel.slots.read(*place)
+    except MapFull:
+        return
+    realised.put_slots(place, contents)
+
+
+def _slices(things: Iterable[Any]) -> Iterator[list[Any]]:
+    iterator = iter(things)
+    while some := list(itertools.islice(iterator, _SLICE)):
+        yield some
 
 
 def _cause(op: Op) -> Cause | None:

@@ -6,6 +6,7 @@ lab, with clients for both here.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -116,6 +117,7 @@ class StatusServer:
         self._kernel = kernel
         self._status = status
         self._server = grpc.aio.server()
+        self._readings: set[asyncio.Task[agent_pb2.Tables]] = set()
 
     async def start(self) -> None:
         """Listen; the socket is the owner's alone from its first instant on."""
@@ -141,13 +143,18 @@ class StatusServer:
             os.umask(before)
 
     async def stop(self) -> None:
-        """Stop listening and remove the socket."""
+        """Stop listening and remove the socket; no thread reads the tables after it."""
         await self._server.stop(0.2)
+        await asyncio.gather(*self._readings, return_exceptions=True)
         self._socket.unlink(missing_ok=True)
 
     async def _get_tables(self, request: agent_pb2.GetTablesRequest, context: object) -> agent_pb2.Tables:
         del request, context
-        return read_tables(self._kernel)
+        # All tables of a large mesh take a second: not on the loop that applies changes.
+        reading = asyncio.create_task(asyncio.to_thread(read_tables, self._kernel))
+        self._readings.add(reading)
+        reading.add_done_callback(self._readings.discard)
+        return await asyncio.shield(reading)
 
     async def _get_status(self, request: agent_pb2.GetStatusRequest, context: object) -> agent_pb2.Status:
         del request, context

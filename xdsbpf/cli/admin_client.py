@@ -30,23 +30,31 @@ def request(address: str, path: str, *, method: str = "GET", timeout_s: float = 
     Raises: CommandError(UNREACHABLE) when nothing answers at `address`, CommandError(FAILURE) with
     the server's own text on an error status.
     """
-    connection: http.client.HTTPConnection
-    if address.startswith("unix:"):
-        connection = UnixConnection(address.removeprefix("unix:"), timeout_s)
-    else:
-        connection = http.client.HTTPConnection(address, timeout=timeout_s)
+    try:
+        connection = _connection(address, timeout_s)
+    except http.client.InvalidURL as error:
+        raise CommandError(f"--admin {address!r} is not host:port or unix:PATH", Exit.USAGE) from error
     try:
         connection.request(method, path)
         response = connection.getresponse()
         body = response.read()
-    except OSError as error:
+        answer = json.loads(body) if body else {}
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
         raise CommandError(
-            f"the control plane does not answer at {address}: {error.strerror or error}",
+            f"the control plane does not answer at {address}: {reason}",
             Exit.UNREACHABLE,
             hint="is `xdsbpf serve` running? --admin or XDSBPF_ADMIN names its admin address",
         ) from error
     finally:
         connection.close()
     if response.status >= 400:
-        raise CommandError(f"{method} {path}: {response.status} {body.decode(errors='replace').strip()}")
-    return json.loads(body)
+        reason = answer.get("error", "") if isinstance(answer, dict) else ""
+        raise CommandError(f"{method} {path}: {response.status} {reason}".rstrip())
+    return answer
+
+
+def _connection(address: str, timeout_s: float) -> http.client.HTTPConnection:
+    if address.startswith("unix:"):
+        return UnixConnection(address.removeprefix("unix:"), timeout_s)
+    return http.client.HTTPConnection(address, timeout=timeout_s)

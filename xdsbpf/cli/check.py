@@ -66,11 +66,11 @@ def _kernel() -> Iterator[Check]:
         return
     yield Check("kernel", "libbpf", "ok")
     for feature in features:
-        if feature.supported is None:
-            hint = "run as root: the kernel answers nobody else" if os.geteuid() else ""
-            yield Check("kernel", feature.name, "unknown", feature.detail, hint)
-        elif feature.supported:
+        if feature.supported:
             yield Check("kernel", feature.name, "ok", f"since {feature.needs}")
+        elif feature.supported is None or os.geteuid():
+            # Without root a probe fails whatever the kernel can do.
+            yield Check("kernel", feature.name, "unknown", f"needs kernel {feature.needs}", "run as root to find out")
         else:
             yield Check("kernel", feature.name, "missing", feature.detail, f"use kernel {feature.needs} or newer")
 

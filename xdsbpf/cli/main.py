@@ -47,7 +47,7 @@ def main() -> NoReturn:
     """Run the command line and exit with the code of the table in `exits.Exit`."""
     _add_commands()
     try:
-        app()
+        app(prog_name="xdsbpf")  # also as `python -m xdsbpf`: completion goes by it
     except SystemExit as stop:
         # Typer ends with 2 on wrong usage; sysexits.h and istioctl say 64.
         sys.exit(Exit.USAGE if stop.code == 2 else stop.code)

@@ -7,7 +7,7 @@ Same answers and the same MapFull as `tables.KernelTables` (one contract test ru
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 from xdsbpf.datapath import abi
@@ -54,6 +54,10 @@ class MemoryTable(Generic[K, V]):
     def items(self) -> list[tuple[K, V]]:
         """All entries."""
         return list(self._entries.items())
+
+    def scan(self) -> Iterator[tuple[K, V]]:
+        """`items` one after the other."""
+        return iter(self.items())
 
     def _fits(self, key: K) -> bool:
         return key in self._entries or len(self._entries) < self._capacity

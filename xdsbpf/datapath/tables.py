@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import struct
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from xdsbpf.datapath import abi, libbpf
@@ -41,6 +41,9 @@ class Table(Protocol[K, V]):
 
     def items(self) -> list[tuple[K, V]]:
         """All entries at about one time; of an array only the elements that are not zero."""
+
+    def scan(self) -> Iterator[tuple[K, V]]:
+        """`items` one after the other; what is written meanwhile may be missed or seen twice."""
 
 
 class SlotTable(Protocol):
@@ -141,7 +144,11 @@ class HashTable(Generic[PK, PV]):
 
     def items(self) -> list[tuple[PK, PV]]:
         """All entries at about one time."""
-        return [(self._key_from(key), self._value_from(value)) for key, value in self._map.entries()]
+        return list(self.scan())
+
+    def scan(self) -> Iterator[tuple[PK, PV]]:
+        """`items` one after the other, read from the kernel in batches."""
+        return ((self._key_from(key), self._value_from(value)) for key, value in self._map.entries())
 
 
 class ArrayTable(Generic[PV]):
@@ -181,15 +188,19 @@ class ArrayTable(Generic[PV]):
 
     def items(self) -> list[tuple[int, PV]]:
         """The elements that are not zero."""
-        found: list[tuple[int, PV]] = []
+        return list(self.scan())
+
+    def scan(self) -> Iterator[tuple[int, PV]]:
+        """`items` one after the other."""
+        stride = self._map.stride
+        empty = bytes(stride * _CHUNK)
         for first in range(0, self._map.max_entries, _CHUNK):
             last = min(first + _CHUNK, self._map.max_entries)
             # Most of a large array is empty: whole chunks are skipped at the speed of memory.
-            if not self._memory[first * self._map.stride : last * self._map.stride].strip(b"\0"):
+            if self._memory[first * stride : last * stride] == empty[: (last - first) * stride]:
                 continue
             values = ((index, self.get(index)) for index in range(first, last))
-            found += [(index, value) for index, value in values if value is not None]
-        return found
+            yield from ((index, value) for index, value in values if value is not None)
 
     def close(self) -> None:
         """Unmap; again is a no-op."""

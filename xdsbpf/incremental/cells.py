@@ -19,6 +19,10 @@ CHECKING: Final = 2  # on the stack: its reads are being brought up to date, in 
 RUNNING: Final = 3  # on the stack: its function has started; a read of it closes a cycle
 
 
+FEW: Final = 6
+"""So many readers are kept in a tuple: 100 bytes where a set has 216."""
+
+
 class Unset:
     """Type of the value of a cell that was never computed; equal to nothing else."""
 
@@ -45,7 +49,8 @@ class Cell:
 
     `computed` is the reading of the clock at the last run (0: none counts), `changed` that at the
     last run whose value was new. A reader is up to date if no read changed since it was computed. `home` is
-    the dictionary that holds the cell under `key` (the arguments, for a query).
+    the dictionary that holds the cell under `key` (the arguments, for a query). `readers` is a tuple
+    while they are few, as most cells have one, and a set from FEW on: `Graph` alone changes it.
     """
 
     __slots__ = (
@@ -70,7 +75,7 @@ class Cell:
         self.value: Any = UNSET
         self.state = CLEAN if compute is None else DIRTY
         self.reads: tuple[Cell, ...] = ()
-        self.readers: set[Cell] | None = None
+        self.readers: tuple[Cell, ...] | set[Cell] = ()
         self.changed = 0
         self.computed = 0
         self.origins: tuple[Origin, ...] = ()

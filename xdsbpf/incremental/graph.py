@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from xdsbpf.incremental.cells import DIRTY, Cell
+from xdsbpf.incremental.cells import DIRTY, FEW, Cell
 
 
 class Graph:
@@ -28,18 +28,24 @@ class Graph:
         old = cell.reads
         cell.reads = reads
         for read in reads:
-            if read.readers is None:
-                read.readers = {cell}
-            else:
-                read.readers.add(cell)
+            readers = read.readers
+            if readers.__class__ is set:
+                readers.add(cell)
+            elif cell not in readers:
+                readers = read.readers = (*readers, cell)
+                if len(readers) > FEW:
+                    read.readers = set(readers)
         if old:
             for read in set(old).difference(reads):
                 self._disconnect(read, cell)
 
     def _disconnect(self, read: Cell, reader: Cell) -> None:
-        if read.readers is not None:
-            read.readers.discard(reader)
-            self._unhook(read)
+        readers = read.readers
+        if readers.__class__ is set:
+            readers.discard(reader)
+        else:
+            read.readers = tuple(other for other in readers if other is not reader)
+        self._unhook(read)
 
     # Spoiling and freeing
 
@@ -50,7 +56,7 @@ class Graph:
         """
         stack = [cell]
         while stack:
-            for reader in stack.pop().readers or ():
+            for reader in stack.pop().readers:
                 if not reader.state:
                     reader.state = DIRTY
                     if rerun:
@@ -93,7 +99,7 @@ class Graph:
             current = stack.pop()
             if current.watch is not None:
                 return set()
-            for reader in current.readers or ():
+            for reader in current.readers:
                 if reader not in above:
                     above.add(reader)
                     stack.append(reader)

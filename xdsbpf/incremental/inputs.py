@@ -75,17 +75,16 @@ class Inputs(Engine):
         """Make the sets of a finished `Change` at once and spoil what read them."""
         self.refuse_in_query("change")
         self.clock += 1
-        stores: dict[Store, None] = {}
+        by_store: dict[Store, list[tuple[Any, Any]]] = {}
         for (table, key), value in sets.items():
-            store = self._store(table)
-            if store.replace(key, value):
-                stores[store] = None
+            by_store.setdefault(self._store(table), []).append((key, value))
+        for store, rows in by_store.items():
+            for key in store.replace(rows):
                 cell = store.cells.get(key)
                 if cell is not None:
-                    cell.value = value
+                    cell.value = store.rows.get(key, ABSENT)
                     cell.changed = self.clock
                     self.spoil(cell)
-        for store in stores:
             for buckets in store.indexes.values():
                 for cell in buckets.settle(self.clock):
                     self.spoil(cell)

@@ -27,7 +27,7 @@ CODES: Final[dict[str, str]] = {
     "XB2011": "endpoint names a pod that does not have its address",
     "XB2012": "address claimed by pods of several identities: it has none",
     "XB2013": "policy not enforced for a pod on the host's network",
-    "XB2014": "proxy address of a node unknown, unusable or shared with the host",
+    "XB2014": "proxy address of a node not given, unusable or shared with the host",
     "XB2020": "DestinationRule shadowed by another one",
     "XB2021": "subset defined twice: the later one is ignored",
     "XB2022": "DestinationRule for a host that is not known",

@@ -8,6 +8,8 @@ level up per client; here it does not depend on the client yet, and what loses i
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from xdsbpf.diagnostics import ObjectId, Origin
@@ -65,6 +67,10 @@ class EffectivePolicy(msgspec.Struct, frozen=True):
     retry_budget: RetryBudget | None = None
     origins: tuple[Origin, ...] = ()
     blocks: tuple[tuple[str, Origin], ...] = ()
+
+
+DEFAULTS: Final = EffectivePolicy()
+"""The policy where no rule sets one."""
 
 
 _BLOCKS = (
@@ -183,23 +189,27 @@ def _merge(db: Database, host: str, rules: tuple[DestinationRule, ...]) -> Merge
     return MergedRule(host, tuple(rule.id for rule in rules), policy, policy_origin, tuple(found.values()))
 
 
-@query
 def subsets(db: Database, host: str) -> tuple[SubsetRule, ...]:
     """Subsets of a host in the order of their definition."""
     rule = destination_rule(db, host)
     return rule.subsets if rule else ()
 
 
-@query
 def effective_policy(db: Database, host: str, port: int, subset: str) -> EffectivePolicy:
     """Policy in effect for one cluster (istio-translation 3.6); subset "" is the whole service.
 
     A port-level entry replaces the whole top-level policy; a subset's blocks replace whole blocks.
     """
+    # Most services have no rule: they need no cell for it.
+    return DEFAULTS if destination_rule(db, host) is None else _policy_of_rule(db, host, port, subset)
+
+
+@query
+def _policy_of_rule(db: Database, host: str, port: int, subset: str) -> EffectivePolicy:
     rule = destination_rule(db, host)
+    effective = DEFAULTS
     if rule is None:
-        return EffectivePolicy()
-    effective = EffectivePolicy()
+        return effective
     if rule.policy is not None and rule.policy_origin is not None:
         effective, _ = _at_port(rule.policy, rule.policy_origin, port)
     overlay = next((entry for entry in rule.subsets if entry.name == subset), None) if subset else None

@@ -124,12 +124,14 @@ def _pod(db: Database, slice_: EndpointSlice, entry: SliceEndpoint, path: str, a
     return live[0] if len(live) == 1 else None
 
 
-@query
 def subset_endpoints(db: Database, host: str, port: int, subset: str) -> tuple[Endpoint, ...]:
     """Endpoints of a subset; all of them for "", none for a subset that no rule defines."""
+    return _subset_endpoints(db, host, port, subset) if subset else endpoints(db, host, port)
+
+
+@query
+def _subset_endpoints(db: Database, host: str, port: int, subset: str) -> tuple[Endpoint, ...]:
     everything = endpoints(db, host, port)
-    if not subset:
-        return everything
     for rule in subsets(db, host):
         if rule.name == subset:
             db.cite(rule.origin)

@@ -15,7 +15,7 @@ import msgspec
 from xdsbpf.diagnostics import ObjectId, Origin
 from xdsbpf.incremental import Database, query
 from xdsbpf.mesh.addresses import packed, refusal
-from xdsbpf.mesh.codes import inform, warn
+from xdsbpf.mesh.codes import warn
 from xdsbpf.mesh.inputs import (
     NODES_BY_NAME,
     PODS_BY_ACCOUNT,
@@ -55,8 +55,8 @@ def _workloads(db: Database, pods: tuple[Pod, ...]) -> tuple[Workload, ...]:
     trust_domain = settings(db).trust_domain
     found = []
     for pod in pods:
-        addresses = tuple(address for address in pod.addresses if not refusal(address))
-        if not addresses or not has_own_address(pod):
+        addresses = _own_addresses(pod)
+        if not addresses:
             continue
         db.cite(Origin(pod.id))
         meta = pod.metadata
@@ -72,6 +72,11 @@ def _workloads(db: Database, pods: tuple[Pod, ...]) -> tuple[Workload, ...]:
             )
         )
     return tuple(sorted(found, key=lambda workload: workload.name))
+
+
+def _own_addresses(pod: Pod) -> tuple[str, ...]:
+    """The usable addresses of a pod that are its own; none of a finished pod or one on the host's network."""
+    return tuple(address for address in pod.addresses if not refusal(address)) if has_own_address(pod) else ()
 
 
 @query
@@ -95,7 +100,7 @@ def workload_namespaces(db: Database) -> tuple[str, ...]:
 def identity_at(db: Database, address: str) -> str:
     """The one identity that running pods have at an address; "" if there is none or more than one."""
     table = _identities_of_block(db, address_block(address))
-    position = bisect.bisect_left(table, address, key=lambda entry: entry[0])
+    position = bisect.bisect_left(table, (address,))
     found = position < len(table) and table[position][0] == address
     return table[position][1] if found else ""
 
@@ -104,34 +109,29 @@ def identity_at(db: Database, address: str) -> str:
 def _identities_of_block(db: Database, block: str) -> tuple[tuple[str, str], ...]:
     """(address, identity) of a block's running pods, sorted; contested addresses are absent and reported."""
     trust_domain = settings(db).trust_domain
-    claims: dict[str, dict[str, list[ObjectId]]] = {}
-    for pod in db.bucket(PODS_BY_BLOCK, block):
-        if pod.status.phase == "Running":
-            name = spiffe_id(trust_domain, pod.namespace, pod.service_account)
-            for address in pod.addresses:
-                if address_block(address) == block:
-                    claims.setdefault(address, {}).setdefault(name, []).append(pod.id)
-    for address in proxy_addresses(db) if claims else ():
+    claims: dict[str, set[str]] = {}
+    running = tuple(pod for pod in db.bucket(PODS_BY_BLOCK, block) if pod.status.phase == "Running")
+    for pod in running:
+        name = spiffe_id(trust_domain, pod.namespace, pod.service_account)
+        for address in pod.addresses:
+            if address_block(address) == block:
+                claims.setdefault(address, set()).add(name)
+    for address in _written_proxy_addresses(db) if claims else ():
         if address in claims:
             # Security: the proxies' identity passes every policy, no pod may share their address.
-            claims[address][NODE_PROXY] = []
-    for address, names in claims.items():
-        if len(names) > 1:
-            _report_contested(db, address, names)
+            claims[address].add(NODE_PROXY)
+    contested = {address: names for address, names in claims.items() if len(names) > 1}
+    for pod in running if contested else ():
+        for address in pod.addresses:
+            if address in contested:
+                _report_contested(db, pod.id, address, contested[address])
     return tuple(sorted((address, next(iter(names))) for address, names in claims.items() if len(names) == 1))
 
 
-def _report_contested(db: Database, address: str, names: dict[str, list[ObjectId]]) -> None:
-    for pods in names.values():
-        for id in pods:
-            warn(
-                db,
-                "XB2012",
-                id,
-                "status.podIP",
-                f"{address} is claimed by {', '.join(sorted(names))}: traffic from it has no identity",
-                "delete the stale pods, give the node's proxy an address of its own",
-            )
+def _report_contested(db: Database, id: ObjectId, address: str, names: set[str]) -> None:
+    text = f"{address} is claimed by {', '.join(sorted(names))}: traffic from it has no identity"
+    hint = "delete the stale pods, give the node's proxy an address of its own"
+    warn(db, "XB2012", id, "status.podIP", text, hint)
 
 
 @query
@@ -149,8 +149,11 @@ def identity(db: Database, name: str) -> tuple[str, ...]:
         return proxy_addresses(db)
     namespace = namespace_of_identity(name)
     found: set[str] = set()
-    for workload in _workloads(db, db.bucket(PODS_BY_ACCOUNT, (namespace, name.rpartition("/")[2]))):
-        found.update(address for address in workload.addresses if identity_at(db, address) == name)
+    for pod in db.bucket(PODS_BY_ACCOUNT, (namespace, name.rpartition("/")[2])):
+        usable = _own_addresses(pod)
+        if usable:
+            db.cite(Origin(pod.id))
+            found.update(address for address in usable if identity_at(db, address) == name)
     return tuple(sorted(found, key=packed))
 
 
@@ -169,41 +172,39 @@ def known_nodes(db: Database) -> tuple[str, ...]:
 
 @query
 def proxy_address(db: Database, node: str) -> str:
-    """Source address of a node's proxy: the annotation, else the node's InternalIP; "" if unknown."""
+    """Source address of a node's proxy, as the Node's annotation gives it; "" if unknown or not its alone.
+
+    Security: there is no default. The node's own address is the source of every process and pod on the
+    host's network, and the proxy's passes every policy. So would a pod that has the proxy's address.
+    """
+    written = _written_proxy_address(db, node)
+    id, path = object_id("Node", "", node), f"metadata.annotations[{PROXY_ADDRESS}]"
+    hint = f"give the proxy an address of its own on the node and annotate the Node with {PROXY_ADDRESS}"
+    reason = refusal(written) if written else f"is not given: the annotation {PROXY_ADDRESS} is missing"
+    if not reason:
+        claimants = (pod for pod in db.bucket(PODS_BY_BLOCK, address_block(written)) if written in pod.addresses)
+        reason = next((f"is also that of {pod.id}" for pod in claimants), "")
     manifests = db.bucket(NODES_BY_NAME, node)
-    if not manifests:
-        return ""
-    manifest = manifests[0]
-    id = object_id("Node", "", node)
-    written = lookup(manifest.metadata.annotations, PROXY_ADDRESS)
-    path = f"metadata.annotations[{PROXY_ADDRESS}]"
-    if written is None:
-        path = "status.addresses"
-        internal = (entry.address for entry in manifest.status.addresses if entry.type == "InternalIP")
-        written = next((address for address in internal if not refusal(address)), "")
-        if written:
-            inform(
-                db,
-                "XB2014",
-                id,
-                path,
-                f"the node's own address {written} is its proxy's: processes and pods on the host's network "
-                "pass policies as the proxy does",
-                f"give the proxy an address of its own and annotate the Node with {PROXY_ADDRESS}",
-            )
-    reason = refusal(written) if written else "is not given"
     if reason:
-        warn(
-            db,
-            "XB2014",
-            id,
-            path,
-            f"the proxy address {written or 'of the node'} {reason}: nothing can be redirected on this node",
-            f"annotate the Node with {PROXY_ADDRESS}",
-        )
+        if manifests:
+            text = f"the proxy address {written + ' ' if written else ''}{reason}: L7 services are refused on this node"
+            warn(db, "XB2014", id, path, text, hint)
         return ""
+    if any(entry.address == written for entry in manifests[0].status.addresses):
+        text = f"{written} is the node's own: processes and pods on the host's network pass policies as the proxy does"
+        warn(db, "XB2014", id, path, text, hint)
     db.cite(Origin(id, path))
     return written
+
+
+def _written_proxy_address(db: Database, node: str) -> str:
+    manifests = db.bucket(NODES_BY_NAME, node)
+    return (lookup(manifests[0].metadata.annotations, PROXY_ADDRESS) or "") if manifests else ""
+
+
+@query
+def _written_proxy_addresses(db: Database) -> tuple[str, ...]:
+    return tuple(_written_proxy_address(db, node) for node in db.bucket_keys(NODES_BY_NAME))
 
 
 @query

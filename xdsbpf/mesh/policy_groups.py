@@ -29,8 +29,16 @@ from xdsbpf.mesh.authorization import (
 from xdsbpf.mesh.codes import warn
 from xdsbpf.mesh.endpoints import subset_endpoints
 from xdsbpf.mesh.identities import identities, workload_namespaces, workloads_of_namespace
-from xdsbpf.mesh.inputs import PODS_BY_NAMESPACE, POLICIES_BY_NAMESPACE, object_id, settings
+from xdsbpf.mesh.inputs import (
+    PODS_BY_BLOCK,
+    PODS_BY_NAMESPACE,
+    POLICIES_BY_NAMESPACE,
+    address_block,
+    object_id,
+    settings,
+)
 from xdsbpf.mesh.policy_rules import L4Rule, Subject, Term
+from xdsbpf.model.kube import Pod
 from xdsbpf.model.names import spiffe_id
 from xdsbpf.model.scalars import Labels
 
@@ -73,16 +81,23 @@ class Admission(msgspec.Struct, frozen=True):
 
 
 @query
+def _has_policies(db: Database, namespace: str) -> bool:
+    """Whether there are policies that may select workloads of a namespace. Without, they need no cells."""
+    homes = (settings(db).root_namespace, namespace)
+    return any(db.bucket(POLICIES_BY_NAMESPACE, home) for home in homes)
+
+
 def workload_group(db: Database, namespace: str, labels: Labels) -> str:
     """Name of the group that a workload is in."""
+    if not _has_policies(db, namespace):
+        return ""
     return "+".join(sorted(f"{id.namespace}/{id.name}" for id in policies_of(db, namespace, labels)))
 
 
 @query
 def _groups_of_namespace(db: Database, namespace: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """(group, addresses) of a namespace's workloads that have policies, sorted."""
-    homes = (settings(db).root_namespace, namespace)
-    if not any(db.bucket(POLICIES_BY_NAMESPACE, home) for home in homes):
+    if not _has_policies(db, namespace):
         return ()
     found: dict[str, set[str]] = {}
     for workload in workloads_of_namespace(db, namespace):
@@ -160,11 +175,37 @@ def admitted(db: Database, group: str, port: int) -> Admission:
 @query
 def destination_groups(db: Database, host: str, port: int, subset: str) -> tuple[GroupPort, ...]:
     """The groups and workload ports of a destination's endpoints, sorted; "" stands for unguarded ones."""
-    found = set()
-    for endpoint in subset_endpoints(db, host, port, subset):
-        group = workload_group(db, endpoint.namespace, endpoint.labels) if endpoint.workload else ""
-        found.add(GroupPort(group, endpoint.port))
+    members = subset_endpoints(db, host, port, subset)
+    found = {GroupPort("", endpoint.port) for endpoint in members if not endpoint.workload}
+    # Endpoints of one service are mostly alike: ask once for each kind of them.
+    kinds = dict.fromkeys((entry.namespace, entry.labels, entry.port) for entry in members if entry.workload)
+    found.update(GroupPort(workload_group(db, namespace, labels), number) for namespace, labels, number in kinds)
+    places = {(endpoint.address, endpoint.port) for endpoint in members}
+    numbers = {number for _, number in places}
+    for block in {address_block(address) for address, _ in places}:
+        for address, namespace, labels in _shared_addresses(db, block):
+            group = workload_group(db, namespace, labels)
+            found.update(GroupPort(group, number) for number in numbers if (address, number) in places)
     return tuple(sorted(found))
+
+
+@query
+def _shared_addresses(db: Database, block: str) -> tuple[tuple[str, str, Labels], ...]:
+    """(address, namespace, labels) of each pod of a block whose address another pod has, too; mostly ().
+
+    Security: the kernel guards an address by the policies of all who claim it; so must the proxy, or a
+    pod of one's own with another's address would lead through the proxy around the other's policies.
+    """
+    claims: dict[str, list[Pod]] = {}
+    for pod in db.bucket(PODS_BY_BLOCK, block):
+        for address in pod.addresses:
+            claims.setdefault(address, []).append(pod)
+    return tuple(
+        (address, pod.namespace, pod.metadata.labels)
+        for address in sorted(claims)
+        if len(claims[address]) > 1
+        for pod in claims[address]
+    )
 
 
 def _decisions(policies: PolicySet, source: Source, ports: tuple[int, ...]) -> tuple[Decision, ...]:

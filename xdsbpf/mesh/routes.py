@@ -55,7 +55,6 @@ def has_http_rules(db: Database, host: str, port: int) -> bool:
     return any(rule.kind is RuleKind.ROUTE for rule in http_routes(db, host, port))
 
 
-@query
 def http_rule_origins(db: Database, host: str, port: int) -> tuple[Origin, ...]:
     """The http routes that apply to a service port, each once, in order."""
     return tuple(

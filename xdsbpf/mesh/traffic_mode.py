@@ -20,6 +20,7 @@ from xdsbpf.mesh.inputs import NAMESPACES, SERVICES, object_id
 from xdsbpf.mesh.routes import http_rule_origins
 from xdsbpf.mesh.services import MeshService, PortInfo, http_ports, service
 from xdsbpf.mesh.virtual_services import owners
+from xdsbpf.model.meta import Manifest
 from xdsbpf.model.scalars import lookup
 
 DATAPLANE: Final = "xdsbpf.io/dataplane"
@@ -52,6 +53,9 @@ class _Wish(msgspec.Struct, frozen=True):
 
     plane: str
     origin: Origin | None
+
+
+NO_WISH: Final = _Wish("", None)
 
 
 @query
@@ -92,27 +96,29 @@ def l7_ports(db: Database) -> tuple[tuple[str, int], ...]:
 
 
 @query
-def _wish_of(db: Database, id: ObjectId) -> _Wish:
+def _namespace_wish(db: Database, namespace: str) -> _Wish:
+    """The annotation of a Namespace."""
+    id = object_id("Namespace", "", namespace)
+    manifest = db.input(NAMESPACES, id)
+    return NO_WISH if manifest is ABSENT else _wish_of(db, id, manifest)
+
+
+def _wish_of(db: Database, id: ObjectId, manifest: Manifest) -> _Wish:
     """The annotation of a Service or Namespace."""
-    if id.kind == "Namespace":
-        namespace = db.input(NAMESPACES, id)
-        annotations = namespace.metadata.annotations if namespace is not ABSENT else ()
-    else:
-        owner = db.input(SERVICES, id)
-        annotations = owner.metadata.annotations if owner is not ABSENT else ()
-    value = lookup(annotations, DATAPLANE)
+    value = lookup(manifest.metadata.annotations, DATAPLANE)
     if value is None:
-        return _Wish("", None)
+        return NO_WISH
     path = f"metadata.annotations[{DATAPLANE}]"
     if value not in ("l4", "l7"):
         warn(db, "XB2040", id, path, f"{value!r} is not a value of {DATAPLANE}: ignored", 'use "l4" or "l7"')
-        return _Wish("", None)
+        return NO_WISH
     return _Wish(value, Origin(id, path))
 
 
 def _wish(db: Database, owner: MeshService) -> _Wish:
-    own = _wish_of(db, owner.object)
-    return own if own.plane else _wish_of(db, object_id("Namespace", "", owner.namespace))
+    manifest = db.input(SERVICES, owner.object)
+    own = NO_WISH if manifest is ABSENT else _wish_of(db, owner.object, manifest)
+    return own if own.plane else _namespace_wish(db, owner.namespace)
 
 
 def _tcp_mode(db: Database, owner: MeshService, info: PortInfo, wish: _Wish) -> TrafficMode:

@@ -14,6 +14,7 @@ import msgspec
 from xdsbpf.incremental import Database, query
 from xdsbpf.mesh.codes import warn
 from xdsbpf.mesh.endpoints import Endpoint, endpoints, subset_endpoints
+from xdsbpf.mesh.services import service
 from xdsbpf.mesh.tcp_routes import tcp_destinations
 from xdsbpf.mesh.virtual_services import owners
 
@@ -28,13 +29,21 @@ class WeightedEndpoint(msgspec.Struct, frozen=True):
     weight: int
 
 
-@query
 def weighted_endpoints(db: Database, host: str, port: int) -> tuple[WeightedEndpoint, ...]:
     """Endpoints of a service port with their weights, sorted by share, then address.
 
     A share whose destination has no endpoints goes to the others (reported): the kernel has no
     backend that refuses.
     """
+    owner = service(db, host)
+    info = owner.port(port) if owner is not None else None
+    if info is not None and not info.is_http and owners(db, host):
+        return _shared_endpoints(db, host, port)
+    return tuple(WeightedEndpoint(endpoint, 1) for endpoint in endpoints(db, host, port))
+
+
+@query
+def _shared_endpoints(db: Database, host: str, port: int) -> tuple[WeightedEndpoint, ...]:
     targets = tcp_destinations(db, host, port)
     if not targets:
         return tuple(WeightedEndpoint(endpoint, 1) for endpoint in endpoints(db, host, port))

@@ -101,9 +101,7 @@ class Warmup(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class LoadBalancerSettings(msgspec.Struct, frozen=True, rename="camel"):
-    simple: (
-        Literal["UNSPECIFIED", "LEAST_CONN", "LEAST_REQUEST", "RANDOM", "PASSTHROUGH", "ROUND_ROBIN"] | None
-    ) = None
+    simple: Literal["UNSPECIFIED", "LEAST_CONN", "LEAST_REQUEST", "RANDOM", "PASSTHROUGH", "ROUND_ROBIN"] | None = None
     consistent_hash: ConsistentHashLB | None = None
     locality_lb_setting: LocalityLbSetting | None = None
     warmup_duration_secs: Duration | None = None

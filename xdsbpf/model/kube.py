@@ -124,8 +124,11 @@ class Pod(Manifest, frozen=True, kw_only=True):
     @property
     def addresses(self) -> tuple[str, ...]:
         """All addresses of the pod, the primary first."""
-        rest = tuple(entry.ip for entry in self.status.pod_ips if entry.ip != self.status.pod_ip)
-        return ((self.status.pod_ip, *rest)) if self.status.pod_ip else rest
+        first, others = self.status.pod_ip, self.status.pod_ips
+        if not others:
+            return (first,) if first else ()
+        rest = tuple(entry.ip for entry in others if entry.ip != first)
+        return (first, *rest) if first else rest
 
 
 class LabelSelector(msgspec.Struct, frozen=True, rename="camel"):

@@ -28,9 +28,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     def id(self) -> ObjectId:
         """Kind, namespace and name of this object."""
         kind = type(self)
-        return ObjectId(
-            kind.__name__, self.metadata.namespace, self.metadata.name, GROUPS.get(kind.__name__, "")
-        )
+        return ObjectId(kind.__name__, self.metadata.namespace, self.metadata.name, GROUPS.get(kind.__name__, ""))
 
     @property
     def namespace(self) -> str:

@@ -12,7 +12,16 @@ from typing import Final
 
 from xdsbpf.diagnostics import Diagnostic
 from xdsbpf.model import codes
-from xdsbpf.model.checks import Checks, IPAddress, duplicates, is_address, is_dns_label, is_fqdn, parse_address
+from xdsbpf.model.checks import (
+    Checks,
+    IPAddress,
+    duplicates,
+    is_address,
+    is_dns_label,
+    is_dns_subdomain,
+    is_fqdn,
+    parse_address,
+)
 from xdsbpf.model.kube import Deployment, EndpointSlice, Node, Pod, PodSpec, Service
 from xdsbpf.model.scalars import lookup
 
@@ -79,8 +88,13 @@ def validate_endpoint_slice(manifest: EndpointSlice) -> tuple[Diagnostic, ...]:
 
 
 def validate_pod(manifest: Pod) -> tuple[Diagnostic, ...]:
-    """Addresses and container ports."""
+    """Service account, addresses and container ports."""
     checks = Checks(manifest.id)
+    account = manifest.spec.service_account_name
+    if account and not is_dns_subdomain(account):
+        # Security: the name becomes the end of a SPIFFE id and of attributes; "x/admin" would end as admin's.
+        message = f"expected the name of a service account, found {account!r}"
+        checks.error(codes.BAD_NAME, "spec.serviceAccountName", message)
     _check_containers(checks, "spec", manifest.spec)
     addresses = [("status.podIP", manifest.status.pod_ip)] if manifest.status.pod_ip else []
     addresses += [(f"status.podIPs[{i}].ip", entry.ip) for i, entry in enumerate(manifest.status.pod_ips)]

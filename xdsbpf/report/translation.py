@@ -20,7 +20,7 @@ from xdsbpf.sources.catalog import Catalog
 from xdsbpf.xds.protocol import PUSH_ORDER
 from xdsbpf.xds.store import View
 
-PREVIEW_ONLY: Final = "XB4001"
+PREVIEW_ONLY: Final = "XB4003"
 """Finding of `translate` for a kind of proxy that the server does not serve yet."""
 PREVIEW_TYPES: Final = {"sidecar": (CLUSTER, ENDPOINTS), "router": (CLUSTER, ENDPOINTS)}
 """Node id type -> the resource types whose content is already what such a proxy would get."""
@@ -45,7 +45,7 @@ def preview(node_id: NodeId) -> tuple[View, tuple[str, ...], Diagnostic] | None:
 class _Types:
     """Types inside an Any: the CEL formatter is ours, because xds-protos lacks its one field."""
 
-    def FindMessageTypeByName(self, name: str) -> Descriptor:  # noqa: N802  (the name that json_format calls)
+    def FindMessageTypeByName(self, name: str) -> Descriptor:
         return Default().FindMessageTypeByName(CEL_MESSAGE if TYPE_PREFIX + name == CEL_TYPE else name)
 
 

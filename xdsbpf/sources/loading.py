@@ -98,9 +98,16 @@ def stamp_of(status: os.stat_result) -> Stamp:
     return Stamp(status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino)
 
 
-def read_bytes(file: str) -> bytes:
-    """Content of a regular file of at most 64 MiB. Raises: OSError; SourceError if it is too large."""
-    with open(file, "rb") as stream:
+def read_bytes(file: str, *, waits: bool = False) -> bytes:
+    """Content of a regular file of at most 64 MiB. Raises: OSError; SourceError if it is too large or no such file.
+
+    Unless `waits` it never blocks: a watcher must not be held up by a pipe that nobody writes to.
+    """
+    flags = os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC | (0 if waits else os.O_NONBLOCK)
+    with open(os.open(file, flags), "rb") as stream:
+        mode = os.fstat(stream.fileno()).st_mode
+        if not stat.S_ISREG(mode) and not (waits and stat.S_ISFIFO(mode)):
+            raise SourceError("it is not a regular file; a pipe can be given as standard input (-f -)")
         data = stream.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
         raise SourceError(f"larger than {MAX_FILE_BYTES >> 20} MiB", hint="split the file")
@@ -110,7 +117,7 @@ def read_bytes(file: str) -> bytes:
 def read_file(file: str, previous: ParsedFile | None = None) -> ParsedFile:
     """Read and parse one file; a failure to read is the parsed file's problem."""
     try:
-        data = read_bytes(file)
+        data = read_bytes(file, waits=True)
     except OSError as err:
         return unreadable_file(file, f"the file cannot be read: {err.strerror}")
     except SourceError as err:

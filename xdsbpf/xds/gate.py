@@ -54,6 +54,7 @@ class Gate:
     def __init__(self) -> None:
         self._streams: dict[str, list[EnvoyLedger]] = {}
         self._revisions: dict[str, int] = {}
+        self._changes = 0
 
     def open(self, node: str) -> EnvoyLedger:
         """A ledger for a new stream of that node's Envoy; give it back with `close`."""
@@ -66,16 +67,18 @@ class Gate:
         """Forget a stream that ended."""
         streams = self._streams[ledger.node]
         streams.remove(ledger)
-        if not streams:
-            del self._streams[ledger.node]
         self.touch(ledger.node)
+        if not streams:
+            # Node names come from peers: nothing is kept of one that is gone.
+            del self._streams[ledger.node], self._revisions[ledger.node]
 
     def touch(self, node: str) -> None:
         """Something about that node's Envoy changed: withheld resources are looked at again."""
-        self._revisions[node] = self._revisions.get(node, 0) + 1
+        self._changes += 1
+        self._revisions[node] = self._changes
 
     def revision(self, node: str) -> int:
-        """Grows with every change that may open or shut the gate of that node."""
+        """Differs after every change that may open or shut the gate of that node; 0 while it has no Envoy."""
         return self._revisions.get(node, 0)
 
     def unmet(self, node: str, resource: Resource) -> tuple[Requirement, ...]:

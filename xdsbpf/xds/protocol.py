@@ -120,6 +120,14 @@ def missing_entry(name: str) -> bytes:
     return _field(_RESPONSE_RESOURCE, _field(_RESOURCE_NAME, encoded) + _field(_RESOURCE_ALIAS, encoded))
 
 
+def withheld_entry(name: str) -> bytes:
+    """A `resources` entry that says "exists, keep what you have": the name, no version and no body.
+
+    Datapath types only.
+    """
+    return _field(_RESPONSE_RESOURCE, _field(_RESOURCE_NAME, name.encode()))
+
+
 def encode_response(
     type_url: str, nonce: str, segments: Iterable[bytes], removed: Iterable[str], revision: int
 ) -> bytes:
@@ -148,7 +156,8 @@ def decode_request(data: bytes) -> DeltaDiscoveryRequest:
 def request_node(request: DeltaDiscoveryRequest) -> tuple[str, dict[str, object]]:
     """Node id and metadata (as JSON values) of a stream's first request.
 
-    Raises: ProtocolError(INVALID_ARGUMENT) if the id is missing, over 1 KiB or not printable.
+    Raises: ProtocolError(INVALID_ARGUMENT) if the id is missing, over 1 KiB or not printable, or the
+    metadata cannot be JSON (an infinite number).
     """
     node_id: str = request.node.id
     if not node_id:
@@ -159,7 +168,10 @@ def request_node(request: DeltaDiscoveryRequest) -> tuple[str, dict[str, object]
         )
     if len(node_id) > _MAX_NODE_ID or not node_id.isprintable():
         raise ProtocolError("INVALID_ARGUMENT", "node.id is longer than 1024 characters or not printable")
-    return node_id, json_format.MessageToDict(request.node.metadata)
+    try:
+        return node_id, json_format.MessageToDict(request.node.metadata)
+    except (ValueError, json_format.Error) as error:
+        raise ProtocolError("INVALID_ARGUMENT", f"node.metadata is no JSON: {error}") from error
 
 
 def encode_request(
@@ -225,6 +237,7 @@ def decode_response(data: bytes) -> ReceivedResponse:
 
 def readable_error(text: str) -> str:
     """A peer's error text made safe for logs and tables: control characters escaped, at most 4 KB."""
+    text = text[: MAX_ERROR_BYTES + 1]  # before anything that costs by length: a peer may send 64 MB
     clean = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
     encoded = clean.encode("utf-8", "replace")
     if len(encoded) <= MAX_ERROR_BYTES:

@@ -27,12 +27,14 @@ class Slot(msgspec.Struct, frozen=True, order=True):
 
 
 class _Output:
-    """A watched query: its last good value, and who takes it."""
+    """A watched query: its last good value, why there is no newer one, and who takes it under which name."""
+
+    __slots__ = ("failure", "takers", "value")
 
     def __init__(self) -> None:
         self.value: Any = ABSENT
-        self.failure: Failure | None = None
-        self.takers: dict[tuple[Generator, str], None] = {}
+        self.failure = ""
+        self.takers: tuple[tuple[Generator, str], ...] = ()
 
 
 _OutputKey = tuple[Callable[..., Any], tuple[Any, ...]]
@@ -49,8 +51,9 @@ class Publisher:
         self._database = database
         self._store = store
         self._outputs: dict[_OutputKey, _Output] = {}
-        self._names: dict[Generator, dict[str, None]] = {}
-        self._built: dict[Slot, dict[Generator, Resource]] = {}
+        self._builds: dict[Generator, dict[str, _Output]] = {}
+        self._families: dict[tuple[str, str], tuple[Generator, ...]] = {}
+        """Generators by scope and type; mostly one, and the first one that builds a name counts."""
         self._touched: dict[Slot, None] = {}
         self._failures: dict[tuple[Generator, Slot], str] = {}
 
@@ -58,23 +61,32 @@ class Publisher:
     def failures(self) -> Mapping[Slot, str]:
         """What the store does not hold as compiled, and why; sorted."""
         found = {slot: text for (_, slot), text in self._failures.items()}
-        for slot, built in self._built.items():
-            if len(built) > 1:
-                found[slot] = f"{len(built)} generators build {slot.name!r}; the first one counts"
+        for family, generators in self._families.items():
+            names = [name for generator in generators for name in self._builds[generator]] if generators[1:] else []
+            for name in dict.fromkeys(names):
+                slot = Slot(*family, name)
+                number = len(self._built(slot))
+                if number > 1:
+                    found[slot] = f"{number} generators build {name!r}; the first one counts"
         return dict(sorted(found.items()))
 
     def add(self, generator: Generator) -> None:
         """Start to watch a family; its resources are in the next `publish`. Adding it again does nothing."""
-        if generator not in self._names:
-            self._names[generator] = {}
+        if generator not in self._builds:
+            self._builds[generator] = {}
+            family = (generator.scope, generator.type_url)
+            self._families[family] = (*self._families.get(family, ()), generator)
             self._watch((generator.names, generator.args), generator, "")
 
     def remove(self, generator: Generator) -> None:
         """Stop watching a family; its resources leave the store with the next commit."""
-        for name in tuple(self._names.pop(generator)):
+        for name in tuple(self._builds[generator]):
             self._drop(generator, name)
         self._unwatch((generator.names, generator.args), generator, "")
         self._failures.pop((generator, _slot(generator, "")), None)
+        del self._builds[generator]
+        family = (generator.scope, generator.type_url)
+        self._families[family] = tuple(other for other in self._families[family] if other != generator)
 
     def publish(self) -> Changes:
         """Drain the database until it is quiet, then commit.
@@ -91,22 +103,21 @@ class Publisher:
             output = self._outputs.get((changed.query, changed.args))
             if output is None:
                 continue
-            if isinstance(changed.value, Failure):
-                output.failure = changed.value
-            else:
-                output.failure, output.value = None, changed.value
-            for generator, name in tuple(output.takers):
-                if (generator, name) in output.takers:
-                    self._settle(output, generator, name)
+            output.failure = _defect_of(changed.value, output)
+            if not output.failure:
+                output.value = changed.value
+            for taker in output.takers:
+                if taker in output.takers:
+                    self._settle(output, *taker)
 
     def commit(self) -> Changes:
         """Apply everything taken since the last commit to the store, as one revision of it."""
         puts: dict[str, list[Resource]] = {}
         removes: dict[str, list[tuple[str, str]]] = {}
         for slot in self._touched:
-            built = self._built.get(slot)
+            built = self._built(slot)
             if built:
-                puts.setdefault(slot.scope, []).append(next(iter(built.values())))
+                puts.setdefault(slot.scope, []).append(built[0])
             else:
                 removes.setdefault(slot.scope, []).append((slot.type_url, slot.name))
         self._touched.clear()
@@ -115,64 +126,64 @@ class Publisher:
             Batch(scope, tuple(puts.get(scope, ())), tuple(removes.get(scope, ()))) for scope in scopes
         )
 
-    def _watch(self, key: _OutputKey, generator: Generator, name: str) -> None:
+    def _built(self, slot: Slot) -> list[Resource]:
+        """What the generators of a slot make of it, the one that was added first to the front."""
+        found = (self._builds[generator].get(slot.name) for generator in self._families[slot.scope, slot.type_url])
+        return [output.value for output in found if output is not None and output.value is not ABSENT]
+
+    def _watch(self, key: _OutputKey, generator: Generator, name: str) -> _Output:
         output = self._outputs.get(key)
         if output is None:
             output = self._outputs[key] = _Output()
+            output.takers = ((generator, name),)
             self._database.watch(key[0], *key[1])
-        output.takers[generator, name] = None
-        self._settle(output, generator, name)
+        else:
+            output.takers = (*output.takers, (generator, name))
+            self._settle(output, generator, name)
+        return output
 
     def _unwatch(self, key: _OutputKey, generator: Generator, name: str) -> None:
         output = self._outputs[key]
-        del output.takers[generator, name]
+        output.takers = tuple(taker for taker in output.takers if taker != (generator, name))
         if not output.takers:
             del self._outputs[key]
             self._database.unwatch(key[0], *key[1])
 
     def _settle(self, output: _Output, generator: Generator, name: str) -> None:
         slot = _slot(generator, name)
-        if output.failure is not None:
-            self._failures[generator, slot] = str(output.failure)
+        if output.failure:
+            self._failures[generator, slot] = output.failure
             return
         self._failures.pop((generator, slot), None)
-        if not name:
-            self._rename(generator, () if output.value is ABSENT else output.value)
-        elif output.value is ABSENT:
-            self._put(generator, slot, None)
-        elif (output.value.type_url, output.value.name) == (generator.type_url, name):
-            self._put(generator, slot, output.value)
+        if name:
+            self._touched[slot] = None
         else:
-            self._failures[generator, slot] = (
-                f"the build of {name!r} made {output.value.name!r} of {output.value.type_url}"
-            )
+            self._rename(generator, () if output.value is ABSENT else output.value)
 
     def _rename(self, generator: Generator, wanted: tuple[str, ...]) -> None:
-        present = self._names[generator]
-        gone = present.keys() - set(wanted)
-        for name in gone:
-            del present[name]
+        builds = self._builds[generator]
+        for name in builds.keys() - set(wanted):
             self._drop(generator, name)
         for name in wanted:
-            if name not in present:
-                present[name] = None
-                self._watch((generator.build, (*generator.args, name)), generator, name)
+            if name not in builds:
+                builds[name] = self._watch((generator.build, (*generator.args, name)), generator, name)
 
     def _drop(self, generator: Generator, name: str) -> None:
+        del self._builds[generator][name]
         self._unwatch((generator.build, (*generator.args, name)), generator, name)
         slot = _slot(generator, name)
         self._failures.pop((generator, slot), None)
-        self._put(generator, slot, None)
-
-    def _put(self, generator: Generator, slot: Slot, resource: Resource | None) -> None:
-        built = self._built.setdefault(slot, {})
-        if resource is None:
-            built.pop(generator, None)
-        else:
-            built[generator] = resource
-        if not built:
-            del self._built[slot]
         self._touched[slot] = None
+
+
+def _defect_of(value: Any, output: _Output) -> str:
+    """Why a new value cannot be taken: the query failed, or made a resource that it was not asked for; "" if fine."""
+    if isinstance(value, Failure):
+        return str(value)
+    for generator, name in output.takers:
+        if name and value is not ABSENT and (value.type_url, value.name) != (generator.type_url, name):
+            return f"the build of {name!r} made {value.name!r} of {value.type_url}"
+    return ""
 
 
 def _slot(generator: Generator, name: str) -> Slot:

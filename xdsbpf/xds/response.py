@@ -36,7 +36,8 @@ class Reader(Protocol):
 class Response(msgspec.Struct, frozen=True):
     """A response that may be sent now; its bytes are `encode(response, reader)`.
 
-    `missing` are names that were asked for and never existed, where `removed` is not the right answer.
+    `missing` are names that were asked for and never existed, where `removed` is not the right answer;
+    `withheld` are names that exist, without content for now.
     """
 
     type_url: str
@@ -45,30 +46,37 @@ class Response(msgspec.Struct, frozen=True):
     removed: tuple[str, ...]
     revision: int
     missing: tuple[str, ...] = ()
+    withheld: tuple[str, ...] = ()
 
 
 def encode(response: Response, reader: Reader) -> bytes:
     """Join the stored headers and bodies into a DeltaDiscoveryResponse; nothing is serialised again."""
     segments = [part for item in response.resources for part in (reader.header(item), item.body)]
     segments.extend(protocol.missing_entry(name) for name in response.missing)
+    segments.extend(protocol.withheld_entry(name) for name in response.withheld)
     return protocol.encode_response(response.type_url, response.nonce, segments, response.removed, response.revision)
 
 
 class Page:
-    """A response being filled up to the limits of one page (one resource always fits)."""
+    """A response being filled up to the limits of one page (one resource always fits).
 
-    def __init__(self, reader: Reader) -> None:
+    `whole`: everything fits, because parts of it would be wrong by themselves.
+    """
+
+    def __init__(self, reader: Reader, *, whole: bool = False) -> None:
         self._reader = reader
+        self._whole = whole
         self._bytes = 0
         self.resources: list[Resource] = []
         self.removed: list[str] = []
         self.missing: list[str] = []
+        self.withheld: list[str] = []
         self.stamp: int | None = None
 
     def fits(self, size: int) -> bool:
         """Whether `size` more bytes go on this page."""
-        count = len(self.resources) + len(self.removed) + len(self.missing)
-        return not count or (count < PAGE_RESOURCES and self._bytes + size <= PAGE_BYTES)
+        count = len(self.resources) + len(self.removed) + len(self.missing) + len(self.withheld)
+        return self._whole or not count or (count < PAGE_RESOURCES and self._bytes + size <= PAGE_BYTES)
 
     def size(self, resource: Resource) -> int:
         """Bytes of the resource on the wire."""
@@ -90,6 +98,12 @@ class Page:
         """Put a name on the page that never existed."""
         self._bytes += 2 * len(name) + 8
         self.missing.append(name)
+        self._oldest(stamp)
+
+    def withhold(self, name: str, stamp: int) -> None:
+        """Put a name on the page whose content may not go yet."""
+        self._bytes += len(name) + 8
+        self.withheld.append(name)
         self._oldest(stamp)
 
     def _oldest(self, stamp: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -260,8 +261,11 @@ def _bind(server: aio.Server, target: str) -> str:
     if target.startswith("unix:"):
         # gRPC would take the socket away from another process that listens on it.
         claim_unix_path(Path(target.removeprefix("unix:")))
+    before = os.umask(0o117)  # the socket's mode from its first moment, whatever the umask
     try:
         port = server.add_insecure_port(target)
     except RuntimeError as error:
         raise ConfigError(f"cannot listen on {target}: {error}") from error
+    finally:
+        os.umask(before)
     return target if target.startswith("unix:") else f"{target.rpartition(':')[0]}:{port}"

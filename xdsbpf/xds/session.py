@@ -18,11 +18,15 @@ from xdsbpf.model.resource import Requirement, Resource
 from xdsbpf.xds import protocol
 from xdsbpf.xds.gate import EnvoyLedger, Gate
 from xdsbpf.xds.response import Page, Reader, Response
-from xdsbpf.xds.store import Changes, View
+from xdsbpf.xds.store import AGENT, Changes, View
 from xdsbpf.xds.subscription import Nack, Sent, Subscription, Wildcard
 
 MAX_NAMES = 200_000
-"""Names of one type that one stream may subscribe to."""
+"""Names of one type that one stream may subscribe to, or that one request may hold."""
+MAX_TYPES = 64
+"""Types that one stream may ask for; Envoy knows about twenty."""
+MAX_UNANSWERED = 10_000
+"""Responses of one type that may wait for an ACK: a name asked for again is answered at once."""
 
 _RANK = {type_url: rank for rank, type_url in enumerate(protocol.PUSH_ORDER)}
 _DATAPATH = frozenset(names.DATAPATH_TYPES)
@@ -31,6 +35,13 @@ _DATAPATH = frozenset(names.DATAPATH_TYPES)
 def _still(versions: dict[str, str], held: dict[str, str]) -> dict[str, str]:
     """What of a response concerns names that were not removed or unsubscribed since."""
     return {name: version for name, version in versions.items() if name in held}
+
+
+def _check_size(request: DeltaDiscoveryRequest) -> None:
+    """Refuse a request with more names than a stream may have before any is looked at."""
+    lists = (request.resource_names_subscribe, request.resource_names_unsubscribe, request.initial_resource_versions)
+    if max(map(len, lists)) > MAX_NAMES:
+        raise ProtocolError("RESOURCE_EXHAUSTED", f"a request with more than {MAX_NAMES} names")
 
 
 class DeltaSession:
@@ -78,9 +89,12 @@ class DeltaSession:
         type_url: str = request.type_url
         if not type_url:
             raise ProtocolError("INVALID_ARGUMENT", "a request on an ADS stream has no type_url")
+        _check_size(request)
         self._stamp += 1
         subscription = self._subscriptions.get(type_url)
         if subscription is None:
+            if len(self._subscriptions) >= MAX_TYPES:
+                raise ProtocolError("RESOURCE_EXHAUSTED", f"more than {MAX_TYPES} types on one stream")
             subscription = Subscription(type_url)
             self._insert(subscription)
             self._first_request(subscription, request)
@@ -91,6 +105,8 @@ class DeltaSession:
             raise ProtocolError(
                 "RESOURCE_EXHAUSTED", f"more than {MAX_NAMES} names of {type_url} subscribed on one stream"
             )
+        if len(subscription.in_flight) > MAX_UNANSWERED:
+            raise ProtocolError("RESOURCE_EXHAUSTED", f"more than {MAX_UNANSWERED} responses without an ACK")
 
     def on_changes(self, changes: Changes) -> None:
         """Note which of the changed names concern this client. Cost: O(changed keys in its scopes)."""
@@ -225,11 +241,13 @@ class DeltaSession:
         return self._gate.unmet(self.view.node, resource) if self._gate is not None else ()
 
     def _next_update(self, subscription: Subscription, earlier: tuple[Subscription, ...]) -> Response | None:
-        page = Page(self._reader)
+        # Security: an address passes from one policy to another; between two pages nothing would guard it.
+        page = Page(self._reader, whole=subscription.type_url == names.POLICY)
         self._fill(subscription, subscription.forced, page, forced=True)
         if not subscription.in_flight and not self._held_back(subscription, earlier):
             self._fill(subscription, subscription.dirty, page, forced=False)
             settled = not subscription.forced and not subscription.dirty
+            subscription.is_first = subscription.is_first and not settled
             if subscription.answer_due and settled and page.stamp is None:
                 return self._send(subscription, page)
         return None if page.stamp is None else self._send(subscription, page)
@@ -278,7 +296,10 @@ class DeltaSession:
                     page.miss(name, stamp)
                 else:
                     page.remove(name, stamp)
-            elif held is not None:
+            elif held is not None and subscription.type_url == names.POLICY:
+                # With what takes its place: an address that two policies claim would admit nobody meanwhile.
+                page.remove(name, stamp)
+            elif held is not None or name in subscription.announced:
                 subscription.removals.setdefault(name, stamp)
             subscription.withheld.pop(name, None)
             return True
@@ -287,6 +308,10 @@ class DeltaSession:
             return True
         unmet = () if resource.version == held else self._unmet(resource)
         if unmet:
+            if self._is_to_be_announced(subscription, name):
+                if not page.fits(len(name) + 8):
+                    return False
+                page.withhold(name, stamp)
             subscription.withheld[name] = unmet
             return True
         if not page.fits(page.size(resource)):
@@ -294,6 +319,15 @@ class DeltaSession:
         page.add(resource, stamp)
         subscription.withheld.pop(name, None)
         return True
+
+    def _is_to_be_announced(self, subscription: Subscription, name: str) -> bool:
+        """A client that starts takes what it is not told of for removed: a withheld resource is named to it.
+
+        Only an agent: it keeps what the kernel has. An Envoy would take a bare name for a resource.
+        """
+        if self.view.kind != AGENT or subscription.type_url not in _DATAPATH or not subscription.is_first:
+            return False
+        return name not in subscription.held and name not in subscription.announced
 
     def _next_removal(self, subscription: Subscription, later: tuple[Subscription, ...]) -> Response | None:
         """Removals wait for this type's own ACK, and for what may still refer to them.
@@ -316,6 +350,8 @@ class DeltaSession:
         nonce = str(next(self._nonces))
         versions = {resource.name: resource.version for resource in page.resources}
         subscription.held.update(versions)
+        subscription.announced.difference_update(versions, page.removed)
+        subscription.announced.update(page.withheld)
         for name in page.removed:
             subscription.held.pop(name, None)
             subscription.nacks.pop(name, None)
@@ -335,6 +371,7 @@ class DeltaSession:
             tuple(page.removed),
             self._reader.revision,
             tuple(page.missing),
+            tuple(page.withheld),
         )
 
     def _owe_endpoints(self, clusters: dict[str, str]) -> None:

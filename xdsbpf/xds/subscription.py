@@ -55,6 +55,10 @@ class Subscription:
         self.removals: dict[str, int] = {}
         """Names known to be gone, waiting for their turn."""
         self.withheld: dict[str, tuple[Requirement, ...]] = {}
+        self.is_first = True
+        """What was there at the first request has not been sent as a whole yet."""
+        self.announced: set[str] = set()
+        """Withheld names that the client knows to exist, though it was sent no content."""
         self.answer_due = False
         """A wildcard subscription that has not been answered: an empty response is owed."""
         self.in_flight: dict[str, Sent] = {}
@@ -116,6 +120,7 @@ class Subscription:
         for name in forgotten:
             for queue in (self.held, self.forced, self.dirty, self.removals, self.withheld, self.nacks):
                 queue.pop(name, None)
+            self.announced.discard(name)
         return forgotten
 
     def oldest_unacked(self) -> int | None:

@@ -155,13 +155,14 @@ def test_a_bad_version_of_a_resource_leaves_the_good_one_and_its_version() -> No
     assert received.accept(response(POLICY, ("d/p", "1", good))) == {}
     errors = received.accept(response(POLICY, ("d/p", "2", b"\xff"), ("d/q", "1", b"\xff")))
     assert set(errors) == {"d/p", "d/q"}
-    assert received.versions(POLICY) == {"d/p": "1"}
+    assert received.claims(POLICY, ()) == {"d/p": "1", "d/q": ""}
     assert set(received.desired(()).policies) == {"d/p"}
     assert set(received.rejections) == {(POLICY, "d/p"), (POLICY, "d/q")}
 
     assert received.accept(response(POLICY, ("d/p", "3", good), removed=("d/q",))) == {}
     assert received.rejections == {}
-    assert received.versions(POLICY) == {"d/p": "3"}
+    assert received.claims(POLICY, ()) == {"d/p": "3"}
+    assert received.claims(POLICY, {(POLICY, "d/p")}) == {"d/p": ""}, "what the kernel refused is sent again"
 
 
 def test_only_this_nodes_configuration_is_taken() -> None:

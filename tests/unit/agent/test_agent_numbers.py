@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xdsbpf.agent.numbers import Numbers
+from xdsbpf.agent.numbers import Numbers, Quarantine
 from xdsbpf.agent.slots import MAX_WEIGHTED_SLOTS, SlotRanges, slot_counts
 from xdsbpf.datapath.abi import Backend, Name, NameKey, NameSpace
 from xdsbpf.datapath.address import address16
@@ -54,11 +54,18 @@ def test_two_entries_with_one_name_keep_the_lower_number() -> None:
 
 
 def test_a_quarantine_starts_over_when_a_thing_was_used_in_between() -> None:
-    numbers = Numbers({}, {})
-    assert numbers.due("slots", [1, 2], 10.0, 5.0) == ((), 15.0)
-    assert numbers.due("slots", [2], 12.0, 5.0) == ((), 15.0)
-    assert numbers.due("slots", [1, 2], 15.0, 5.0) == ((2,), 20.0)
-    assert numbers.due("slots", [1], 20.0, 5.0) == ((1,), None)
+    quarantine: Quarantine[int] = Quarantine(5.0)
+    quarantine.start(1, 10.0)
+    quarantine.start(2, 10.0)
+    quarantine.forget(1)
+    quarantine.start(1, 12.0)
+    quarantine.start(2, 12.0)
+    assert quarantine.wake_at() == 15.0
+    assert quarantine.take_due(14.9) == ()
+    assert quarantine.take_due(15.0) == (2,)
+    assert quarantine.wake_at() == 17.0
+    assert quarantine.take_due(17.0) == (1,)
+    assert quarantine.wake_at() is None
 
 
 @pytest.mark.parametrize(
@@ -94,18 +101,29 @@ def test_every_endpoint_has_a_slot_and_shares_are_close(weights: list[int]) -> N
         assert abs(count / slots - weight / total) <= (len(weights) + 1) / slots
 
 
-@given(st.lists(st.integers(1, 8), max_size=20), st.sets(st.integers(0, 19)))
-def test_ranges_never_overlap_and_freed_ones_are_found_again(sizes: list[int], freed: set[int]) -> None:
-    ranges = SlotRanges((), 64)
-    held: list[tuple[int, int]] = []
-    for size in sizes:
+@given(st.lists(st.tuples(st.integers(1, 8), st.booleans()), max_size=40))
+def test_ranges_never_overlap_and_freed_ones_are_found_again(steps: list[tuple[int, bool]]) -> None:
+    ranges, held = SlotRanges((), 64), list[tuple[int, int]]()
+    for size, give_back in steps:
+        if give_back and held:
+            ranges.give_back(*held.pop(size % len(held)))
+            continue
         offset = ranges.take(size)
+        used = {slot for start, count in held for slot in range(start, start + count)}
+        fitting = [at for at in range(65 - size) if not used & set(range(at, at + size))]
+        assert offset == (fitting[0] if fitting else None)
         if offset is not None:
             held.append((offset, size))
-    kept = [place for index, place in enumerate(held) if index not in freed]
-    again = SlotRanges(kept, 64)
-    fresh = []
-    while (offset := again.take(1)) is not None:
-        fresh.append(offset)
-    covered = [slot for offset, count in kept for slot in range(offset, offset + count)] + fresh
-    assert sorted(covered) == list(range(64))
+    assert not ranges.overlapping
+    again = SlotRanges(held, 64)
+    for arena in (ranges, again):
+        covered = [slot for offset, count in held for slot in range(offset, offset + count)]
+        while (offset := arena.take(1)) is not None:
+            covered.append(offset)
+        assert sorted(covered) == list(range(64))
+
+
+def test_ranges_that_overlap_are_said_so_and_not_given_out() -> None:
+    ranges = SlotRanges([(2, 4), (4, 4)], 10)
+    assert ranges.overlapping
+    assert [ranges.take(2), ranges.take(2), ranges.take(1)] == [0, 8, None]

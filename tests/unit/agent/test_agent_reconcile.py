@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from xdsbpf.agent import reconcile
 from xdsbpf.agent.desired import (
     Backend,
     Backends,
@@ -19,10 +20,9 @@ from xdsbpf.agent.desired import (
     PolicyEntry,
     frontend_name,
 )
-from xdsbpf.agent.numbers import Numbers
 from xdsbpf.agent.ops import Put, Realised
-from xdsbpf.agent.plan import plan
-from xdsbpf.agent.reconcile import Reconciler, failures_of, read_realised
+from xdsbpf.agent.plan import Planner
+from xdsbpf.agent.reconcile import Outcome, Reconciler, failures_of, read_realised
 from xdsbpf.agent.status import read_tables
 from xdsbpf.datapath import abi
 from xdsbpf.datapath.abi import Verdict
@@ -71,6 +71,13 @@ def small_state() -> DesiredState:
     )
 
 
+def verify(reconciler: Reconciler, state: DesiredState, now: float) -> Outcome:
+    """The periodic check as the main loop does it: compare all of the kernel, then apply nothing new."""
+    for _ in reconciler.compare():
+        pass
+    return reconciler.apply(state, now, prune=True, changed=())
+
+
 def test_applying_the_same_state_again_writes_nothing() -> None:
     kernel = MemoryTables()
     reconciler = Reconciler(kernel, FakeHooks())
@@ -97,7 +104,7 @@ def test_tampering_is_counted_and_repaired() -> None:
     reconciler = Reconciler(kernel, hooks)
     reconciler.apply(small_state(), 0.0, prune=True)
     good = read_tables(kernel)
-    assert reconciler.verify(small_state(), 1.0, prune=True).applied == 0
+    assert verify(reconciler, small_state(), 1.0).applied == 0
     assert reconciler.drift == 0
 
     (frontend_key, _), *_ = kernel.frontends.items()
@@ -107,10 +114,59 @@ def test_tampering_is_counted_and_repaired() -> None:
     for key, value in kernel.policies.items():
         kernel.policies.put(key, msgspec.structs.replace(value, verdict=Verdict.ALLOW))
     hooks.attached.clear()
-    assert reconciler.verify(small_state(), 2.0, prune=True).applied >= 5
+    assert verify(reconciler, small_state(), 2.0).applied >= 5
     assert reconciler.drift == 5, "frontend, two addresses, one policy entry, one link"
     assert read_tables(kernel) == good
     assert hooks.attached == {5}
+
+
+def test_changes_during_the_check_are_no_drift_and_drift_is_still_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconcile, "_SLICE", 1)
+    kernel, hooks = MemoryTables(), FakeHooks()
+    reconciler = Reconciler(kernel, hooks)
+    state = DesiredState(identities={name: Identity(name, (PODS[i],)) for i, name in enumerate("abcd")})
+    reconciler.apply(state, 0.0, prune=True)
+    stray = host_key(bytes((10, 9, 9, 9)))
+    kernel.addresses.put(stray, abi.Address(256, 0))
+    states = [small_state(), state, DesiredState(), small_state()]
+    for step, _ in enumerate(reconciler.compare()):
+        state = states[step % len(states)]
+        reconciler.apply(state, 1.0 + step, prune=True)
+    assert step > 20
+    assert reconciler.drift == 1
+    reconciler.apply(state, 100.0, prune=True, changed=())
+    assert kernel.addresses.get(stray) is None
+    assert verify(reconciler, state, 101.0).applied == 0
+    assert reconciler.drift == 1
+    kernel.journal.clear()
+    Reconciler(kernel, hooks).apply(state, 0.0, prune=True)
+    assert kernel.journal == [], "a new agent finds nothing to write"
+
+
+def test_a_frontend_that_was_sent_out_of_the_arena_is_put_right() -> None:
+    kernel = MemoryTables()
+    reconciler = Reconciler(kernel, FakeHooks())
+    reconciler.apply(small_state(), 0.0, prune=True)
+    ((key, good),) = kernel.frontends.items()
+    wild = msgspec.structs.replace(good, slot_offset=abi.Limit.MAX_SLOTS - 1, slot_count=7)
+    kernel.frontends.put(key, wild)
+    verify(reconciler, small_state(), 1.0)
+    assert kernel.frontends.get(key) == good
+    kernel.frontends.put(key, wild)
+    Reconciler(kernel, FakeHooks()).apply(small_state(), 0.0, prune=True)
+    repaired = kernel.frontends.get(key)
+    assert repaired is not None
+    assert len(kernel.slots.read(repaired.slot_offset, repaired.slot_count)) == 2
+
+
+def test_a_write_that_was_refused_is_tried_again_although_nothing_changed() -> None:
+    kernel = MemoryTables(frontends=0)
+    reconciler = Reconciler(kernel, FakeHooks())
+    assert reconciler.apply(small_state(), 0.0, prune=True).failed
+    assert reconciler.apply(small_state(), 1.0, prune=True, changed=()).failed
+    kernel.frontends = MemoryTables().frontends
+    assert not reconciler.apply(small_state(), 2.0, prune=True, changed=()).failed
+    assert len(kernel.frontends.items()) == 1
 
 
 def test_slots_that_were_overwritten_are_replaced() -> None:
@@ -119,7 +175,7 @@ def test_slots_that_were_overwritten_are_replaced() -> None:
     reconciler.apply(small_state(), 0.0, prune=True)
     ((_, frontend),) = kernel.frontends.items()
     kernel.slots.write(frontend.slot_offset, [4000, 4000])
-    reconciler.verify(small_state(), 1.0, prune=True)
+    verify(reconciler, small_state(), 1.0)
     ((_, repaired),) = kernel.frontends.items()
     chosen = kernel.slots.read(repaired.slot_offset, repaired.slot_count)
     held = dict(kernel.backends.items())
@@ -174,12 +230,11 @@ def test_a_service_without_room_is_left_as_it_was_and_comes_when_there_is_room()
 
 
 def test_a_service_for_which_no_slots_are_adjacent_is_named() -> None:
-    numbers, realised = Numbers({}, {}), Realised()
     state = DesiredState(**service("web:80", VIP, *PODS[:3]))
-    result = plan(state, realised, numbers, 0.0, slot_capacity=2)
+    result = Planner(Realised(slot_capacity=2)).plan(state, 0.0)
     assert set(result.failed) == {(BACKENDS, "web:80")}
     assert not [op for op in result.ops if isinstance(op, Put) and op.table == "frontends"]
-    assert not plan(state, realised, numbers, 0.0, slot_capacity=3).failed
+    assert not Planner(Realised(slot_capacity=3)).plan(state, 0.0).failed
 
 
 def test_a_full_backend_map_fails_the_service_that_needs_it() -> None:

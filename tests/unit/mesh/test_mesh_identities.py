@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.builders import Mesh, bookinfo, node, pod, workload
 from xdsbpf.mesh.identities import (
     NODE_PROXY,
@@ -54,21 +56,36 @@ def test_two_pods_of_one_identity_at_one_address_keep_it() -> None:
     assert identity(mesh.db, A) == ("10.0.0.1",)
 
 
-def test_a_pod_cannot_take_the_proxys_address() -> None:
-    mesh = Mesh(node("node1", proxy="10.0.0.1"), pod("thief", "10.0.0.1", account="a"))
+@pytest.mark.parametrize("phase", ["Running", "Pending", "Unknown"])
+def test_a_pod_cannot_take_the_proxys_address(phase: str) -> None:
+    """Nor can the proxy then: the pod would be the proxy, which passes every policy."""
+    mesh = Mesh(node("node1", proxy="10.0.0.1"), pod("thief", "10.0.0.1", account="a", phase=phase))
     assert identities(mesh.db) == ()
-    assert len(mesh.findings("XB2012")) == 1
+    assert identity(mesh.db, NODE_PROXY) == ()
+    assert proxy_address(mesh.db, "node1") == ""
+    assert ["Pod/default/thief" in found.message for found in mesh.findings("XB2014")] == [True]
+    assert len(mesh.findings("XB2012")) == (1 if phase == "Running" else 0)
+    mesh.remove(pod("thief", "").id)
     assert identity(mesh.db, NODE_PROXY) == ("10.0.0.1",)
 
 
-def test_the_proxy_address_is_annotated_or_the_internal_address() -> None:
+def test_the_proxy_address_is_annotated_and_never_the_nodes_own_by_default() -> None:
     mesh = Mesh(node("a", "192.168.0.1", proxy="10.0.0.1"), node("b", "192.168.0.2"), node("c"))
-    assert [proxy_address(mesh.db, name) for name in "abcd"] == ["10.0.0.1", "192.168.0.2", "", ""]
-    assert proxy_addresses(mesh.db) == ("10.0.0.1", "192.168.0.2")
-    assert {(str(found.object), found.severity.value) for found in mesh.findings("XB2014")} == {
-        ("Node/b", "info"),
+    assert [proxy_address(mesh.db, name) for name in "abcd"] == ["10.0.0.1", "", "", ""]
+    assert proxy_addresses(mesh.db) == ("10.0.0.1",)
+    found = mesh.findings("XB2014")
+    assert {(str(entry.object), entry.severity.value) for entry in found} == {
+        ("Node/b", "warning"),
         ("Node/c", "warning"),
     }
+    assert all("xdsbpf.io/proxy-address" in entry.message + entry.hint for entry in found)
+
+
+def test_a_proxy_address_that_is_the_nodes_own_is_reported() -> None:
+    mesh = Mesh(node("a", "192.168.0.1", proxy="192.168.0.1"))
+    assert proxy_address(mesh.db, "a") == "192.168.0.1"
+    (found,) = mesh.findings("XB2014")
+    assert "host's network" in found.message
 
 
 def test_an_unusable_proxy_address_is_reported() -> None:

@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from tests.builders import Mesh, bookinfo, from_source, host, pod, policy, rule, to_operation, workload
+import pytest
+
+from tests.builders import (
+    Mesh,
+    bookinfo,
+    endpoint,
+    endpoint_slice,
+    from_source,
+    host,
+    pod,
+    policy,
+    rule,
+    service,
+    to_operation,
+    workload,
+)
 from xdsbpf.mesh.authorization import Verdict
 from xdsbpf.mesh.policy_groups import (
     Admission,
@@ -97,6 +112,23 @@ def test_the_groups_of_a_destination_are_those_of_its_endpoints() -> None:
         GroupPort("default/v2", 9080),
     )
     assert destination_groups(mesh.db, host("ratings"), 9080, "") == (GroupPort("", 9080),)
+
+
+@pytest.mark.parametrize("target", ["impostor", ""])
+def test_a_pod_with_anothers_address_does_not_lead_around_the_others_policies(target: str) -> None:
+    """An EndpointSlice of one's own, for a pod of one's own, at an address that is guarded by others."""
+    impostor = pod("impostor", "10.0.0.7", namespace="mine", account="me")
+    mesh = Mesh(
+        workload("victim", "v1", "10.0.0.7"),
+        policy("guard", rule(), selector={"app": "victim"}, action="DENY"),
+        service("door", namespace="mine"),
+        endpoint_slice("door", endpoint("10.0.0.7", target, namespace="mine"), namespace="mine"),
+    )
+    alone = (GroupPort("default/guard", 9080),)
+    assert destination_groups(mesh.db, host("door", "mine"), 9080, "") == alone
+    mesh.put(impostor)
+    found = destination_groups(mesh.db, host("door", "mine"), 9080, "")
+    assert found == (GroupPort("", 9080), *alone)
 
 
 def test_a_policy_for_a_pod_on_the_hosts_network_is_reported_as_not_enforced() -> None:

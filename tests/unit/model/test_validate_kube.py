@@ -60,6 +60,12 @@ CASES = [
     (SLICE, f"{OWNED}, endpoints: [{{addresses: []}}]", ["endpoints[0].addresses"]),
     (POD, "status: {podIP: 10.0.0.1, podIPs: [{ip: 10.0.0.1}]}", []),
     (POD, "status: {podIP: here}", ["status.podIP"]),
+    (POD, "spec: {serviceAccountName: reviews.v1}", []),
+    (POD, "spec: {serviceAccountName: x/admin}", ["spec.serviceAccountName"]),
+    (POD, "spec: {serviceAccountName: 'admin;app=db'}", ["spec.serviceAccountName"]),
+    (POD, "metadata: {name: a, labels: {app: 'a;ns=prod'}}", ["metadata.labels[app]"]),
+    (POD, "metadata: {name: a, labels: {'app=x;role': a}}", ["metadata.labels[app=x;role]"]),
+    (POD, "metadata: {name: a, namespace: 'a;sa=b'}", ["metadata.namespace"]),
     (
         DEPLOYMENT,
         "spec: {selector: {matchLabels: {a: b}}, template: {metadata: {labels: {a: c}}}}",

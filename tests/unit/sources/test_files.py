@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable
@@ -243,3 +244,33 @@ def test_deltas_in_a_row_are_one_with_the_last_word() -> None:
     removed = CatalogDelta((), (service_id("a"),))
     assert merge_deltas([put, removed]) == removed
     assert merge_deltas([removed, put]) == put
+
+
+async def test_a_pipe_a_device_or_a_socket_as_a_manifest_holds_nothing_up(tmp_path: Path) -> None:
+    """In a directory they are no manifests; named, or put in a manifest's place, they are refused."""
+    directory = tmp_path / "m"
+    directory.mkdir()
+    (directory / "good.yaml").write_text(service("good"))
+    os.mkfifo(directory / "pipe.yaml")
+    (directory / "device.yaml").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "named.yaml")
+    async with watching(directory, tmp_path / "named.yaml", Path("/dev/zero")) as watched:
+        assert watched.names() == {"good"}
+        broken = {source.path for source in watched.source.catalog.sources() if source.state == "broken"}
+        assert broken == {str(tmp_path / "named.yaml"), "/dev/zero"}
+        replacement = tmp_path / "replacement"
+        os.mkfifo(replacement)
+        os.replace(replacement, directory / "good.yaml")
+        (directory / "other.yaml").write_text(service("other"))
+        await until(lambda: "other" in watched.names())
+
+
+def test_a_pipe_is_read_where_there_is_nothing_to_hold_up(tmp_path: Path) -> None:
+    """`translate -f <(generate)` of a shell."""
+    reader, writer = os.pipe()
+    os.write(writer, service("piped").encode())
+    os.close(writer)
+    try:
+        assert {key.name for key in load_once([f"/dev/fd/{reader}"]).manifests()} == {"piped"}
+    finally:
+        os.close(reader)

@@ -274,3 +274,26 @@ def test_backends_leave_after_the_frontend_that_used_them_was_acked() -> None:
     update = client.changed(changes)
     assert sent(update) == [(FRONTEND, ["f"], [])]
     assert sent(client.ack(update[0])) == [(BACKENDS, [], ["b"])]
+
+
+@pytest.mark.parametrize(("type_url", "pages"), [(POLICY, 1), (BACKENDS, 2)])
+def test_policies_come_in_one_response_however_many(type_url: str, pages: int) -> None:
+    """An address that passes from one policy to another would be guarded by none between two pages."""
+    store = ResourceStore()
+    client = StreamClient(store, AGENT_VIEW)
+    client.ack_all(client.on(type_url, "*"))
+    many = [resource(type_url, f"p{number}") for number in range(PAGE_RESOURCES + 1)]
+    responses = client.ack_all(client.put(*many, scope="datapath"))
+    assert sum(len(response.resources) for response in responses) == len(many)
+    assert len(responses) == pages
+
+
+def test_a_policy_leaves_with_what_takes_its_place() -> None:
+    """Between two responses its addresses would be claimed by both, and admit nobody."""
+    store = store_with(resource(POLICY, "a"), resource(BACKENDS, "a"), scope="datapath")
+    client = StreamClient(store, AGENT_VIEW)
+    client.ack_all((*client.on(POLICY, "*"), *client.on(BACKENDS, "*")))
+    gone = ((POLICY, "a"), (BACKENDS, "a"))
+    changes = store.apply("datapath", (resource(POLICY, "a+b"), resource(BACKENDS, "b")), gone)
+    responses = client.ack_all(client.changed(changes))
+    assert sent(responses) == [(POLICY, ["a+b"], ["a"]), (BACKENDS, ["b"], []), (BACKENDS, [], ["a"])]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from xds_stream_client import AGENT_VIEW, CDS, ENVOY_VIEW, VHDS, StreamClient, need, resource, sent
+from xds_stream_client import AGENT_VIEW, CDS, ENVOY_VIEW, NODE_ID, VHDS, StreamClient, need, resource, sent
 
 from xdsbpf.model import names
+from xdsbpf.xds import protocol
 from xdsbpf.xds.gate import Gate
-from xdsbpf.xds.response import Response
+from xdsbpf.xds.response import Response, encode
+from xdsbpf.xds.session import DeltaSession
 from xdsbpf.xds.status import SyncState, node_status
-from xdsbpf.xds.store import AGENT, Batch, ResourceStore, View
+from xdsbpf.xds.store import AGENT, NODE_ENVOY, Batch, ResourceStore, View
 
 FRONTEND = names.FRONTEND
 HOST = resource(VHDS, "r/reviews")
@@ -155,7 +157,54 @@ def test_an_agent_that_connects_while_the_gate_is_shut_gets_the_rest_and_no_remo
     fresh = StreamClient(planes.store, AGENT_VIEW, gate=planes.gate)
     assert sent(fresh.on(FRONTEND, claims={"reviews": PLAIN.version})) == [(FRONTEND, ["other"], [])]
     alone = StreamClient(planes.store, AGENT_VIEW, gate=planes.gate)
-    assert sent(alone.on(FRONTEND, "reviews")) == [], "withheld is neither sent nor removed"
+    (bare,) = alone.on(FRONTEND, "reviews")
+    assert sent([bare]) == [(FRONTEND, [], [])], "withheld is neither sent nor removed"
+    assert bare.withheld == ("reviews",)
+
+
+def test_an_agent_that_starts_with_nothing_is_told_which_frontends_exist_and_gets_them_later() -> None:
+    planes = l4()
+    to_envoy, _ = planes.change(*L7, Batch("datapath", (resource(FRONTEND, "other"),)))
+    fresh = StreamClient(planes.store, AGENT_VIEW, gate=planes.gate)
+    (first,) = fresh.on(FRONTEND)
+    assert sent([first]) == [(FRONTEND, ["other"], [])]
+    assert first.withheld == ("reviews",)
+    decoded = protocol.decode_response(encode(first, planes.store))
+    (entry,) = (item for item in decoded.resources if item.name == "reviews")
+    assert (entry.version, entry.body) == ("", None)
+    assert fresh.ack(first) == ()
+    planes.envoy.ack(to_envoy[0])
+    (later,) = fresh.session.poll()
+    assert (later.resources, later.withheld) == ((GATED,), ())
+
+
+def test_a_frontend_that_was_only_announced_is_removed_when_it_goes() -> None:
+    planes = l4()
+    planes.change(*L7)
+    fresh = StreamClient(planes.store, AGENT_VIEW, gate=planes.gate)
+    (first,) = fresh.on(FRONTEND)
+    assert first.withheld == ("reviews",)
+    fresh.ack(first)
+    assert sent(fresh.remove(FRONTEND, "reviews", "never", scope="datapath")) == [(FRONTEND, [], ["reviews"])]
+
+
+def test_a_new_frontend_is_not_announced_to_an_agent_that_has_its_first_answer() -> None:
+    planes = l4()
+    gated = resource(FRONTEND, "new", "l7", requires=(need(HOST),))
+    assert planes.change(Batch("node-envoy", (HOST,)), Batch("datapath", (gated,)))[1] == ()
+
+
+def test_an_envoy_never_gets_a_bare_name() -> None:
+    planes = l4()
+    gated = resource(VHDS, "r/gated", requires=(need(resource(CDS, "absent")),))
+    planes.store.apply("node-envoy", [HOST, gated])
+    planes.store.apply("datapath", [resource(FRONTEND, "reviews", "l7", requires=(need(HOST),))])
+    for kind, bare in ((NODE_ENVOY, set()), (AGENT, {"reviews"})):
+        view = View(("node-envoy", "datapath"), "node1", kind)
+        session = DeltaSession(view, planes.store, node_id=NODE_ID, gate=planes.gate)
+        for type_url in (VHDS, FRONTEND):
+            session.on_request(protocol.decode_request(protocol.encode_request(type_url)))
+        assert {name for response in session.poll() for name in response.withheld} == bare
 
 
 def test_the_envoy_of_another_node_does_not_open_the_gate() -> None:

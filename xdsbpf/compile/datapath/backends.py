@@ -25,18 +25,12 @@ def backends_names(db: Database) -> tuple[str, ...]:
 
 @query
 def backends(db: Database, name: str) -> Resource | Absent:
-    """The backends with this name; ABSENT for any other name."""
+    """The backends `<host>:<port>`, possibly none; ABSENT if there is no such service port."""
     parsed = names.parse_backends(name)
-    return ABSENT if parsed is None else backends_resource(db, *parsed)
-
-
-@query
-def backends_resource(db: Database, host: str, port: int) -> Resource | Absent:
-    """The backends of one service port, possibly none; ABSENT if there is no such port."""
-    owner = service(db, host)
-    if owner is None or owner.port(port) is None:
+    owner = service(db, parsed[0]) if parsed is not None else None
+    if parsed is None or owner is None or owner.port(parsed[1]) is None:
         return ABSENT
-    name = names.backends_name(host, port)
+    host, port = parsed
     message = datapath_pb2.Backends(service=name)
     for entry in weighted_endpoints(db, host, port):
         endpoint = entry.endpoint

@@ -12,7 +12,8 @@ from typing import Final
 from xdsbpf._pb.xdsbpf.datapath.v1 import datapath_pb2
 from xdsbpf.compile.datapath import names
 from xdsbpf.compile.datapath.encoding import resource
-from xdsbpf.compile.envoy.virtual_hosts import virtual_host_resource
+from xdsbpf.compile.envoy.names import virtual_host_name
+from xdsbpf.compile.envoy.virtual_hosts import virtual_host as virtual_host_of
 from xdsbpf.diagnostics import Origin
 from xdsbpf.incremental import ABSENT, Absent, Database, query
 from xdsbpf.mesh.addresses import packed, service_at
@@ -20,7 +21,7 @@ from xdsbpf.mesh.inputs import settings
 from xdsbpf.mesh.policy_groups import GroupPort, destination_groups
 from xdsbpf.mesh.route_values import RouteRule, RuleKind
 from xdsbpf.mesh.routes import http_routes
-from xdsbpf.mesh.services import hosts, service
+from xdsbpf.mesh.services import service, services
 from xdsbpf.mesh.traffic_mode import Plane, traffic_mode
 from xdsbpf.model.names import FRONTEND, service_host
 from xdsbpf.model.resource import Requirement, Resource
@@ -32,15 +33,11 @@ PROXY_PORT: Final = 15001
 @query
 def frontend_names(db: Database) -> tuple[str, ...]:
     """Names of all frontends, one per TCP service port, sorted by host and port."""
-    return tuple(name for host in hosts(db) for name in _names_of_host(db, host))
-
-
-@query
-def _names_of_host(db: Database, host: str) -> tuple[str, ...]:
-    owner = service(db, host)
-    if owner is None:
-        return ()
-    return tuple(names.frontend_name(owner.address, number) for number in sorted(p.number for p in owner.ports))
+    return tuple(
+        names.frontend_name(owner.address, number)
+        for owner in services(db)
+        for number in sorted(port.number for port in owner.ports)
+    )
 
 
 @query
@@ -74,7 +71,7 @@ def frontend_resource(db: Database, host: str, port: int) -> Resource | Absent:
     requires: tuple[Requirement, ...] = ()
     virtual_host: Resource | Absent = ABSENT
     if traffic_mode(db, host, port).plane is Plane.L7:
-        virtual_host = virtual_host_resource(db, port, host)
+        virtual_host = virtual_host_of(db, virtual_host_name(port, host))
     if virtual_host is ABSENT:
         message.balance.backends = names.backends_name(host, port)
     else:

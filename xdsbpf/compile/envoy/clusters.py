@@ -82,7 +82,6 @@ def known_cluster(db: Database, name: str) -> ClusterKey | None:
     return key
 
 
-@query
 def _is_mirrored_to(db: Database, host: str) -> bool:
     """Whether any VirtualService mirrors requests to a host. Reads the buckets of that host only."""
     keys = (key for key in host_keys(host, settings(db).domain) if key[0] != "suffix")

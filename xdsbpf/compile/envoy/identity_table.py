@@ -8,6 +8,7 @@ then read `-`, no filter chain matches, the connection is closed. Cost: linear i
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Final
 
 import msgspec
@@ -16,7 +17,7 @@ from envoy.extensions.filters.common.set_filter_state.v3.value_pb2 import Filter
 
 from xdsbpf.compile.envoy import names
 from xdsbpf.compile.envoy.attributes import attributes, is_safe
-from xdsbpf.compile.envoy.codes import IDENTITY_UNSAFE, fail
+from xdsbpf.compile.envoy.codes import IDENTITY_SHARED, IDENTITY_UNSAFE, fail, warn
 from xdsbpf.compile.envoy.encoding import resource
 from xdsbpf.compile.envoy.newer_messages import cel_formatter, set_filter_state
 from xdsbpf.diagnostics import Origin
@@ -50,20 +51,34 @@ def table(db: Database, node: str, name: str) -> Resource | Absent:
     """The identity table of a node's pods; ABSENT for any other name."""
     if name != names.SOURCE_IDENTITY:
         return ABSENT
-    entries = [entry for workload in workloads_of_node(db, node) for entry in _entries(db, workload)]
-    return resource(EXTENSION, name, identity_table(tuple(sorted(entries))))
+    entries: set[Entry] = set()
+    owners: dict[str, list[Origin]] = {}
+    for workload in workloads_of_node(db, node):
+        for entry in _entries(db, workload):
+            entries.add(entry)
+            owners.setdefault(entry.address, []).append(_origin(workload))
+    # A key given twice is an error of the whole CEL map: every source of the node would be unknown.
+    times = Counter(entry.address for entry in entries)
+    for address in sorted(address for address, number in times.items() if number > 1):
+        for origin in owners[address]:
+            text = f"{address} is that of several pods with different labels: to the proxy it is an unknown source"
+            warn(db.report, IDENTITY_SHARED, origin, text, "delete the stale pods")
+    return resource(EXTENSION, name, identity_table(tuple(sorted(e for e in entries if times[e.address] == 1))))
+
+
+def _origin(workload: Workload) -> Origin:
+    return Origin(object_id("Pod", workload.namespace, workload.name.partition("/")[2]), "metadata.labels")
 
 
 def _entries(db: Database, workload: Workload) -> list[Entry]:
     """Entries of one pod: its addresses that are its own and whose identity can be written safely."""
     account = workload.identity.rpartition("/")[2]
     text = attributes(workload.namespace, account, workload.labels)
-    pod = object_id("Pod", workload.namespace, workload.name.partition("/")[2])
     if not is_safe(workload.identity) or not is_safe(text):
         fail(
             db.report,
             IDENTITY_UNSAFE,
-            Origin(pod, "metadata.labels"),
+            _origin(workload),
             "a label or the identity holds an unsafe character: the pod is an unknown source to the proxy",
         )
         return []

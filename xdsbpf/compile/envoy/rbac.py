@@ -20,7 +20,7 @@ from xdsbpf.compile.envoy.encoding import any_of
 from xdsbpf.compile.envoy.rbac_principals import principal_of
 from xdsbpf.diagnostics import Origin
 from xdsbpf.incremental import Database, query
-from xdsbpf.mesh.policy_groups import destination_groups, policy_set
+from xdsbpf.mesh.policy_groups import GroupPort, destination_groups, policy_set
 from xdsbpf.mesh.policy_rules import L4Rule
 from xdsbpf.model.scalars import Pairs
 
@@ -37,13 +37,18 @@ class Demands(msgspec.Struct, frozen=True):
     allow: Pairs[bytes] | None
 
 
-@query
 def cluster_filters(db: Database, host: str, port: int, subset: str) -> Pairs[bytes]:
     """Per-route filter settings, (filter name, encoded Any), that requests to a cluster need.
 
     () if no policy selects any of its endpoints.
     """
-    groups = [found for found in destination_groups(db, host, port, subset) if found.group]
+    groups = tuple(found for found in destination_groups(db, host, port, subset) if found.group)
+    return _filters_of(db, host, groups) if groups else ()
+
+
+@query
+def _filters_of(db: Database, host: str, groups: tuple[GroupPort, ...]) -> Pairs[bytes]:
+    """The settings for endpoints of `host` in these groups; `host` is only for the finding."""
     demands = tuple(dict.fromkeys(_demands(db, found.group, found.port) for found in groups))
     if len(demands) > 1:
         _report_mixed(db, groups[0].group, host)

@@ -51,22 +51,18 @@ def virtual_host_names(db: Database) -> tuple[str, ...]:
 
 @query
 def virtual_host(db: Database, name: str) -> Resource | Absent:
-    """The virtual host resource `<port>/<host>`; ABSENT for any other name."""
-    parsed = names.parse_virtual_host(name)
-    return ABSENT if parsed is None else virtual_host_resource(db, *parsed)
-
-
-@query
-def virtual_host_resource(db: Database, port: int, host: str) -> Resource | Absent:
-    """The virtual host of one HTTP service port; ABSENT if the service has no such port.
+    """The virtual host resource `<port>/<host>`; ABSENT for any other name, or if the port is not HTTP.
 
     Its version is what a redirect to the proxy waits for. Cost: O(routes of the host).
     """
-    owner = service(db, host)
-    info = owner.port(port) if owner is not None else None
-    if owner is None or info is None or not info.is_http:
+    parsed = names.parse_virtual_host(name)
+    owner = service(db, parsed[1]) if parsed is not None else None
+    if parsed is None or owner is None:
         return ABSENT
-    name = names.virtual_host_name(port, host)
+    port, host = parsed
+    info = owner.port(port)
+    if info is None or not info.is_http:
+        return ABSENT
     message = VirtualHost(name=name, domains=_domains(db, owner, port), include_request_attempt_count=True)
     for rule in http_routes(db, host, port):
         message.routes.extend(_routes_of(db, rule, port))
@@ -94,7 +90,6 @@ def _domains(db: Database, owner: MeshService, port: int) -> list[str]:
     return domains
 
 
-@query
 def _namesakes(db: Database, name: str, port: int) -> tuple[str, ...]:
     """Namespaces with a service of this name that has this HTTP port, sorted."""
     domain_of = {found.namespace for found in db.bucket(SERVICES_BY_BARE_NAME, name)}

@@ -26,13 +26,13 @@ from tests.builders import (
 )
 from xdsbpf._pb.xdsbpf.datapath.v1 import datapath_pb2 as pb
 from xdsbpf.compile.datapath import names
-from xdsbpf.compile.datapath.backends import backends, backends_names, backends_resource
+from xdsbpf.compile.datapath.backends import backends, backends_names
 from xdsbpf.compile.datapath.frontends import connect_policy, frontend, frontend_names, frontend_resource
 from xdsbpf.compile.datapath.identities import identity_names, identity_resource
 from xdsbpf.compile.datapath.node_config import node_config, node_config_names
 from xdsbpf.compile.datapath.outputs import datapath_generators
 from xdsbpf.compile.datapath.policies import policy_names, policy_resource
-from xdsbpf.compile.envoy.virtual_hosts import virtual_host_resource
+from xdsbpf.compile.envoy.virtual_hosts import virtual_host
 from xdsbpf.incremental import ABSENT
 from xdsbpf.mesh.policy_groups import GroupPort
 from xdsbpf.mesh.services import service as mesh_service
@@ -73,7 +73,7 @@ def test_a_service_on_l7_is_redirected_once_the_proxy_has_its_virtual_host() -> 
     message = decoded(pb.Frontend(), found)
     assert message.WhichOneof("plane") == "redirect"
     assert (message.redirect.proxy_port, message.redirect.policy) == (15001, "")
-    needed = virtual_host_resource(mesh.db, 9080, REVIEWS)
+    needed = virtual_host(mesh.db, f"9080/{REVIEWS}")
     assert isinstance(needed, Resource)
     assert isinstance(found, Resource)
     assert found.requires == (Requirement(needed.type_url, f"9080/{REVIEWS}", needed.version),)
@@ -164,12 +164,12 @@ def test_the_policy_of_the_service_that_routes_lead_to_counts() -> None:
 def test_a_new_endpoint_leaves_the_frontend_alone() -> None:
     mesh = Mesh(*bookinfo(), ROUTED)
     mesh.db.watch(frontend_resource, REVIEWS, 9080)
-    mesh.db.watch(backends_resource, REVIEWS, 9080)
+    mesh.db.watch(backends, f"{REVIEWS}:9080")
     mesh.db.drain()
     mesh.put(endpoint_slice("reviews", endpoint("10.10.1.99")))
     revision = mesh.db.drain()
     assert revision is not None
-    assert [output.query for output in revision.outputs] == [backends_resource]
+    assert [output.query for output in revision.outputs] == [backends]
 
 
 def test_a_changed_route_changes_what_the_frontend_requires_and_not_its_bytes() -> None:
@@ -195,7 +195,7 @@ def test_backends_are_the_ready_endpoints() -> None:
 
 def test_a_service_without_endpoints_has_empty_backends_and_an_unknown_one_none() -> None:
     mesh = Mesh(service("a"))
-    assert len(decoded(pb.Backends(), backends_resource(mesh.db, host("a"), 9080)).backends) == 0
+    assert len(decoded(pb.Backends(), backends(mesh.db, f"{host('a')}:9080")).backends) == 0
     assert backends(mesh.db, "nobody:80") is ABSENT
     assert backends(mesh.db, "nobody") is ABSENT
 

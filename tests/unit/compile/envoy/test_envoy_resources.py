@@ -20,7 +20,7 @@ from xdsbpf.compile.envoy.identity_table import Entry, expression, identity_tabl
 from xdsbpf.compile.envoy.listeners import listener
 from xdsbpf.compile.envoy.load_balancing import load_balancing_policy
 from xdsbpf.compile.envoy.outputs import envoy_generators
-from xdsbpf.compile.envoy.virtual_hosts import virtual_host_resource
+from xdsbpf.compile.envoy.virtual_hosts import virtual_host
 from xdsbpf.diagnostics import ObjectId, Origin
 from xdsbpf.incremental import ABSENT
 from xdsbpf.mesh.inputs import put_object
@@ -135,7 +135,7 @@ def test_a_name_that_nothing_stands_behind_is_absent():
         assert cluster(db, name) is ABSENT
         assert endpoints_resource(db, name) is ABSENT
     assert listener(db, "other") is ABSENT
-    assert virtual_host_resource(db, 80, HOST) is ABSENT
+    assert virtual_host(db, f"80/{HOST}") is ABSENT
 
 
 def test_a_subset_has_its_endpoints_and_an_empty_one_is_still_sent():
@@ -268,6 +268,17 @@ def test_a_pod_whose_label_could_break_out_of_the_table_is_an_unknown_source():
     assert "XB3020" in mesh.codes()
 
 
+def test_a_stale_pod_with_anothers_address_does_not_make_the_whole_node_unknown():
+    """CEL refuses a map with a key twice, whatever was looked up."""
+    mesh = Mesh(BASE + pod("stale", "10.1.0.2", app="reviews", version="v0"))
+    table = mesh.message(EXTENSION, names.SOURCE_IDENTITY).typed_config.value
+    assert b"10.1.0.1'" in table
+    assert b"10.1.0.2'" not in table
+    assert "XB3021" in mesh.codes()
+    same = Mesh(BASE + pod("stale", "10.1.0.2", app="reviews", version="v2"))
+    assert same.message(EXTENSION, names.SOURCE_IDENTITY).typed_config.value.count(b"10.1.0.2'") == 2
+
+
 def test_a_table_holds_the_pods_of_its_node_only():
     mesh = Mesh(BASE + pod("far", "10.1.0.99", app="far", node="node2"), nodes=(NODE, "node2"))
     tables = {key[0]: resource.body for key, resource in mesh.resources().items() if key[1] == EXTENSION}
@@ -294,9 +305,9 @@ def test_another_library_reads_the_same_from_what_we_encode():
 
 def test_outputs_name_the_manifests_they_came_from():
     mesh = Mesh(BASE + RULE % PLAIN + ROUTE % "{route: [{destination: {host: reviews, subset: v2}}]}")
-    mesh.db.watch(virtual_host_resource, 9080, HOST)
+    mesh.db.watch(virtual_host, f"9080/{HOST}")
     mesh.db.drain()
-    kinds = {(origin.object.kind, origin.path) for origin in mesh.db.origins(virtual_host_resource, 9080, HOST)}
+    kinds = {(origin.object.kind, origin.path) for origin in mesh.db.origins(virtual_host, f"9080/{HOST}")}
     assert ("VirtualService", "spec.http[0]") in kinds
     assert any(kind == "Service" for kind, _ in kinds)
 

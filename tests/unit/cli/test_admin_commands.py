@@ -1,0 +1,156 @@
+"""Commands that ask a running control plane: tables, JSON, and what they say when nobody answers sensibly."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+ANSWERS: dict[str, Any] = {
+    "/services": {
+        "items": [
+            {"host": "a", "port": 80, "address": "10.0.0.1", "plane": "L4", "endpoints": 2, "reasons": []},
+            {"host": "longer", "port": 9080, "address": "", "plane": "L7", "endpoints": 0, "reasons": ["HTTP route"]},
+        ]
+    },
+    "/objects": {
+        "items": [
+            {"object": "Service/a", "state": "APPLIED", "detail": "", "location": "f:1:1", "diagnostics": []},
+            {"object": "Service/b", "state": "REJECTED", "detail": "because", "location": "f:9:1", "diagnostics": []},
+        ],
+        "sources": [{"path": "f", "state": "broken", "diagnostics": [{"location": "f:3:2", "message": "no YAML"}]}],
+    },
+    "/proxies": {
+        "items": [
+            {
+                "node_id": "agent~10.0.0.1~n~d",
+                "kind": "agent",
+                "node": "n",
+                "types": [
+                    {
+                        "type": "frontend",
+                        "state": "PENDING",
+                        "held": 1,
+                        "subscribed": 0,
+                        "nacked": [{"name": "x", "version": "1", "error": "full"}],
+                        "withheld": [{"name": "y", "reasons": ["not acknowledged"]}],
+                    }
+                ],
+            }
+        ]
+    },
+    "/confirm": {"confirmed": 3},
+}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        known = self.path in ANSWERS
+        body = json.dumps(ANSWERS[self.path] if known else {"error": "made for a test"}).encode()
+        self.send_response(200 if known else 500)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_GET
+
+    def log_message(self, *_: Any) -> None:
+        return
+
+
+@pytest.fixture
+def admin() -> Iterator[str]:
+    """Address of a server that gives the answers above."""
+    server = HTTPServer(("127.0.0.1", 0), _Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def xdsbpf(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "xdsbpf", *arguments], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("command", "kind", "names"),
+    [
+        ("services", "Services", "a:80\nlonger:9080\n"),
+        ("objects", "Objects", "Service/a\nService/b\n"),
+        ("ps", "ProxyStatus", "agent~10.0.0.1~n~d\n"),
+    ],
+)
+def test_json_has_version_and_kind_and_names_are_one_a_line(admin: str, command: str, kind: str, names: str) -> None:
+    document = json.loads(xdsbpf(command, "--admin", admin, "-o", "json").stdout)
+    assert (document["apiVersion"], document["kind"]) == ("xdsbpf.io/v1", kind)
+    assert document["items"] == ANSWERS["/proxies" if command == "ps" else f"/{command}"]["items"]
+    assert xdsbpf(command, "--admin", admin, "-o", "name").stdout == names
+
+
+def test_every_column_of_a_table_starts_at_the_same_place(admin: str) -> None:
+    lines = xdsbpf("services", "--admin", admin).stdout.splitlines()
+    assert len(lines) == 3
+    for column in ("PORT", "ADDRESS", "PLANE", "ENDPOINTS", "WHY"):
+        at = lines[0].index(column)
+        assert all(line[at - 1] == " " and line[at] != " " for line in lines)
+
+
+def test_objects_show_the_reason_and_broken_files_on_standard_error(admin: str) -> None:
+    done = xdsbpf("objects", "--admin", admin)
+    assert "because" in done.stdout
+    assert done.stderr == "f:3:2: broken: no YAML\n"
+
+
+def test_ps_explains_what_is_refused_and_withheld_on_standard_error(admin: str) -> None:
+    done = xdsbpf("ps", "--admin", admin)
+    assert "frontend PENDING" in done.stdout
+    assert "x was refused: full" in done.stderr
+    assert "y is withheld: not acknowledged" in done.stderr
+
+
+def test_confirm_says_how_many(admin: str) -> None:
+    assert xdsbpf("confirm", "--admin", admin).stdout == "3 held objects confirmed\n"
+
+
+def test_the_servers_own_error_is_shown(admin: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(ANSWERS, "/services")
+    done = xdsbpf("services", "--admin", admin)
+    assert done.returncode == 1
+    assert done.stderr == "xdsbpf: error: GET /services: 500 made for a test\n"
+
+
+def test_a_peer_that_speaks_no_http_is_unreachable_and_no_traceback() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+
+        def answer() -> None:
+            peer, _ = listener.accept()
+            peer.recv(1000)
+            peer.sendall(b"SSH-2.0-nonsense\r\n")
+            peer.close()
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        done = xdsbpf("ps", "--admin", f"127.0.0.1:{listener.getsockname()[1]}")
+        thread.join()
+    assert done.returncode == 69
+    assert "Traceback" not in done.stderr
+    assert "hint:" in done.stderr
+
+
+def test_an_address_that_is_none_is_wrong_usage() -> None:
+    done = xdsbpf("ps", "--admin", "localhost:nonsense")
+    assert done.returncode == 64
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,141 @@
+"""The admin endpoint over a control plane in this process: shapes, errors, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import urllib.parse
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from web_client import Client
+
+from xdsbpf.serve import ControlPlane, ServeConfig
+from xdsbpf.web.admin import admin_app
+
+MANIFEST = """apiVersion: v1
+kind: Service
+metadata: {name: reviews}
+spec: {clusterIP: 10.9.0.1, selector: {app: reviews}, ports: [{name: http, port: 9080}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: reviews}
+spec: {hosts: [reviews], http: [{route: [{destination: {host: reviews}}], timeout: 1s}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: wrong}
+spec: {hosts: [reviews], htp: []}
+"""
+STATES = {"APPLIED", "PENDING", "REJECTED", "NOT-ENFORCED", "SHADOWED-BY"}
+
+
+@pytest.fixture
+def idle(tmp_path: Path) -> ControlPlane:
+    """A control plane that has not been started."""
+    (tmp_path / "a.yaml").write_text(MANIFEST)
+    return ControlPlane(ServeConfig(paths=(tmp_path,), listen=(f"unix:{tmp_path}/xds.sock",)))
+
+
+@asynccontextmanager
+async def started(plane: ControlPlane) -> AsyncIterator[Client]:
+    task = asyncio.create_task(plane.run())
+    try:
+        await asyncio.wait_for(plane.ready.wait(), 15)
+        yield Client(admin_app(plane))
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def get(client: Client, path: str) -> Any:
+    response = await client.get(path)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+async def test_ready_is_503_before_the_first_compile_and_200_after_it(idle: ControlPlane) -> None:
+    before = await Client(admin_app(idle)).get("/ready")
+    assert (before.status_code, before.json()["ready"]) == (503, False)
+    async with started(idle) as client:
+        answer = await get(client, "/ready")
+        assert answer["ready"] is True
+        assert answer["listen"][0].startswith("unix:")
+
+
+async def test_services_and_objects_have_the_documented_fields(idle: ControlPlane) -> None:
+    async with started(idle) as client:
+        (service,) = (await get(client, "/services"))["items"]
+        assert (service["host"], service["port"]) == ("reviews.default.svc.cluster.local", 9080)
+        assert (service["plane"], service["address"]) == ("L7", "10.9.0.1")
+        answer = await get(client, "/objects")
+        states = {item["object"]: item["state"] for item in answer["items"]}
+        assert states["VirtualService/default/reviews"] == "APPLIED"
+        assert states["VirtualService/default/wrong"] == "REJECTED"
+        assert set(states.values()) <= STATES
+        assert [source["state"] for source in answer["sources"]] == ["ok"]
+        wrong = next(item for item in answer["items"] if item["state"] == "REJECTED")
+        assert wrong["detail"]
+        assert re.search(r"a\.yaml:14:\d+$", wrong["diagnostics"][0]["location"])
+        assert (await get(client, "/proxies"))["items"] == []
+
+
+async def test_locate_answers_what_is_known_and_leaves_the_rest_empty(idle: ControlPlane) -> None:
+    async with started(idle) as client:
+        references = ["VirtualService/default/reviews spec.http[0]", "Service/a/b", "?"]
+        query = urllib.parse.urlencode([("ref", reference) for reference in references])
+        answer = await client.get(f"/locate?{query}")
+        locations = [item["location"] for item in answer.json()["items"]]
+        assert locations[0].endswith("a.yaml:9:33")
+        assert locations[1:] == ["", ""]
+        assert (await client.get("/locate")).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "code"),
+    [("GET", "/confirm", 405), ("POST", "/services", 405), ("DELETE", "/objects", 405), ("GET", "/nowhere", 404)],
+)
+async def test_errors_are_json(idle: ControlPlane, method: str, path: str, code: int) -> None:
+    response = await Client(admin_app(idle)).request(method, path)
+    assert response.status_code == code
+    assert response.json()["error"]
+
+
+async def test_a_defect_is_a_json_error_too(idle: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise RuntimeError("made for a test")
+
+    monkeypatch.setattr(idle.compiler, "services", broken)
+    response = await Client(admin_app(idle)).get("/services")
+    assert response.status_code == 500
+    assert "made for a test" in response.json()["error"]
+
+
+async def test_confirm_counts_what_was_held_and_refuses_browsers(idle: ControlPlane) -> None:
+    async with started(idle) as client:
+        assert (await client.request("POST", "/confirm")).json() == {"confirmed": 0}
+        assert (await client.request("POST", "/confirm", origin="http://example.com")).status_code == 403
+
+
+async def test_metrics_have_few_labels_and_count_objects_by_state(idle: ControlPlane) -> None:
+    async with started(idle) as client:
+        text = (await client.get("/metrics")).text
+    samples = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert float(samples["xdsbpf_ready"]) == 1
+    assert float(samples["xdsbpf_compile_seconds_count"]) >= 1
+    assert float(samples['xdsbpf_objects{state="REJECTED"}']) == 1
+    assert float(samples['xdsbpf_objects{state="APPLIED"}']) == 2
+    assert "reviews" not in text
+    assert "process_resident_memory_bytes" in samples
+
+
+async def test_two_control_planes_in_one_process_have_metrics_of_their_own(tmp_path: Path, idle: ControlPlane) -> None:
+    (tmp_path / "b").mkdir()
+    other = ControlPlane(ServeConfig(paths=(tmp_path / "b",), listen=(f"unix:{tmp_path}/b.sock",)))
+    async with started(other) as client:
+        assert 'xdsbpf_objects{state="APPLIED"} 0.0' in (await client.get("/metrics")).text
+    assert "xdsbpf_ready 0.0" in (await Client(admin_app(idle)).get("/metrics")).text

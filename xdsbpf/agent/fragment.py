@@ -1,0 +1,148 @@
+"""Fragments: what one resource, or one address that several resources claim, wants in the maps.
+
+Frozen values in, map entries with this node's numbers out, each with the resource that it is for.
+Contradictions between resources are settled here, closed, and reported. Used by the image only. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from xdsbpf.agent.desired import (
+    CONFLICT_POLICY,
+    TCP,
+    Backends,
+    Balance,
+    Enrolled,
+    Frontend,
+    Policy,
+    PolicyEntry,
+    kernel_name,
+)
+from xdsbpf.agent.numbers import Numbers
+from xdsbpf.agent.ops import Cause, TableName
+from xdsbpf.agent.slots import slot_counts
+from xdsbpf.datapath import abi
+from xdsbpf.datapath.abi import NameSpace
+from xdsbpf.datapath.address import address_text, host_key
+from xdsbpf.model.names import BACKENDS, IDENTITY, NODE_CONFIG, POLICY
+
+
+class Problem(msgspec.Struct, frozen=True, order=True):
+    """Why a resource is not in force as written."""
+
+    type_url: str
+    name: str
+    message: str
+
+
+class Fragment:
+    """Entries of one owner; `failure` says which resource has no place in them, and why.
+
+    `slots` are by the name of their Backends, `balanced` names the Backends of a frontend.
+
+    Every method allocates numbers for what is new, and raises NumbersExhausted if none is left.
+    """
+
+    def __init__(self, numbers: Numbers) -> None:
+        """Nothing wanted."""
+        self._numbers = numbers
+        self.names: dict[abi.NameKey, tuple[abi.Name, Cause]] = {}
+        self.entries: dict[tuple[TableName, Any], tuple[Any, Cause]] = {}
+        self.slots: dict[str, tuple[int, ...]] = {}
+        self.balanced: dict[abi.FrontendKey, str] = {}
+        self.problems: list[Problem] = []
+        self.failure: tuple[Cause, str] | None = None
+
+    def policy(self, policy: Policy) -> None:
+        """The entries of a policy: all of them or, without enough numbers, none (its number then denies)."""
+        cause = (POLICY, policy.name)
+        number = self._number(NameSpace.POLICY, policy.name, cause)
+        entries: dict[tuple[TableName, Any], tuple[Any, Cause]] = {}
+        for entry in policy.entries:
+            source: int = abi.Identity.ANY
+            if entry.source is not None:
+                source = self._number(NameSpace.IDENTITY, entry.source, cause)
+            rule = self._number(NameSpace.RULE, entry.rule, cause) if entry.rule else 0
+            key = abi.PolicyKey(number, source, entry.port, TCP)
+            entries["policies", key] = abi.Policy(rule, entry.verdict), cause
+        self.entries.update(entries)
+
+    def conflict_policy(self) -> None:
+        """The policy that guards what two policies claim."""
+        self.policy(Policy(CONFLICT_POLICY, (), (PolicyEntry(None, 0, abi.Verdict.DENY, ""),)))
+
+    def address(self, address: bytes, identities: list[str], policies: list[str]) -> None:
+        """Who an address is, and what guards it; both lists are sorted, one is not empty."""
+        cause = (POLICY, policies[0]) if policies else (IDENTITY, identities[0])
+        # Security: which of two identities sends from here cannot be told, so it is nobody that a rule allows.
+        identity: int = abi.Identity.UNKNOWN
+        if len(identities) == 1:
+            identity = self._number(NameSpace.IDENTITY, identities[0], (IDENTITY, identities[0]))
+        guard = 0
+        if policies:
+            name = policies[0] if len(policies) == 1 else CONFLICT_POLICY
+            guard = self._number(NameSpace.POLICY, name, cause)
+        self.entries["addresses", host_key(address)] = abi.Address(identity, guard), cause
+        self._claimed_twice(IDENTITY, address, identities)
+        self._claimed_twice(POLICY, address, policies)
+
+    def workloads(self, enrolled: Iterable[Enrolled]) -> None:
+        """Interfaces and namespaces of this node's pods."""
+        for found in sorted(enrolled):
+            cause = (NODE_CONFIG, found.workload)
+            for address in found.addresses:
+                self.entries["veths", abi.VethKey(address, found.ifindex)] = abi.Veth(1), cause
+            # The map has one address for a namespace; ::ffff:0:0/96 sorts first, so it is the IPv4 one.
+            for address in sorted(found.addresses)[:1]:
+                self.entries["netns", abi.NetnsKey(found.cookie)] = abi.Netns(address), cause
+
+    def backends(self, wanted: Backends) -> None:
+        """Endpoints of a service port, and the slots that repeat them by weight."""
+        cause = (BACKENDS, wanted.service)
+        service = self._number(NameSpace.SERVICE, wanted.service, cause)
+        slots: list[int] = []
+        counts = slot_counts([backend.weight for backend in wanted.backends])
+        for backend, count in zip(wanted.backends, counts, strict=True):
+            index = self._numbers.backend((service, backend.address, backend.port))
+            ready = abi.Backend(backend.address, backend.port, abi.BackendFlag.READY, service)
+            self.entries["backends", index] = ready, cause
+            slots.extend([index] * count)
+        self.slots[wanted.service] = tuple(slots)
+
+    def frontend(self, cause: Cause, frontend: Frontend, *, target_is_known: bool) -> None:
+        """A service address, its slots left zero. `target_is_known`: its endpoints or its policy exist."""
+        service = self._number(NameSpace.SERVICE, frontend.service, cause)
+        key = abi.FrontendKey(frontend.address, frontend.port, TCP)
+        plane = frontend.plane
+        if isinstance(plane, Balance):
+            value = abi.Frontend(service, 0, 0, 0, 0, 0, 0)
+            if target_is_known:
+                self.balanced[key] = plane.backends
+            else:
+                self._problem(cause, f"endpoints {plane.backends} are not known: connections are refused")
+        else:
+            policy = self._number(NameSpace.POLICY, plane.policy, cause) if plane.policy else 0
+            if plane.policy and not target_is_known:
+                # A policy number without entries denies.
+                self._problem(cause, f"policy {plane.policy} is not known: all connections are refused")
+            flags = abi.FrontendFlag.REDIRECT
+            value = abi.Frontend(service, 0, 0, policy, plane.policy_port, plane.proxy_port, flags)
+        self.entries["frontends", key] = value, cause
+
+    def _number(self, space: NameSpace, text: str, cause: Cause) -> int:
+        short = kernel_name(text)
+        number = self._numbers.number(space, short)
+        self.names.setdefault(abi.NameKey(space, number), (abi.Name(short), cause))
+        return number
+
+    def _problem(self, cause: Cause, message: str) -> None:
+        self.problems.append(Problem(*cause, message))
+
+    def _claimed_twice(self, type_url: str, address: bytes, names: list[str]) -> None:
+        for name in names if len(names) > 1 else ():
+            others = ", ".join(other for other in names if other != name)
+            self._problem((type_url, name), f"{address_text(address)} is also claimed by {others}")
