@@ -13,7 +13,7 @@ from typing import Protocol
 import msgspec
 
 
-class ObjectId(msgspec.Struct, frozen=True, order=True):
+class ObjectId(msgspec.Struct, frozen=True, order=True, gc=False):
     """Identity of a manifest object; `group` is the API group without version ("" for core)."""
 
     kind: str
@@ -72,7 +72,7 @@ class Diagnostic(msgspec.Struct, frozen=True):
     location: Location | None = None
 
 
-class Origin(msgspec.Struct, frozen=True, order=True):
+class Origin(msgspec.Struct, frozen=True, order=True, gc=False):
     """The part of a manifest that an output was made from."""
 
     object: ObjectId

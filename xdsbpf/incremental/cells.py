@@ -44,44 +44,56 @@ class Watch:
         self.published: Any = UNSET
 
 
-class Cell:
-    """One memoised value.
+SOURCE_SLOTS: Final = ("changed", "home", "key", "readers", "value")
+"""What every cell has of its own. Named, as the type checker would refuse to set the others in `QueryCell`."""
 
-    `computed` is the reading of the clock at the last run (0: none counts), `changed` that at the
-    last run whose value was new. A reader is up to date if no read changed since it was computed. `home` is
-    the dictionary that holds the cell under `key` (the arguments, for a query). `readers` is a tuple
-    while they are few, as most cells have one, and a set from FEW on: `Graph` alone changes it.
+
+class Cell:
+    """A node of the graph; as it is, a source: an input, a bucket or the keys of an index, set and never computed.
+
+    `changed` is the reading of the clock when its value was last new. `home` is the dictionary that
+    holds it under `key`. `readers` is a tuple while they are few, as most cells have one, and a set
+    from FEW on: `Graph` alone changes it.
     """
 
-    __slots__ = (
-        "changed",
-        "compute",
-        "computed",
-        "home",
-        "key",
-        "origins",
-        "readers",
-        "reads",
-        "reports",
-        "state",
-        "value",
-        "watch",
-    )
+    __slots__ = SOURCE_SLOTS
 
-    def __init__(self, home: dict[Any, Cell], key: Any, compute: Callable[..., Any] | None) -> None:
+    # The same for every source, so that they need no room for it: there is one per pod.
+    state: int = CLEAN
+    computed: int = 0
+    compute: Callable[..., Any] | None = None
+    reads: tuple[Cell, ...] = ()
+    origins: tuple[Origin, ...] = ()
+    reports: tuple[Diagnostic, ...] = ()
+    watch: Watch | None = None
+
+    def __init__(self, home: dict[Any, Cell], key: Any, value: Any = UNSET, changed: int = 0) -> None:
         self.home = home
         self.key = key
-        self.compute = compute
-        self.value: Any = UNSET
-        self.state = CLEAN if compute is None else DIRTY
-        self.reads: tuple[Cell, ...] = ()
+        self.value = value
+        self.changed = changed
         self.readers: tuple[Cell, ...] | set[Cell] = ()
-        self.changed = 0
-        self.computed = 0
-        self.origins: tuple[Origin, ...] = ()
-        self.reports: tuple[Diagnostic, ...] = ()
-        self.watch: Watch | None = None
         home[key] = self
+
+
+class QueryCell(Cell):
+    """One memoised value of the query `compute` for the arguments `key`.
+
+    `computed` is the reading of the clock at the last run (0: none counts). A reader is up to date
+    if no read changed since it was computed.
+    """
+
+    __slots__ = ("compute", "computed", "origins", "reads", "reports", "state", "watch")
+
+    def __init__(self, home: dict[Any, Cell], key: Any, compute: Callable[..., Any]) -> None:
+        super().__init__(home, key)
+        self.compute = compute
+        self.state = DIRTY
+        self.reads = ()
+        self.computed = 0
+        self.origins = ()
+        self.reports = ()
+        self.watch = None
 
 
 class Run:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from xdsbpf.incremental.cells import CHECKING, CLEAN, DIRTY, RUNNING, Cell, Run, Suspended, name_of
+from xdsbpf.incremental.cells import CHECKING, CLEAN, DIRTY, RUNNING, Cell, QueryCell, Run, Suspended, name_of
 from xdsbpf.incremental.failures import CycleError, cycle_of, error_of, failure_of, without_frames
 from xdsbpf.incremental.graph import Graph
 from xdsbpf.incremental.values import Failure, check_value
@@ -67,7 +67,7 @@ class Engine(Graph):
         if cell is None:
             if self.check_values:
                 check_value(args, f"arguments of {function.__name__}")
-            cell = Cell(cells, args, function)
+            cell = QueryCell(cells, args, function)
         return cell
 
     def _read_from_outside(self, cell: Cell) -> Any:

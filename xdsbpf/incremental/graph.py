@@ -27,9 +27,12 @@ class Graph:
     def _connect(self, cell: Cell, reads: tuple[Cell, ...]) -> None:
         old = cell.reads
         cell.reads = reads
+        alone = (cell,)
         for read in reads:
             readers = read.readers
-            if readers.__class__ is set:
+            if not readers:
+                read.readers = alone
+            elif readers.__class__ is set:
                 readers.add(cell)
             elif cell not in readers:
                 readers = read.readers = (*readers, cell)
@@ -110,7 +113,9 @@ class Graph:
             del cell.home[cell.key]
         self._errors.pop(cell, None)
         self._looped.discard(cell)
-        reads, cell.reads = cell.reads, ()
+        reads = cell.reads
+        if reads:
+            cell.reads = ()
         for read in reads:
             self._disconnect(read, cell)
         self._idle.pop(cell, None)

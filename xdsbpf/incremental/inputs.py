@@ -109,7 +109,4 @@ class Inputs(Engine):
         return buckets
 
     def _source(self, home: dict[Any, Cell], key: Any, value: Any) -> Cell:
-        cell = Cell(home, key, None)
-        cell.value = value
-        cell.changed = self.clock
-        return cell
+        return Cell(home, key, value, self.clock)

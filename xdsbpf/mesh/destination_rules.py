@@ -15,7 +15,7 @@ import msgspec
 from xdsbpf.diagnostics import ObjectId, Origin
 from xdsbpf.incremental import Database, query
 from xdsbpf.mesh.codes import warn
-from xdsbpf.mesh.inputs import DESTINATION_RULES_BY_HOST, host_keys, settings
+from xdsbpf.mesh.inputs import DESTINATION_RULES_BY_HOST, host_keys, settings, suffix_keys
 from xdsbpf.mesh.services import host_namespace
 from xdsbpf.model.destination_rule import (
     ClientTLSSettings,
@@ -108,9 +108,10 @@ def destination_rule(db: Database, host: str) -> MergedRule | None:
     root = settings(db).root_namespace
     keys = host_keys(host, settings(db).domain)
     # Exact and short form are one specificity.
-    wildcards = [key for key in keys if key[0] == "suffix"]
-    groups = [_usable(db, tuple(key for key in keys if key[0] != "suffix"))]
-    groups += [_usable(db, (key,)) for key in wildcards]
+    wildcard = next(key for key in keys if key[0] == "suffix")
+    groups = (_usable(db, keys[: keys.index(wildcard)]), *_wildcard_rules(db, wildcard[1]))
+    if not any(groups):
+        return None
     found = (
         tuple(rule for rule in group if _level(rule, namespace, root) == level)
         for level in range(3)
@@ -121,6 +122,12 @@ def destination_rule(db: Database, host: str) -> MergedRule | None:
     chosen = tuple(rule for rule in first if rule.namespace == first[0].namespace)
     _report_shadowed(db, host, chosen, groups[0])
     return _merge(db, host, chosen) if chosen else None
+
+
+@query
+def _wildcard_rules(db: Database, suffix: str) -> tuple[tuple[DestinationRule, ...], ...]:
+    """Usable rules for wildcards that cover `*<suffix>`, by pattern, the most specific first."""
+    return tuple(_usable(db, (key,)) for key in suffix_keys(suffix))
 
 
 def _usable(db: Database, keys: tuple[tuple[str, str], ...]) -> tuple[DestinationRule, ...]:

@@ -20,7 +20,7 @@ from xdsbpf.model.names import spiffe_id
 from xdsbpf.model.scalars import Labels, is_subset
 
 
-class Endpoint(msgspec.Struct, frozen=True):
+class Endpoint(msgspec.Struct, frozen=True, gc=False):
     """A ready server of one service port, `port` being the port of the workload.
 
     `workload` is "<namespace>/<pod>"; it, labels, node and identity are empty if no pod has the address.
@@ -47,7 +47,7 @@ def endpoints(db: Database, host: str, port: int) -> tuple[Endpoint, ...]:
     if owner is None or info is None:
         return ()
     trust_domain = settings(db).trust_domain
-    found: dict[tuple[str, int], Endpoint] = {}
+    found: dict[tuple[bytes, int], Endpoint] = {}
     for slice_ in db.bucket(SLICES_BY_SERVICE, (owner.namespace, owner.name)):
         number = _slice_port(slice_, info)
         if number is None:
@@ -64,9 +64,10 @@ def endpoints(db: Database, host: str, port: int) -> tuple[Endpoint, ...]:
                     continue
                 db.cite(Origin(id, path))
                 pod = _pod(db, slice_, entry, path, address)
-                if (address, number) not in found:
-                    found[address, number] = _endpoint(db, pod, entry, address, number, trust_domain)
-    return tuple(sorted(found.values(), key=lambda e: (packed(e.address), e.port)))
+                key = (packed(address), number)
+                if key not in found:
+                    found[key] = _endpoint(db, pod, entry, address, number, trust_domain)
+    return tuple(found[key] for key in sorted(found))
 
 
 def _is_serving(entry: SliceEndpoint) -> bool:

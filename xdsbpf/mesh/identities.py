@@ -128,6 +128,17 @@ def _identities_of_block(db: Database, block: str) -> tuple[tuple[str, str], ...
     return tuple(sorted((address, next(iter(names))) for address, names in claims.items() if len(names) == 1))
 
 
+@query
+def _contested_addresses(db: Database, block: str) -> tuple[str, ...]:
+    """Addresses of a block's running pods that have no identity, mostly none.
+
+    An identity depends on these only: a pod that comes or goes leaves the other identities of its block alone.
+    """
+    running = (pod for pod in db.bucket(PODS_BY_BLOCK, block) if pod.status.phase == "Running")
+    taken = {address for pod in running for address in pod.addresses if address_block(address) == block}
+    return tuple(sorted(taken.difference(address for address, _ in _identities_of_block(db, block))))
+
+
 def _report_contested(db: Database, id: ObjectId, address: str, names: set[str]) -> None:
     text = f"{address} is claimed by {', '.join(sorted(names))}: traffic from it has no identity"
     hint = "delete the stale pods, give the node's proxy an address of its own"
@@ -150,10 +161,10 @@ def identity(db: Database, name: str) -> tuple[str, ...]:
     namespace = namespace_of_identity(name)
     found: set[str] = set()
     for pod in db.bucket(PODS_BY_ACCOUNT, (namespace, name.rpartition("/")[2])):
-        usable = _own_addresses(pod)
+        usable = _own_addresses(pod) if pod.status.phase == "Running" else ()
         if usable:
             db.cite(Origin(pod.id))
-            found.update(address for address in usable if identity_at(db, address) == name)
+            found.update(a for a in usable if a not in _contested_addresses(db, address_block(a)))
     return tuple(sorted(found, key=packed))
 
 

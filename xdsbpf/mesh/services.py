@@ -224,7 +224,7 @@ def _report_unsupported_fields(db: Database, id: ObjectId, manifest: Service) ->
         (
             spec.publish_not_ready_addresses,
             "spec.publishNotReadyAddresses",
-            "endpoints that are not ready get no connections",
+            "endpoints are used as the conditions in their EndpointSlice say",
         ),
         (len(spec.cluster_ips) > 1, "spec.clusterIPs", "only the first address is served"),
     ):

@@ -12,7 +12,7 @@ import msgspec
 from xdsbpf.diagnostics import ObjectId, Origin
 from xdsbpf.incremental import Database, query
 from xdsbpf.mesh.codes import warn
-from xdsbpf.mesh.inputs import VIRTUAL_SERVICES_BY_HOST, host_keys, settings
+from xdsbpf.mesh.inputs import VIRTUAL_SERVICES_BY_HOST, host_keys, settings, suffix_keys
 from xdsbpf.model.virtual_service import VirtualService
 
 MESH_GATEWAY = "mesh"
@@ -78,17 +78,25 @@ def owners(db: Database, host: str) -> tuple[Owner, ...]:
 
 def _candidates(db: Database, host: str) -> list[_Candidate]:
     """Mesh VirtualServices with a host that covers `host`, by specificity, then age."""
-    found: list[_Candidate] = []
+    candidates: list[_Candidate] = []
     seen: set[ObjectId] = set()
-    for position, key in enumerate(host_keys(host, settings(db).domain)):
-        specificity = position if key[0] == "suffix" else 0
-        for virtual_service in db.bucket(VIRTUAL_SERVICES_BY_HOST, key):
+    keys = host_keys(host, settings(db).domain)
+    wildcard = next(key for key in keys if key[0] == "suffix")
+    exact = [found for key in keys[: keys.index(wildcard)] for found in db.bucket(VIRTUAL_SERVICES_BY_HOST, key)]
+    for specificity, group in enumerate((exact, *_wildcards(db, wildcard[1]))):
+        for virtual_service in group:
             visible_to = _visible_to(virtual_service)
             if virtual_service.id in seen or not visible_to or not is_for_mesh(virtual_service):
                 continue
             seen.add(virtual_service.id)
-            found.append(_Candidate(virtual_service, specificity, visible_to))
-    return sorted(found, key=lambda candidate: (candidate.specificity, *_age(candidate.virtual_service)))
+            candidates.append(_Candidate(virtual_service, specificity, visible_to))
+    return sorted(candidates, key=lambda candidate: (candidate.specificity, *_age(candidate.virtual_service)))
+
+
+@query
+def _wildcards(db: Database, suffix: str) -> tuple[tuple[VirtualService, ...], ...]:
+    """VirtualServices for wildcards that cover `*<suffix>`, by pattern, the most specific first."""
+    return tuple(db.bucket(VIRTUAL_SERVICES_BY_HOST, key) for key in suffix_keys(suffix))
 
 
 def _age(virtual_service: VirtualService) -> tuple[bool, str, str, str]:

@@ -5,6 +5,8 @@ Pure parsing and formatting; every other package spells these names through here
 
 from __future__ import annotations
 
+import functools
+
 import msgspec
 
 from xdsbpf.errors import ProtocolError
@@ -48,8 +50,9 @@ def full_host(host: str, namespace: str, domain: str) -> str:
     return host if "." in host or host == "*" else service_host(host, namespace, domain)
 
 
+@functools.lru_cache(maxsize=16384)
 def spiffe_id(trust_domain: str, namespace: str, service_account: str) -> str:
-    """`spiffe://<trust domain>/ns/<namespace>/sa/<service account>`."""
+    """`spiffe://<trust domain>/ns/<namespace>/sa/<service account>`; cached, so that pods share the text."""
     return f"spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}"
 
 

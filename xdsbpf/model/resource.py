@@ -15,7 +15,7 @@ class Requirement(msgspec.Struct, frozen=True, order=True):
     version: str
 
 
-class Resource(msgspec.Struct, frozen=True):
+class Resource(msgspec.Struct, frozen=True, gc=False):
     """A named, versioned, encoded resource.
 
     `body` is the deterministic serialisation of the message (the `value` of its `Any`), `version`

@@ -27,14 +27,15 @@ class Slot(msgspec.Struct, frozen=True, order=True):
 
 
 class _Output:
-    """A watched query: its last good value, why there is no newer one, and who takes it under which name."""
+    """A watched query: its last good value, why there is no newer one, and who takes it as the resource `name`."""
 
-    __slots__ = ("failure", "takers", "value")
+    __slots__ = ("failure", "name", "takers", "value")
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, takers: tuple[Generator, ...]) -> None:
+        self.name = name
+        self.takers = takers
         self.value: Any = ABSENT
         self.failure = ""
-        self.takers: tuple[tuple[Generator, str], ...] = ()
 
 
 _OutputKey = tuple[Callable[..., Any], tuple[Any, ...]]
@@ -54,6 +55,7 @@ class Publisher:
         self._builds: dict[Generator, dict[str, _Output]] = {}
         self._families: dict[tuple[str, str], tuple[Generator, ...]] = {}
         """Generators by scope and type; mostly one, and the first one that builds a name counts."""
+        self._alone: dict[Generator, tuple[Generator, ...]] = {}  # one tuple for all outputs of a generator
         self._touched: dict[Slot, None] = {}
         self._failures: dict[tuple[Generator, Slot], str] = {}
 
@@ -82,9 +84,9 @@ class Publisher:
         """Stop watching a family; its resources leave the store with the next commit."""
         for name in tuple(self._builds[generator]):
             self._drop(generator, name)
-        self._unwatch((generator.names, generator.args), generator, "")
+        self._unwatch((generator.names, generator.args), generator)
         self._failures.pop((generator, _slot(generator, "")), None)
-        del self._builds[generator]
+        del self._builds[generator], self._alone[generator]
         family = (generator.scope, generator.type_url)
         self._families[family] = tuple(other for other in self._families[family] if other != generator)
 
@@ -108,7 +110,7 @@ class Publisher:
                 output.value = changed.value
             for taker in output.takers:
                 if taker in output.takers:
-                    self._settle(output, *taker)
+                    self._settle(output, taker)
 
     def commit(self) -> Changes:
         """Apply everything taken since the last commit to the store, as one revision of it."""
@@ -134,28 +136,27 @@ class Publisher:
     def _watch(self, key: _OutputKey, generator: Generator, name: str) -> _Output:
         output = self._outputs.get(key)
         if output is None:
-            output = self._outputs[key] = _Output()
-            output.takers = ((generator, name),)
+            output = self._outputs[key] = _Output(name, self._alone.setdefault(generator, (generator,)))
             self._database.watch(key[0], *key[1])
         else:
-            output.takers = (*output.takers, (generator, name))
-            self._settle(output, generator, name)
+            output.takers = (*output.takers, generator)
+            self._settle(output, generator)
         return output
 
-    def _unwatch(self, key: _OutputKey, generator: Generator, name: str) -> None:
+    def _unwatch(self, key: _OutputKey, generator: Generator) -> None:
         output = self._outputs[key]
-        output.takers = tuple(taker for taker in output.takers if taker != (generator, name))
+        output.takers = tuple(taker for taker in output.takers if taker != generator)
         if not output.takers:
             del self._outputs[key]
             self._database.unwatch(key[0], *key[1])
 
-    def _settle(self, output: _Output, generator: Generator, name: str) -> None:
-        slot = _slot(generator, name)
+    def _settle(self, output: _Output, generator: Generator) -> None:
+        slot = _slot(generator, output.name)
         if output.failure:
             self._failures[generator, slot] = output.failure
             return
         self._failures.pop((generator, slot), None)
-        if name:
+        if output.name:
             self._touched[slot] = None
         else:
             self._rename(generator, () if output.value is ABSENT else output.value)
@@ -170,7 +171,7 @@ class Publisher:
 
     def _drop(self, generator: Generator, name: str) -> None:
         del self._builds[generator][name]
-        self._unwatch((generator.build, (*generator.args, name)), generator, name)
+        self._unwatch((generator.build, (*generator.args, name)), generator)
         slot = _slot(generator, name)
         self._failures.pop((generator, slot), None)
         self._touched[slot] = None
@@ -180,9 +181,9 @@ def _defect_of(value: Any, output: _Output) -> str:
     """Why a new value cannot be taken: the query failed, or made a resource that it was not asked for; "" if fine."""
     if isinstance(value, Failure):
         return str(value)
-    for generator, name in output.takers:
-        if name and value is not ABSENT and (value.type_url, value.name) != (generator.type_url, name):
-            return f"the build of {name!r} made {value.name!r} of {value.type_url}"
+    for generator in output.takers if output.name and value is not ABSENT else ():
+        if (value.type_url, value.name) != (generator.type_url, output.name):
+            return f"the build of {output.name!r} made {value.name!r} of {value.type_url}"
     return ""
 
 

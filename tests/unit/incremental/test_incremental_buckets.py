@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 import msgspec
 import pytest
@@ -163,3 +164,27 @@ def test_a_put_whose_keys_raise_is_refused_and_leaves_the_change_whole() -> None
         with pytest.raises(IndexError):
             change.put(table, "b", Rule("b", ()))
     assert [rule.name for rule in db.bucket(index, "x")] == ["a"]
+
+
+@pytest.mark.parametrize("batch", [1, 3, 40])
+def test_a_large_bucket_stays_sorted_through_single_changes_and_through_batches(batch: int) -> None:
+    rng = random.Random(batch)
+    db = Database()
+    expected: dict[str, Rule] = {}
+    for _ in range(120):
+        with db.change() as change:
+            for _ in range(batch if expected else 200):
+                name = f"r{rng.randrange(250)}"
+                if rng.random() < 0.3:
+                    change.remove(RULES, name)
+                    expected.pop(name, None)
+                    continue
+                shown = rng.choice((("x",), ("x", "y"), ("y",), ()))
+                rule = expected[name] = Rule(name, shown, rng.choice("12345"), rng.randrange(3))
+                change.put(RULES, name, rule)
+        for key in ("x", "y"):
+            members = sorted(
+                (rule for rule in expected.values() if key in rule.hosts), key=lambda rule: (rule.created, rule.name)
+            )
+            assert db.bucket(BY_HOST, key) == tuple(members)
+        assert db.bucket_keys(BY_HOST) == tuple(sorted({key for rule in expected.values() for key in rule.hosts}))

@@ -8,7 +8,7 @@ import weakref
 import pytest
 
 from xdsbpf.incremental import ABSENT, Database, Index, QueryError, Table, query
-from xdsbpf.incremental.cells import Cell
+from xdsbpf.incremental.cells import FEW, Cell
 
 TARGETS = Table[str, tuple[str, ...]]("targets")
 BY_TARGET = Index("by_target", TARGETS, keys=lambda targets: targets)
@@ -23,6 +23,11 @@ def reach(db: Database, name: str) -> tuple[str, ...]:
     if targets == ("!",):
         raise ValueError(name)
     return tuple(sorted({end for target in targets for end in reach(db, target)}))
+
+
+@query
+def reader(db: Database, number: int) -> tuple[object, int]:
+    return (db.input(TARGETS, "k"), number)
 
 
 def put(db: Database, **targets: str) -> None:
@@ -175,3 +180,20 @@ def test_the_values_of_freed_cells_are_released() -> None:
         assert alive[0]() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("count", [1, FEW, FEW + 1, 3 * FEW])
+def test_a_value_with_few_or_many_readers_tells_all_that_are_left_and_no_others(count: int) -> None:
+    db = Database()
+    put(db, k="a")
+    for number in range(count):
+        db.watch(reader, number)
+    db.drain()
+    for number in range(1, count):
+        db.unwatch(reader, number)
+    put(db, k="b")
+    revision = db.drain()
+    assert revision is not None
+    assert [output.args for output in revision.outputs] == [(0,)]
+    db.unwatch(reader, 0)
+    assert db.cells == 0, "the input, too, lost its last reader"

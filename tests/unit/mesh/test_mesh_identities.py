@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.builders import Mesh, bookinfo, node, pod, workload
+from xdsbpf.incremental.cells import Cell
 from xdsbpf.mesh.identities import (
     NODE_PROXY,
     identities,
@@ -110,3 +111,27 @@ def test_a_moved_pod_changes_both_nodes() -> None:
     mesh.put(workload("a", "v1", "10.0.0.1", node="n2"))
     assert workloads_of_node(mesh.db, "n1") == ()
     assert len(workloads_of_node(mesh.db, "n2")) == 1
+
+
+def test_a_pod_that_comes_to_a_block_leaves_the_other_identities_of_the_block_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mesh = Mesh(pod("a1", "10.0.0.2", account="a"), pod("b1", "10.0.0.3", account="b"))
+    mesh.db.watch(identity, A)
+    mesh.db.drain()
+    ran: list[object] = []
+    run = mesh.db._run
+
+    def record(cell: Cell) -> None:
+        ran.append(cell.key)
+        run(cell)
+
+    monkeypatch.setattr(mesh.db, "_run", record)
+    mesh.put(pod("b2", "10.0.0.4", account="b"))
+    assert mesh.db.drain() is None
+    assert (A,) not in ran
+    mesh.put(pod("b3", "10.0.0.2", account="b"))
+    revision = mesh.db.drain()
+    assert revision is not None
+    assert [output.value for output in revision.outputs] == [()]
+    assert (A,) in ran

@@ -81,6 +81,7 @@ def test_a_service_that_cannot_be_served_is_left_out_with_a_finding(manifest: ob
         ({"external_ips": ("1.2.3.4",)}, "spec.externalIPs"),
         ({"session_affinity": "ClientIP"}, "spec.sessionAffinity"),
         ({"internal_traffic_policy": "Local"}, "spec.internalTrafficPolicy"),
+        ({"publish_not_ready_addresses": True}, "spec.publishNotReadyAddresses"),
     ],
 )
 def test_a_field_without_effect_is_reported_and_the_service_still_works(spec: dict[str, object], path: str) -> None:

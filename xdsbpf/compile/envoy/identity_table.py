@@ -8,7 +8,6 @@ then read `-`, no filter chain matches, the connection is closed. Cost: linear i
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Final
 
 import msgspec
@@ -51,19 +50,17 @@ def table(db: Database, node: str, name: str) -> Resource | Absent:
     """The identity table of a node's pods; ABSENT for any other name."""
     if name != names.SOURCE_IDENTITY:
         return ABSENT
-    entries: set[Entry] = set()
-    owners: dict[str, list[Origin]] = {}
-    for workload in workloads_of_node(db, node):
-        for entry in _entries(db, workload):
-            entries.add(entry)
-            owners.setdefault(entry.address, []).append(_origin(workload))
+    found = [(entry, workload) for workload in workloads_of_node(db, node) for entry in _entries(db, workload)]
+    entries: dict[str, Entry] = {}
     # A key given twice is an error of the whole CEL map: every source of the node would be unknown.
-    times = Counter(entry.address for entry in entries)
-    for address in sorted(address for address, number in times.items() if number > 1):
-        for origin in owners[address]:
-            text = f"{address} is that of several pods with different labels: to the proxy it is an unknown source"
-            warn(db.report, IDENTITY_SHARED, origin, text, "delete the stale pods")
-    return resource(EXTENSION, name, identity_table(tuple(sorted(e for e in entries if times[e.address] == 1))))
+    shared = {entry.address for entry, _ in found if entries.setdefault(entry.address, entry) != entry}
+    for entry, workload in found if shared else ():
+        if entry.address in shared:
+            entries.pop(entry.address, None)
+            text = f"{entry.address} is that of several pods with different labels: "
+            text += "to the proxy it is an unknown source"
+            warn(db.report, IDENTITY_SHARED, _origin(workload), text, "delete the stale pods")
+    return resource(EXTENSION, name, identity_table(tuple(entries[address] for address in sorted(entries))))
 
 
 def _origin(workload: Workload) -> Origin:

@@ -38,7 +38,7 @@ AGGRESSION_KEY: Final = "xdsbpf.slow_start.aggression"
 def load_balancing_policy(settings: LoadBalancerSettings | None, where: Origin, report: Report) -> LoadBalancingPolicy:
     """The cluster's policy; LEAST_REQUEST unless written otherwise. `where` is the `loadBalancer` field."""
     if settings is None:
-        return _policy("least_request", LeastRequest())
+        return default_load_balancing_policy()
     if settings.locality_lb_setting is not None:
         text = "locality settings are not supported yet: all endpoints are used alike"
         warn(report, LOCALITY_IGNORED, at(where, "localityLbSetting"), text)
@@ -53,6 +53,11 @@ def load_balancing_policy(settings: LoadBalancerSettings | None, where: Origin, 
     if settings.simple == "ROUND_ROBIN":
         return _policy("round_robin", RoundRobin(slow_start_config=slow_start))
     return _policy("least_request", LeastRequest(slow_start_config=slow_start))
+
+
+def default_load_balancing_policy() -> LoadBalancingPolicy:
+    """LEAST_REQUEST."""
+    return _policy("least_request", LeastRequest())
 
 
 def set_outlier_detection(cluster: Cluster, settings: OutlierDetection, where: Origin, report: Report) -> None:
