@@ -28,6 +28,7 @@ from xdsbpf.datapath.attach import detach_all
 from xdsbpf.datapath.loader import open_datapath
 from xdsbpf.datapath.memory import MemoryTables
 from xdsbpf.datapath.tables import Kernel
+from xdsbpf.errors import InvariantError
 from xdsbpf.model.names import BACKENDS, FRONTEND, IDENTITY, POLICY
 from xdsbpf.xds.protocol import ReceivedResource, ReceivedResponse
 
@@ -42,10 +43,10 @@ class NoHooks:
     """No pods on this node."""
 
     def attach_veth(self, ifindex: int) -> None:
-        raise NotImplementedError
+        raise InvariantError(f"a node without pods has no veth {ifindex}")
 
     def detach_veth(self, ifindex: int) -> None:
-        raise NotImplementedError
+        raise InvariantError(f"a node without pods has no veth {ifindex}")
 
     def veths(self) -> tuple[int, ...]:
         return ()

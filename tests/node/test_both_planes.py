@@ -21,6 +21,7 @@ from xdsbpf.lab.bringup import down, up
 from xdsbpf.lab.lab import Lab
 from xdsbpf.lab.measure import balanced_over, envoy_connections, wait_until, xdsbpf_json
 from xdsbpf.lab.plan import LabOptions
+from xdsbpf.unix_http import UnixConnection
 
 pytestmark = [pytest.mark.root, pytest.mark.envoy, pytest.mark.timeout(180)]
 
@@ -126,6 +127,31 @@ def versions(answer: dict[str, Any]) -> set[str]:
 def probe(lab: Lab, pod: str, target: str, count: int = 20) -> dict[str, int]:
     outcomes: dict[str, int] = lab.client(pod, "probe", target, "-n", str(count))["outcomes"]
     return outcomes
+
+
+def envoy_stats(lab: Lab, node: str, pattern: str) -> dict[str, int]:
+    connection = UnixConnection(str(lab.envoy_admin(node)), 5.0)
+    try:
+        connection.request("GET", f"/stats?filter={pattern}")
+        lines = connection.getresponse().read().decode().splitlines()
+    finally:
+        connection.close()
+    pairs = (line.partition(": ") for line in lines)
+    return {name: int(value) for name, _, value in pairs if value.isdigit()}
+
+
+def test_envoy_accepts_everything_and_finds_nothing_deprecated(lab: Lab) -> None:
+    lab.client("client-allowed", "get", "http://productpage:9080/productpage", "-n", "5")
+    lab.client("client-allowed", "get", REVIEWS, "-n", "50")
+    for node in lab.node_names:
+        updates = envoy_stats(lab, node, "update_success|update_rejected")
+        accepted = {name: count for name, count in updates.items() if name.endswith("update_success") and count}
+        assert {"listener_manager.lds.update_success", "http.out_9080.rds.9080.update_success"} <= set(accepted)
+        assert {name: count for name, count in updates.items() if name.endswith("update_rejected") and count} == {}
+        assert set(envoy_stats(lab, node, "^runtime.deprecated_feature_use$").values()) == {0}
+    clients = xdsbpf_json(lab, "ps")["items"]
+    assert len(clients) == 2 * len(lab.node_names)
+    assert [entry["nacked"] for item in clients for entry in item["types"] if entry["nacked"]] == []
 
 
 def test_envoy_refuses_what_only_some_endpoints_deny(lab: Lab, apply: Callable[[str, str], None]) -> None:
