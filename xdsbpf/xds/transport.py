@@ -1,0 +1,47 @@
+"""What the server's streams need of a transport, whichever carries them.
+
+A transport (grpc.aio, or the HTTP/2 of `xds.h2`) accepts connections, looks the method up and hands a `Call` to its
+handler, one task per call. Messages are raw gRPC message bytes without the length prefix. A handler that returns ends
+the call with OK; one that raises ProtocolError ends it with that status and text. Knows no xDS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import msgspec
+
+
+class Peer(msgspec.Struct, frozen=True):
+    """Who is at the other end.
+
+    `address` is `ipv4:10.0.0.1:4711`, `ipv6:[::1]:4711` or `unix:`; `identities` are the URI names of its verified
+    certificate, () on plaintext; `is_encrypted` tells a mutual TLS listener from a local plaintext one.
+    """
+
+    address: str
+    identities: tuple[str, ...] = ()
+    is_encrypted: bool = False
+
+
+class Call(Protocol):
+    """One call, whatever its shape: unary calls read one message and write one."""
+
+    @property
+    def method(self) -> str:
+        """`/package.Service/Method`."""
+
+    @property
+    def peer(self) -> Peer:
+        """The other end."""
+
+    async def read(self) -> bytes | None:
+        """The next message, or None when the client has half-closed. Raises: ProtocolError for a broken one."""
+
+    async def write(self, message: bytes) -> None:
+        """Send a message; returns when the transport takes another one, so a slow client slows its writer."""
+
+
+Handler = Callable[[Call], Awaitable[None]]
+"""Serves one call to its end."""
