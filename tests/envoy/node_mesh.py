@@ -88,7 +88,7 @@ class NodeMesh:
         self.mesh = mesh
         self.port = port
         self.store = ResourceStore()
-        view = View(scopes=("node-envoy", f"node-envoy/{NODE}"), node=NODE, kind="node-envoy")
+        view = View(scopes=("mesh", "node-envoy", f"node-envoy/{NODE}"), node=NODE, kind="node-envoy")
         self.server = XdsServer(self.store, lambda node_id, metadata: view, time.monotonic)
         self.socket = directory / "xds.sock"
         self.envoy = RealEnvoy(binary, directory, self.socket, NODE_ID)

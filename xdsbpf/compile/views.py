@@ -31,7 +31,7 @@ def view_scopes(node_id: NodeId) -> tuple[str, ...]:
     ProtocolError(INVALID_ARGUMENT) for one that does not exist.
     """
     if node_id.type == "node":
-        return (envoy_names.SCOPE, envoy_names.node_scope(node_id.name))
+        return (envoy_names.MESH_SCOPE, envoy_names.SCOPE, envoy_names.node_scope(node_id.name))
     if node_id.type == "agent":
         return (datapath_names.SCOPE, datapath_names.node_scope(node_id.name))
     hint = "node~<ip>~<node name>~<domain> for a node's Envoy, agent~... for its agent"

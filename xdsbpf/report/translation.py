@@ -10,7 +10,7 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.descriptor_pool import Default
 from google.protobuf.message_factory import GetMessageClass
 
-from xdsbpf.compile.envoy.names import SCOPE as NODE_ENVOY_SCOPE
+from xdsbpf.compile.envoy.names import MESH_SCOPE
 from xdsbpf.compile.envoy.newer_messages import CEL_MESSAGE, CEL_TYPE
 from xdsbpf.compiler import Compiler
 from xdsbpf.diagnostics import Diagnostic, Origin, Severity
@@ -39,7 +39,7 @@ def preview(node_id: NodeId) -> tuple[View, tuple[str, ...], Diagnostic] | None:
         f"{node_id.type} proxies are not served yet: only their outbound clusters and endpoints are shown",
         "node~… shows the whole of a node's Envoy",
     )
-    return View((NODE_ENVOY_SCOPE,), "", node_id.type), types, finding
+    return View((MESH_SCOPE,), "", node_id.type), types, finding
 
 
 class _Types:

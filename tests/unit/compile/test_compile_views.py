@@ -12,7 +12,7 @@ from xdsbpf.model.names import NodeId
 
 
 def test_a_nodes_envoy_and_its_agent_see_the_shared_scope_and_their_own() -> None:
-    assert view_scopes(NodeId("node", "10.0.0.1", "n1", "x")) == ("node-envoy", "node-envoy/n1")
+    assert view_scopes(NodeId("node", "10.0.0.1", "n1", "x")) == ("mesh", "node-envoy", "node-envoy/n1")
     assert view_scopes(NodeId("agent", "10.0.0.1", "n1", "x")) == ("datapath", "datapath/n1")
 
 

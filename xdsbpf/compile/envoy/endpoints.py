@@ -1,7 +1,8 @@
 """Endpoints of a cluster: one ClusterLoadAssignment per (port, subset, host), the hot path of the mesh.
 
 One locality; an endpoint change re-runs one of these queries and nothing else. An empty assignment is
-still sent, so that a cluster without endpoints answers 503 instead of waiting.
+still sent, so that a cluster without endpoints answers 503 instead of waiting. Locality and its weight are
+for gRPC clients, which ignore endpoints without (xds-server.md rule 57).
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ def load_assignment(name: str, endpoints: tuple[Endpoint, ...]) -> ClusterLoadAs
     """All endpoints in one locality, each with weight 1. Cost: about 1.5 us per endpoint."""
     message = ClusterLoadAssignment(cluster_name=name)
     if endpoints:
-        add = message.endpoints.add().lb_endpoints.add
+        group = message.endpoints.add()
+        group.locality.SetInParent()
+        group.load_balancing_weight.value = len(endpoints)
+        add = group.lb_endpoints.add
         for endpoint in endpoints:
             address = add().endpoint.address.socket_address
             address.address = endpoint.address

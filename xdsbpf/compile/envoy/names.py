@@ -11,6 +11,9 @@ from typing import Final
 
 import msgspec
 
+MESH_SCOPE: Final = "mesh"
+"""Store scope of what every kind of proxy shares: clusters and endpoints, on demand."""
+
 SCOPE: Final = "node-envoy"
 """Store scope of the resources that all node Envoys share."""
 

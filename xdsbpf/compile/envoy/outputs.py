@@ -8,10 +8,10 @@ from xdsbpf.model.names import CLUSTER, ENDPOINTS, EXTENSION, LISTENER, ROUTES, 
 
 
 def envoy_generators(nodes: tuple[str, ...]) -> tuple[Generator, ...]:
-    """Generators of all Envoy resources: those that all node Envoys share, then one table per node."""
+    """Generators of node Envoys' resources: those that all proxies or all nodes share, then one table per node."""
     shared = (
-        Generator(names.SCOPE, CLUSTER, clusters.cluster_names, clusters.cluster),
-        Generator(names.SCOPE, ENDPOINTS, endpoints.endpoint_names, endpoints.endpoints_resource),
+        Generator(names.MESH_SCOPE, CLUSTER, clusters.cluster_names, clusters.cluster),
+        Generator(names.MESH_SCOPE, ENDPOINTS, endpoints.endpoint_names, endpoints.endpoints_resource),
         Generator(names.SCOPE, ROUTES, routes.route_config_names, routes.route_config),
         Generator(names.SCOPE, VIRTUAL_HOST, virtual_hosts.virtual_host_names, virtual_hosts.virtual_host),
         Generator(names.SCOPE, LISTENER, listeners.listener_names, listeners.listener),
