@@ -21,7 +21,8 @@ from xdsbpf.model.resource import Resource
 
 ADS_SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 DELTA_ADS = f"/{ADS_SERVICE}/DeltaAggregatedResources"
-"""gRPC method path of the delta aggregated stream."""
+SOTW_ADS = f"/{ADS_SERVICE}/StreamAggregatedResources"
+"""gRPC method paths of the aggregated streams."""
 
 SCOPED_ROUTES = names.TYPE_PREFIX + "envoy.config.route.v3.ScopedRouteConfiguration"
 RUNTIME = names.TYPE_PREFIX + "envoy.service.runtime.v3.Runtime"

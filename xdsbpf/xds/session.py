@@ -49,7 +49,8 @@ class DeltaSession:
 
     `gate` is given for an agent's stream (its resources may be withheld), `ledger` for a node Envoy's
     (what it ACKs opens that gate). `nonces` is shared by all streams of a server, so a nonce of another
-    stream is stale here. `clock` (seconds) is only recorded, for the status.
+    stream is stale here. `clock` (seconds) is only recorded, for the status. `service_type` is the type of a
+    per-type service, "" for the aggregated one.
     """
 
     def __init__(
@@ -62,8 +63,10 @@ class DeltaSession:
         ledger: EnvoyLedger | None = None,
         nonces: Iterator[int] | None = None,
         clock: Callable[[], float] = lambda: 0.0,
+        service_type: str = "",
     ) -> None:
         self.view = view
+        self._service_type = service_type
         self.node_id = node_id
         self._reader = reader
         self._gate = gate
@@ -86,9 +89,11 @@ class DeltaSession:
         Raises: ProtocolError if the stream must be closed (another node, no type, too many names).
         """
         self._check_node(request)
-        type_url: str = request.type_url
+        type_url: str = request.type_url or self._service_type
         if not type_url:
             raise ProtocolError("INVALID_ARGUMENT", "a request on an ADS stream has no type_url")
+        if self._service_type not in ("", type_url):
+            raise ProtocolError("INVALID_ARGUMENT", f"this service serves {self._service_type}, not {type_url}")
         _check_size(request)
         self._stamp += 1
         subscription = self._subscriptions.get(type_url)

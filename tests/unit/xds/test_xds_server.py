@@ -20,6 +20,7 @@ from xdsbpf.model.names import parse_node_id
 from xdsbpf.xds import protocol
 from xdsbpf.xds.addresses import listen_target
 from xdsbpf.xds.server import ViewResolver, XdsServer
+from xdsbpf.xds.services import METHODS, Method, Variant
 from xdsbpf.xds.status import SyncState
 from xdsbpf.xds.store import Batch, ResourceStore, View
 
@@ -35,8 +36,8 @@ def resolve(node_id: str, metadata: Mapping[str, object]) -> View:
 class Stream:
     """A raw delta ADS stream."""
 
-    def __init__(self, channel: aio.Channel) -> None:
-        self.call: Any = channel.stream_stream(protocol.DELTA_ADS)()
+    def __init__(self, channel: aio.Channel, method: str = protocol.DELTA_ADS) -> None:
+        self.call: Any = channel.stream_stream(method)()
 
     async def send(self, type_url: str, **fields: Any) -> None:
         await self.call.write(protocol.encode_request(type_url, **fields))
@@ -68,10 +69,10 @@ class Rig:
         self.channels: list[aio.Channel] = []
         self.bound: tuple[str, ...] = ()
 
-    def stream(self, address: int = 0) -> Stream:
+    def stream(self, address: int = 0, method: str = protocol.DELTA_ADS) -> Stream:
         channel = aio.insecure_channel(self.bound[address])
         self.channels.append(channel)
-        return Stream(channel)
+        return Stream(channel, method)
 
 
 @asynccontextmanager
@@ -99,6 +100,21 @@ async def test_a_stream_gets_answers_and_changes() -> None:
         assert [item.name for item in (await stream.receive_and_ack()).resources] == ["a"]
         rig.server.changed(rig.store.apply("node-envoy", [resource(EDS, "a", "2")]))
         assert (await stream.receive()).resources[0].body == b"a=2"
+
+
+DELTA_SERVICES = [method for method in METHODS.values() if method.variant is Variant.DELTA and method.type_url]
+
+
+@pytest.mark.parametrize("method", DELTA_SERVICES, ids=lambda method: method.path.rpartition("/")[2])
+async def test_every_delta_service_serves_its_own_type(method: Method) -> None:
+    """Rule 1: an empty type_url means the service's own, another one is refused."""
+    async with running(store_with(resource(method.type_url, "a"))) as rig:
+        stream = rig.stream(method=method.path)
+        await stream.send("", node_id=ENVOY_ID, subscribe=["a"])
+        got = await stream.receive()
+        assert (got.type_url, [item.name for item in got.resources]) == (method.type_url, ["a"])
+        await stream.send(EDS if method.type_url != EDS else CDS)
+        assert (await stream.end())[0] is grpc.StatusCode.INVALID_ARGUMENT
 
 
 async def test_unix_and_tcp_serve_the_same_store(tmp_path: Path) -> None:
