@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-# Kernel tests fork children into pods. gRPC, once loaded, would wait in that fork for its own threads, at times for ever;
-# the children use no gRPC. Read when gRPC is imported, hence here.
+# Kernel tests fork children into pods. gRPC, once loaded, would wait in that fork for its own threads, at times for
+# ever; the children use no gRPC. Read when gRPC is imported, hence here.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 LONG = os.environ.get("XDSBPF_LONG") == "1"
