@@ -1,0 +1,72 @@
+"""Runs each rule's tests in the variants where the rule applies, against our server or another one.
+
+`@pytest.mark.rule(21, on=DELTA)` names the rule and its variants; `needs="own server"` marks a test that restarts or
+looks at the server, which only ours allows. Options: see README.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.xds.drivers import Directory, Driver, InProcess
+from tests.xds.lab import Lab, running_lab
+from tests.xds.wire import ALL, DELTA, Variant
+
+QUIET_OWN_S = 0.08
+"""The quiet window in one process with the server: it answers within a few milliseconds."""
+QUIET_OTHER_S = 0.5
+
+SERVED = DELTA
+"""The variants that our server serves; `--xds-variants` asks for others."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("xds", "conformance of an xDS server")
+    group.addoption("--xds-server", metavar="ADDRESS", help="the server to test; ours in this process by default")
+    group.addoption("--xds-resources", metavar="DIRECTORY", type=Path, help="what that server watches")
+    group.addoption("--xds-variants", metavar="LIST", help="of sotw-ads,sotw-per-type,delta-ads,delta-per-type")
+    group.addoption("--xds-quiet", metavar="SECONDS", type=float, help="how long silence is (0.5 for another server)")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    marker = metafunc.definition.get_closest_marker("rule")
+    if "lab" in metafunc.fixturenames and marker is not None:
+        variants = marker.kwargs.get("on", ALL)
+        metafunc.parametrize("lab", variants, indirect=True, ids=[variant.value for variant in variants])
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What cannot be asked of the server is deselected, not skipped: it says nothing about it."""
+    asked = config.getoption("xds_variants", None)
+    other = bool(config.getoption("xds_server", None))
+    offered = [Variant(name) for name in asked.split(",")] if asked else ALL if other else SERVED
+    out = [item for item in items if _is_here(item) and not _can_be_asked(item, tuple(offered), other)]
+    if out:
+        items[:] = [item for item in items if item not in out]
+        config.hook.pytest_deselected(items=out)
+
+
+def _is_here(item: pytest.Item) -> bool:
+    return item.path.parent == Path(__file__).parent
+
+
+def _can_be_asked(item: pytest.Item, offered: tuple[Variant, ...], other: bool) -> bool:
+    marker = item.get_closest_marker("rule")
+    if other and (marker is None or "needs" in marker.kwargs):
+        return False
+    call = getattr(item, "callspec", None)
+    return call is None or call.params.get("lab", offered[0]) in offered
+
+
+@pytest.fixture
+async def lab(request: pytest.FixtureRequest) -> AsyncIterator[Lab]:
+    """A server that serves nothing yet, and clients of one variant."""
+    option = request.config.getoption
+    address = option("xds_server", None)
+    driver: Driver = Directory(address, option("xds_resources")) if address else InProcess()
+    quiet_s = option("xds_quiet", None) or (QUIET_OTHER_S if address else QUIET_OWN_S)
+    async with running_lab(driver, request.param, quiet_s) as lab:
+        yield lab

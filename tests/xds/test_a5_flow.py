@@ -1,0 +1,155 @@
+"""Rules 41 to 56 as far as a client sees them: pacing, pages, limits, life cycle, the services beside."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+
+import grpc
+import pytest
+
+from tests.xds.lab import Lab
+from tests.xds.resources import CDS, EDS, cluster, endpoints
+from tests.xds.wire import ALL, DELTA, Variant
+
+CHANGES = 100
+MIB = 1 << 20
+PAGE_LIMIT = 2 * MIB
+MANY = 200_000
+
+
+@pytest.mark.rule(41, on=ALL)
+async def test_while_an_ack_is_out_changes_collect_and_the_latest_wins(lab: Lab) -> None:
+    await lab.put(endpoints("a"))
+    client = lab.client()
+    await client.subscribe(EDS, "a")
+    await client.expect(EDS, {"a": 1})
+    await lab.put(endpoints("a", 2))
+    first = await client.receive(EDS)
+    for number in range(3, CHANGES):
+        await lab.put(endpoints("a", number))
+    await client.quiet()
+    await client.ack(first)
+    await client.expect(EDS, {"a": CHANGES - 1})
+    await client.quiet()
+
+
+@pytest.mark.rule(41, on=ALL)
+async def test_a_name_is_answered_while_another_response_waits_for_its_ack(lab: Lab) -> None:
+    await lab.put(endpoints("a"), endpoints("b"))
+    client = lab.client()
+    await client.subscribe(EDS, "a")
+    await client.receive(EDS)
+    await client.subscribe(EDS, "b")
+    assert (await client.receive(EDS)).holds["b"] == 1
+
+
+@pytest.mark.rule(41, on=ALL)
+async def test_a_nack_lets_the_next_change_go(lab: Lab) -> None:
+    await lab.put(endpoints("a"))
+    client = lab.client()
+    await client.subscribe(EDS, "a")
+    first = await client.receive(EDS)
+    await lab.put(endpoints("a", 2))
+    await client.quiet()
+    await client.nack(first)
+    await client.expect(EDS, {"a": 2})
+
+
+@pytest.mark.rule(44, on=ALL)
+async def test_five_megabytes_of_endpoints_come_in_pages(lab: Lab) -> None:
+    """The client refuses messages over 4 MiB, as gRPC's do."""
+    names = [f"a{number}" for number in range(50)]
+    await lab.put(*(endpoints(name, size=4800) for name in names))
+    client = lab.client()
+    await client.subscribe(EDS, *names)
+    responses = await client.expect(EDS, dict.fromkeys(names, 1))
+    sizes = [response.size for response in responses]
+    assert sum(sizes) > 5 * MIB
+    assert max(sizes) <= PAGE_LIMIT
+
+
+@pytest.mark.rule(45, on=DELTA)
+async def test_a_first_sync_of_many_clusters_comes_in_pages(lab: Lab) -> None:
+    names = [f"c{number}" for number in range(4500)]
+    await lab.put(*(cluster(name) for name in names))
+    client = lab.client()
+    await client.subscribe(CDS)
+    responses = await client.expect(CDS, dict.fromkeys(names, 1))
+    assert max(len(response.items) for response in responses) <= 2000
+
+
+@pytest.mark.rule(46, on=DELTA)
+async def test_a_client_that_claims_two_hundred_thousand_names_is_served(lab: Lab) -> None:
+    await lab.put(endpoints("a"))
+    client = lab.client()
+    claims = {f"outbound|80||service-{number}.default": "0123456789abcdef" for number in range(MANY)}
+    await client.send(EDS, resource_names_subscribe=["a"], initial_resource_versions=claims)
+    await client.expect(EDS, {"a": 1})
+
+
+@pytest.mark.rule(46, on=tuple(variant for variant in ALL if not variant.is_delta))
+async def test_a_client_that_names_two_hundred_thousand_resources_is_served(lab: Lab) -> None:
+    await lab.put(endpoints("a"))
+    client = lab.client()
+    names = ["a", *(f"outbound|80||service-{number}.default" for number in range(MANY - 1))]
+    await client.send(EDS, resource_names=names)
+    assert (await client.receive(EDS)).holds == {"a": 1}
+
+
+@pytest.mark.rule(47, on=(Variant.DELTA_ADS,))
+async def test_pings_of_a_client_are_answered_and_never_too_many(lab: Lab) -> None:
+    """HTTP/2 by hand: ten pings without a stream, which gRPC servers punish by default."""
+    host, _, port = lab.driver.address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    ping, goaway, settings = 6, 7, 4
+    writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(settings, b""))
+    answered = 0
+    async with asyncio.timeout(5.0):
+        for number in range(10):
+            writer.write(_frame(ping, number.to_bytes(8, "big")))
+            while answered <= number:
+                head = await reader.readexactly(9)
+                payload = await reader.readexactly(int.from_bytes(head[:3], "big"))
+                assert head[3] != goaway, payload
+                if head[3] == ping and head[4] & 1:
+                    assert payload == answered.to_bytes(8, "big")
+                    answered += 1
+    writer.close()
+    await writer.wait_closed()
+
+
+@pytest.mark.rule(48, on=ALL, needs="own server")
+async def test_a_server_that_stops_ends_its_streams_with_a_status(lab: Lab) -> None:
+    await lab.put(endpoints("a"))
+    client = lab.client()
+    await client.subscribe(EDS, "a")
+    await client.expect(EDS, {"a": 1})
+    await lab.own.server.stop(5.0)
+    assert (await client.end(EDS))[0] in (grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE)
+
+
+@pytest.mark.rule(50, on=ALL)
+async def test_a_burst_of_changes_reaches_a_client_in_few_responses(lab: Lab) -> None:
+    """The client takes 20 ms to apply each one."""
+    await lab.put(endpoints("a"))
+    client = lab.client()
+    await client.subscribe(EDS, "a")
+    await client.expect(EDS, {"a": 1})
+
+    async def burst() -> None:
+        for number in range(2, 2 + CHANGES):
+            await lab.put(endpoints("a", number))
+            await asyncio.sleep(0)
+
+    burst_task = asyncio.create_task(burst())
+    while (response := await client.receive(EDS)).holds != {"a": 1 + CHANGES}:
+        await asyncio.sleep(0.02)
+        await client.ack(response)
+    await burst_task
+    assert len(client.log) <= 20
+
+
+def _frame(kind: int, payload: bytes) -> bytes:
+    """An HTTP/2 frame on stream 0 (RFC 9113, section 4.1)."""
+    return struct.pack(">I", len(payload))[1:] + bytes((kind, 0, 0, 0, 0, 0)) + payload
