@@ -24,10 +24,17 @@ from xdsbpf.mesh.inputs import MeshSettings
 from xdsbpf.model.names import NodeId, parse_node_id
 from xdsbpf.sources.catalog import Catalog, CatalogDelta
 from xdsbpf.sources.files import FileSource
+from xdsbpf.xds import load_reporting
 from xdsbpf.xds.addresses import listen_target
+from xdsbpf.xds.health import Health
+from xdsbpf.xds.load_reporting import LoadReporting
+from xdsbpf.xds.load_reports import LoadReports
 from xdsbpf.xds.publisher import Slot
+from xdsbpf.xds.reflection import reflection_handlers
 from xdsbpf.xds.server import XdsServer
+from xdsbpf.xds.services import METHODS
 from xdsbpf.xds.store import AGENT, NODE_ENVOY, View
+from xdsbpf.xds.transport import Peer
 
 log = structlog.get_logger(__name__)
 
@@ -36,6 +43,9 @@ SLICE_S = 0.005
 
 BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Buckets of the compile histogram, in seconds."""
+
+SERVICES = (*dict.fromkeys(path.split("/")[1] for path in METHODS), load_reporting.SERVICE)
+"""Full names of the gRPC services, for health and reflection."""
 
 KINDS = {"node": NODE_ENVOY, "agent": AGENT}
 
@@ -59,6 +69,11 @@ def resolve_view(node_id: str, metadata: Mapping[str, object]) -> View:
     return view_of(parse_node_id(node_id))
 
 
+def _admit(_: Peer, node_id: str) -> None:
+    """Who may report load: whoever would be served. Raises: ProtocolError."""
+    resolve_view(node_id, {})
+
+
 class ControlPlane:
     """The running control plane. `run` until cancelled; the admin endpoint reads the attributes."""
 
@@ -68,7 +83,18 @@ class ControlPlane:
             listen_target(address)
         self.config = config
         self.compiler = Compiler(config.settings)
-        self.server = XdsServer(self.compiler.store, resolve_view, time.monotonic)
+        self.load_reports = LoadReports()
+        self.health = Health(SERVICES)
+        self.server = XdsServer(
+            self.compiler.store,
+            resolve_view,
+            time.monotonic,
+            more_handlers={
+                **self.health.handlers(),
+                **reflection_handlers(SERVICES),
+                **LoadReporting(self.load_reports, _admit).handlers(),
+            },
+        )
         self.source = FileSource(config.paths, self.take)
         self.ready = asyncio.Event()
         self.bound: tuple[str, ...] = ()
@@ -110,11 +136,13 @@ class ControlPlane:
             self.bound = await self.server.start(self.config.listen)
             log.info("serve.listening", addresses=self.bound, revision=self.compiler.store.revision)
             self.ready.set()
+            self.health.set_serving(True)
             try:
                 while True:
                     await self._dirty.wait()
                     await self._compile()
             finally:
+                self.health.drain()
                 await self.server.stop(1.0)
 
     async def _compile(self) -> None:

@@ -4,6 +4,7 @@ GET /ready      200 once inputs are in and the xDS server listens, else 503
 GET /services   which plane carries each service port, and why
 GET /proxies    sync state of every client (`xdsbpf ps`)
 GET /objects    every object's state and the files' states, with their findings
+GET /loads      load that clients reported, by cluster
 GET /locate     ?ref=Kind/namespace/name path (repeatable): where that is written
 GET /metrics    Prometheus text
 POST /confirm   accept a mass deletion that is being held
@@ -13,6 +14,7 @@ Errors are JSON: {"error": text}.
 
 from __future__ import annotations
 
+import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -50,6 +52,10 @@ def admin_app(control_plane: ControlPlane) -> Starlette:
         items = object_rows(control_plane.compiler, control_plane.catalog, clients)
         return JSONResponse({"items": items, "sources": source_rows(control_plane.catalog)})
 
+    async def loads(_: Request) -> Response:
+        rows = [msgspec.to_builtins(row) for row in control_plane.load_reports.rows()]
+        return JSONResponse({"items": rows, "reports": control_plane.load_reports.reports})
+
     async def locate(request: Request) -> Response:
         catalog = control_plane.catalog
         references = request.query_params.getlist("ref")
@@ -73,6 +79,7 @@ def admin_app(control_plane: ControlPlane) -> Starlette:
             Route("/services", services),
             Route("/proxies", proxies),
             Route("/objects", objects),
+            Route("/loads", loads),
             Route("/locate", locate),
             Route("/metrics", metrics),
             Route("/confirm", confirm, methods=["POST"]),

@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 from xdsbpf.model.names import SHORT_TYPES
 from xdsbpf.report.objects import state_counts
 from xdsbpf.serve import ControlPlane
+from xdsbpf.xds.load_reports import ClusterLoad
 from xdsbpf.xds.status import NodeStatus
 
 _TYPE_LABELS: Final = {type_url: short for short, type_url in SHORT_TYPES.items()}
@@ -62,6 +63,7 @@ class _ControlPlaneCollector(Collector):
         for labels, count in sorted(events.items()):
             responses.add_metric(labels, count)
         yield responses
+        yield from _loads(plane.load_reports.rows())
         states = state_counts(plane.compiler, plane.catalog, clients)
         by_state: dict[tuple[str, ...], int] = {(state.value,): count for state, count in states.items()}
         yield _gauge("xdsbpf_objects", "Manifest objects by state", by_state, "state")
@@ -80,6 +82,17 @@ def _client_gauges(clients: tuple[NodeStatus, ...]) -> Iterator[Metric]:
     yield _gauge("xdsbpf_xds_subscriptions", "Subscribed types by sync state", states, "type", "state")
     yield _gauge("xdsbpf_xds_refused_resources", "Resources that clients refuse at present", refused, "type")
     yield _gauge("xdsbpf_xds_withheld_resources", "Resources that wait for a node's Envoy", withheld, "type")
+
+
+def _loads(rows: tuple[ClusterLoad, ...]) -> Iterator[Metric]:
+    """Over all clusters: their names are the peers' and have no bound; `/loads` has them one by one."""
+    requests = CounterMetricFamily("xdsbpf_load_requests", "Requests that clients reported", labels=("outcome",))
+    requests.add_metric(("success",), sum(row.successful for row in rows))
+    requests.add_metric(("error",), sum(row.errors for row in rows))
+    requests.add_metric(("dropped",), sum(row.dropped for row in rows))
+    yield requests
+    current = sum(row.in_progress for row in rows)
+    yield _gauge("xdsbpf_load_requests_in_progress", "Requests in progress at the last reports", {(): current})
 
 
 def _gauge(name: str, text: str, values: dict[tuple[str, ...], int], *labels: str) -> GaugeMetricFamily:

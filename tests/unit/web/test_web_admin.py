@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from envoy.service.load_stats.v3.lrs_pb2 import LoadStatsRequest
 from web_client import Client
 
 from xdsbpf.serve import ControlPlane, ServeConfig
@@ -139,3 +140,18 @@ async def test_two_control_planes_in_one_process_have_metrics_of_their_own(tmp_p
     async with started(other) as client:
         assert 'xdsbpf_objects{state="APPLIED"} 0.0' in (await client.get("/metrics")).text
     assert "xdsbpf_ready 0.0" in (await Client(admin_app(idle)).get("/metrics")).text
+
+
+async def test_load_that_clients_reported_is_shown_by_cluster_and_counted_without_names(idle: ControlPlane) -> None:
+    async with started(idle) as client:
+        assert await get(client, "/loads") == {"items": [], "reports": 0}
+        request = LoadStatsRequest()
+        stats = request.cluster_stats.add(cluster_name="outbound|9080||reviews", total_dropped_requests=2)
+        stats.upstream_locality_stats.add(total_successful_requests=5, total_error_requests=1)
+        idle.load_reports.open("client")
+        idle.load_reports.add("client", request)
+        (row,) = (await get(client, "/loads"))["items"]
+        assert (row["cluster"], row["successful"], row["errors"], row["dropped"]) == ("outbound|9080||reviews", 5, 1, 2)
+        text = (await client.get("/metrics")).text
+        assert 'xdsbpf_load_requests_total{outcome="success"} 5.0' in text
+        assert "outbound|9080||reviews" not in text
