@@ -54,6 +54,8 @@ CODES: Final[dict[str, str]] = {
     "XB2053": "policy without effect on traffic (AUDIT or dry run)",
     "XB2054": "target of the policy not supported yet",
     "XB2055": "policy could not be read: what it selects is denied",
+    "XB2060": "rule that asks who the peer is, where peers have no certificate: it allows nobody",
+    "XB2061": "rule that asks who the peer is, where peers have no certificate: the DENY is widened",
     "XB2056": "not enforced, and traffic left open as the annotation asks",
 }
 """Code -> meaning. Stable: users' CI builds on them."""

@@ -71,7 +71,7 @@ def cluster(db: Database, name: str) -> Resource | Absent:
         return ABSENT
     policy = effective_policy(db, key.host, key.port, key.subset)
     where = policy.origins[-1] if policy.origins else Origin(owner.object, "spec")
-    if _is_withheld(db, policy, where, owner.object):
+    if is_withheld(db, policy, where, owner.object):
         return ABSENT
     message = _message(db, name, info, policy, where)
     return resource(CLUSTER, name, message, on_demand=not _is_mirrored_to(db, key.host))
@@ -94,8 +94,8 @@ def _is_mirrored_to(db: Database, host: str) -> bool:
     return any(db.bucket(VIRTUAL_SERVICES_BY_MIRROR, key) for key in keys)
 
 
-def _is_withheld(db: Database, policy: EffectivePolicy, where: Origin, owner: ObjectId) -> bool:
-    """Security: traffic that was asked to be encrypted never leaves as plaintext."""
+def is_withheld(db: Database, policy: EffectivePolicy, where: Origin, owner: ObjectId) -> bool:
+    """Whether a cluster asks for TLS, reported. Security: what was asked to be encrypted never leaves as plaintext."""
     if policy.tls is None or policy.tls.mode == "DISABLE":
         return False
     fail(

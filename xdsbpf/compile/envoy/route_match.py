@@ -47,7 +47,7 @@ def route_match(match: HTTPMatchRequest | None, source: tuple[FilterStateMatcher
     if match is None:
         result.prefix = "/"
         return result
-    _set_path(result, match.uri)
+    set_path(result, match.uri)
     result.case_sensitive.CopyFrom(BoolValue(value=not match.ignore_uri_case))
     headers = [(name, header_matcher(name, value)) for name, value in match.headers]
     headers += [(name, header_matcher(name, value, invert=True)) for name, value in match.without_headers]
@@ -81,7 +81,8 @@ def is_catch_all(match: RouteMatch) -> bool:
     return match.prefix == "/" and not (match.headers or match.query_parameters or match.filter_state)
 
 
-def _set_path(result: RouteMatch, uri: StringMatch | None) -> None:
+def set_path(result: RouteMatch, uri: StringMatch | None) -> None:
+    """Write the path condition; none means every path."""
     if uri is None or is_presence(uri):
         result.prefix = "/"
     elif uri.exact is not None:

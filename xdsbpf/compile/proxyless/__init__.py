@@ -1,0 +1,1 @@
+"""Queries that compile the mesh for programs that speak xDS themselves: proxyless gRPC clients and servers."""

@@ -1,0 +1,71 @@
+"""Listeners for gRPC servers that take their configuration over xDS (gRFC A36, A41).
+
+A server asks for the name that its bootstrap makes of the address it listens on. There is one for each port that a
+service sends traffic to and each address of `ANY_ADDRESSES`; calls are admitted or denied as a whole, because
+without certificates a policy cannot tell peers apart.
+"""
+
+from __future__ import annotations
+
+from envoy.config.core.v3.base_pb2 import TrafficDirection
+from envoy.config.listener.v3.listener_pb2 import Listener
+from envoy.config.rbac.v3.rbac_pb2 import RBAC
+from envoy.extensions.filters.http.rbac.v3.rbac_pb2 import RBAC as Filter
+from envoy.extensions.filters.http.router.v3.router_pb2 import Router
+from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import (
+    HttpConnectionManager,
+)
+
+from xdsbpf.compile.envoy import names
+from xdsbpf.compile.envoy.encoding import any_of, resource
+from xdsbpf.compile.proxyless.names import ANY_ADDRESSES, SERVER_PREFIX, parse_target
+from xdsbpf.incremental import ABSENT, Absent, Database, query
+from xdsbpf.mesh.authorization import Verdict
+from xdsbpf.mesh.clients import Client
+from xdsbpf.mesh.inbound import inbound_ports
+from xdsbpf.mesh.policy_groups import policy_set, workload_group
+from xdsbpf.mesh.unauthenticated import evaluate_unproven, report_unproven
+from xdsbpf.model.names import LISTENER
+from xdsbpf.model.resource import Resource
+
+
+@query
+def server_listener_names(db: Database, client: Client) -> tuple[str, ...]:
+    """A name for each port of the workload and each address a server may listen on."""
+    ports = inbound_ports(db, client)
+    return tuple(f"{SERVER_PREFIX}{address}:{port.number}" for port in ports for address in ANY_ADDRESSES)
+
+
+@query
+def server_listener(db: Database, client: Client, name: str) -> Resource | Absent:
+    """The listener of a server's address; ABSENT if no service sends traffic there."""
+    address = parse_target(name.removeprefix(SERVER_PREFIX)) if name.startswith(SERVER_PREFIX) else None
+    if address is None or all(port.number != address[1] for port in inbound_ports(db, client)):
+        return ABSENT
+    group = workload_group(db, client.namespace, client.labels)
+    is_denied = False
+    if group:
+        policies = policy_set(db, group)
+        report_unproven(db, policies)
+        is_denied = evaluate_unproven(policies, address[1]).verdict is Verdict.DENY
+    return resource(LISTENER, name, _message(name, *address, is_denied=is_denied), on_demand=True)
+
+
+def _message(name: str, host: str, port: int, *, is_denied: bool) -> Listener:
+    manager = HttpConnectionManager(stat_prefix=f"inbound_{port}")
+    if is_denied:
+        # An ALLOW without a policy lets nothing pass.
+        nobody = Filter(rules=RBAC(action=RBAC.ALLOW))
+        manager.http_filters.add(name=names.AUTHZ_ALLOW, typed_config=any_of(nobody))
+    manager.http_filters.add(name=names.ROUTER, typed_config=any_of(Router()))
+    manager.route_config.name = f"inbound|{port}||"
+    everything = manager.route_config.virtual_hosts.add(name=f"inbound|http|{port}", domains=["*"])
+    route = everything.routes.add()
+    route.match.prefix = "/"
+    route.non_forwarding_action.SetInParent()
+    message = Listener(name=name, traffic_direction=TrafficDirection.INBOUND)
+    message.address.socket_address.address = host.strip("[]")
+    message.address.socket_address.port_value = port
+    chain = message.filter_chains.add(name="inbound")
+    chain.filters.add(name=names.CONNECTION_MANAGER, typed_config=any_of(manager))
+    return message
