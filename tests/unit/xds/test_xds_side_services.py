@@ -49,7 +49,7 @@ def report(node: str = "", **clusters: dict[str, int]) -> LoadStatsRequest:
 
 
 async def _collect(watch: Any, statuses: list[int]) -> None:
-    async for answer in watch:
+    while (answer := await watch.read()) is not aio.EOF:
         statuses.append(answer.status)
 
 
