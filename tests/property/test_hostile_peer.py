@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest
+from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DiscoveryRequest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,9 +15,11 @@ from xdsbpf.errors import ProtocolError
 from xdsbpf.model import names
 from xdsbpf.model.resource import make_resource
 from xdsbpf.xds import protocol
+from xdsbpf.xds.delta import DeltaSession
 from xdsbpf.xds.gate import Gate
+from xdsbpf.xds.request import MAX_NAMES, DeltaRequest, decode_delta, decode_sotw, request_node
 from xdsbpf.xds.response import encode
-from xdsbpf.xds.session import MAX_NAMES, MAX_TYPES, MAX_UNANSWERED, DeltaSession
+from xdsbpf.xds.session import MAX_TYPES, MAX_UNANSWERED
 from xdsbpf.xds.store import NODE_ENVOY, ResourceStore, View
 
 NODE_ID = "node~10.0.0.1~node1~cluster.local"
@@ -61,17 +63,17 @@ def session(held: ResourceStore, gate: Gate) -> DeltaSession:
 def test_no_request_does_more_than_end_its_own_stream(sent: list[bytes]) -> None:
     held, gate = store(), Gate()
     hostile, bystander = session(held, gate), session(held, gate)
-    bystander.on_request(protocol.decode_request(protocol.encode_request(names.CLUSTER)))
+    bystander.on_request(decode_delta(protocol.encode_request(names.CLUSTER)))
     assert [resource.name for response in bystander.poll() for resource in response.resources] == ["a", "b", "c"]
     try:
         for data in sent:
-            hostile.on_request(protocol.decode_request(data))
+            hostile.on_request(decode_delta(data))
             for response in hostile.poll():
                 protocol.decode_response(encode(response, held))
     except ProtocolError:
         pass  # the stream ends with a status, as the server does it
     changes = held.apply("node-envoy", [make_resource(names.CLUSTER, "d", b"d")])
-    bystander.on_request(protocol.decode_request(protocol.encode_request(names.CLUSTER, nonce="1")))
+    bystander.on_request(decode_delta(protocol.encode_request(names.CLUSTER, nonce="1")))
     bystander.on_changes(changes)
     assert [resource.name for response in bystander.poll() for resource in response.resources] == ["d"]
 
@@ -80,7 +82,7 @@ def test_no_request_does_more_than_end_its_own_stream(sent: list[bytes]) -> None
 @given(st.binary(max_size=300))
 def test_bytes_are_a_first_request_or_refused(data: bytes) -> None:
     try:
-        node_id, _ = protocol.request_node(protocol.decode_request(data))
+        node_id, _ = request_node(decode_delta(data))
     except ProtocolError:
         return
     assert node_id.isprintable()
@@ -92,7 +94,7 @@ def test_metadata_that_is_no_json_is_refused(number: float) -> None:
     request.node.id = NODE_ID
     request.node.metadata["number"] = number
     with pytest.raises(ProtocolError, match="metadata"):
-        protocol.request_node(request)
+        request_node(decode_delta(request.SerializeToString()))
 
 
 def test_metadata_that_is_deep_is_refused_by_the_parser() -> None:
@@ -102,7 +104,7 @@ def test_metadata_that_is_deep_is_refused_by_the_parser() -> None:
         deep = b"\x0a" + _length(entry)
     node = b"\x0a" + _length(NODE_ID.encode()) + b"\x1a" + _length(deep)
     with pytest.raises(ProtocolError):
-        protocol.request_node(protocol.decode_request(b"\x0a" + _length(node)))
+        request_node(decode_delta(b"\x0a" + _length(node)))
 
 
 def _length(data: bytes) -> bytes:
@@ -114,26 +116,39 @@ def _length(data: bytes) -> bytes:
 
 
 def many_names(hostile: DeltaSession) -> None:
-    hostile.on_request(DeltaDiscoveryRequest(type_url="t", resource_names_subscribe=map(str, range(MAX_NAMES + 1))))
+    decode_delta(protocol.encode_request("t", subscribe=[str(number) for number in range(MAX_NAMES + 1)]))
+
+
+def many_names_in_requests(hostile: DeltaSession) -> None:
+    half = MAX_NAMES // 2 + 1
+    hostile.on_request(DeltaRequest("t", tuple(str(number) for number in range(half))))
+    hostile.on_request(DeltaRequest("t", tuple(str(number) for number in range(half, 2 * half))))
 
 
 def many_claims(hostile: DeltaSession) -> None:
     claims = {str(number): "1" for number in range(MAX_NAMES + 1)}
-    hostile.on_request(DeltaDiscoveryRequest(type_url=names.CLUSTER, initial_resource_versions=claims))
+    decode_delta(protocol.encode_request(names.CLUSTER, initial_versions=claims))
+
+
+def many_sotw_names(hostile: DeltaSession) -> None:
+    decode_sotw(DiscoveryRequest(resource_names=map(str, range(MAX_NAMES + 1))).SerializeToString())
 
 
 def many_types(hostile: DeltaSession) -> None:
     for number in range(MAX_TYPES + 1):
-        hostile.on_request(DeltaDiscoveryRequest(type_url=str(number)))
+        hostile.on_request(DeltaRequest(str(number)))
 
 
 def many_unanswered(hostile: DeltaSession) -> None:
     for _ in range(MAX_UNANSWERED + 2):
-        hostile.on_request(DeltaDiscoveryRequest(type_url=names.CLUSTER, resource_names_subscribe=["a"]))
+        hostile.on_request(DeltaRequest(names.CLUSTER, ("a",)))
         hostile.poll()
 
 
-@pytest.mark.parametrize("attack", [many_names, many_claims, many_types, many_unanswered])
+ATTACKS = [many_names, many_names_in_requests, many_claims, many_sotw_names, many_types, many_unanswered]
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
 def test_what_grows_with_requests_has_a_limit(attack: Callable[[DeltaSession], None]) -> None:
     with pytest.raises(ProtocolError, match="more than"):
         attack(session(store(), Gate()))

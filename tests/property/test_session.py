@@ -16,9 +16,10 @@ from tests.conftest import LONG
 from xdsbpf.model.names import BACKENDS, CLUSTER, ENDPOINTS, FRONTEND, VIRTUAL_HOST
 from xdsbpf.model.resource import Requirement, Resource, make_resource
 from xdsbpf.xds import protocol, response
+from xdsbpf.xds.delta import DeltaSession
 from xdsbpf.xds.gate import EnvoyLedger, Gate
+from xdsbpf.xds.request import decode_delta
 from xdsbpf.xds.response import Response, encode
-from xdsbpf.xds.session import DeltaSession
 from xdsbpf.xds.store import AGENT, NODE_ENVOY, Batch, Key, ResourceStore, View
 
 NAMES = ("a", "b", "c")
@@ -273,7 +274,7 @@ class World(RuleBasedStateMachine):
         queue = self.clients[kind].to_server
         if not queue:
             return False
-        self.sessions[kind].on_request(protocol.decode_request(queue.popleft()))
+        self.sessions[kind].on_request(decode_delta(queue.popleft()))
         return True
 
     @invariant()

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
-from google.protobuf import json_format
 from google.protobuf.message import DecodeError, EncodeError
 
 from xdsbpf.errors import ProtocolError
@@ -50,8 +49,13 @@ NAMED_ONLY = frozenset({names.ENDPOINTS, LOCALITY_ENDPOINTS, names.ROUTES, names
 KNOWN_TYPES = frozenset((*PUSH_ORDER, LOCALITY_ENDPOINTS))
 """Types for which a name that does not exist is answered as removed even if we never had one."""
 
+STATELESS_SETS = frozenset({*NAMED_ONLY, RUNTIME})
+"""Types whose state-of-the-world responses may hold a part; of all others a response is the whole set."""
+
+DELTA_ONLY = frozenset({names.VIRTUAL_HOST, LOCALITY_ENDPOINTS})
+"""Types that have no state-of-the-world variant."""
+
 MAX_ERROR_BYTES = 4096
-_MAX_NODE_ID = 1024
 
 # Field tags of DeltaDiscoveryResponse, Resource and Any: (number << 3) | 2, all length-delimited.
 _RESPONSE_VERSION, _RESPONSE_RESOURCE, _RESPONSE_TYPE = b"\x0a", b"\x12", b"\x22"
@@ -78,7 +82,8 @@ class ReceivedResponse(msgspec.Struct, frozen=True):
     removed: tuple[str, ...]
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
+    """Base-128 encoding of a length or tag."""
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
@@ -87,8 +92,9 @@ def _varint(value: int) -> bytes:
     return bytes(out)
 
 
-def _field(tag: bytes, value: bytes) -> bytes:
-    return tag + _varint(len(value)) + value
+def field(tag: bytes, value: bytes) -> bytes:
+    """A length-delimited field on the wire."""
+    return tag + varint(len(value)) + value
 
 
 def resource_header(resource: Resource) -> bytes:
@@ -98,17 +104,17 @@ def resource_header(resource: Resource) -> bytes:
     a body is shared by every response that carries it. Cost: O(len(name)).
     """
     body_length = len(resource.body)
-    any_head = _field(_ANY_TYPE, resource.type_url.encode())
+    any_head = field(_ANY_TYPE, resource.type_url.encode())
     if body_length:
-        any_head += _ANY_VALUE + _varint(body_length)
+        any_head += _ANY_VALUE + varint(body_length)
     head = (
-        _field(_RESOURCE_NAME, resource.name.encode())
-        + _field(_RESOURCE_VERSION, resource.version.encode())
+        field(_RESOURCE_NAME, resource.name.encode())
+        + field(_RESOURCE_VERSION, resource.version.encode())
         + _RESOURCE_ANY
-        + _varint(len(any_head) + body_length)
+        + varint(len(any_head) + body_length)
         + any_head
     )
-    return _RESPONSE_RESOURCE + _varint(len(head) + body_length) + head
+    return _RESPONSE_RESOURCE + varint(len(head) + body_length) + head
 
 
 def missing_entry(name: str) -> bytes:
@@ -118,7 +124,7 @@ def missing_entry(name: str) -> bytes:
     release it.
     """
     encoded = name.encode()
-    return _field(_RESPONSE_RESOURCE, _field(_RESOURCE_NAME, encoded) + _field(_RESOURCE_ALIAS, encoded))
+    return field(_RESPONSE_RESOURCE, field(_RESOURCE_NAME, encoded) + field(_RESOURCE_ALIAS, encoded))
 
 
 def withheld_entry(name: str) -> bytes:
@@ -126,7 +132,7 @@ def withheld_entry(name: str) -> bytes:
 
     Datapath types only.
     """
-    return _field(_RESPONSE_RESOURCE, _field(_RESOURCE_NAME, name.encode()))
+    return field(_RESPONSE_RESOURCE, field(_RESOURCE_NAME, name.encode()))
 
 
 def encode_response(
@@ -136,43 +142,12 @@ def encode_response(
 
     `segments` are headers and bodies in turn; `revision` of the store is for debugging only.
     """
-    parts = [_field(_RESPONSE_VERSION, str(revision).encode())]
+    parts = [field(_RESPONSE_VERSION, str(revision).encode())]
     parts.extend(segments)
-    parts.append(_field(_RESPONSE_TYPE, type_url.encode()))
-    parts.append(_field(_RESPONSE_NONCE, nonce.encode()))
-    parts.extend(_field(_RESPONSE_REMOVED, name.encode()) for name in removed)
+    parts.append(field(_RESPONSE_TYPE, type_url.encode()))
+    parts.append(field(_RESPONSE_NONCE, nonce.encode()))
+    parts.extend(field(_RESPONSE_REMOVED, name.encode()) for name in removed)
     return b"".join(parts)
-
-
-def decode_request(data: bytes) -> DeltaDiscoveryRequest:
-    """Parse a request. Raises: ProtocolError(INVALID_ARGUMENT) if the bytes are not one."""
-    request = DeltaDiscoveryRequest()
-    try:
-        request.ParseFromString(data)
-    except DecodeError as error:
-        raise ProtocolError("INVALID_ARGUMENT", f"not a DeltaDiscoveryRequest: {error}") from error
-    return request
-
-
-def request_node(request: DeltaDiscoveryRequest) -> tuple[str, dict[str, object]]:
-    """Node id and metadata (as JSON values) of a stream's first request.
-
-    Raises: ProtocolError(INVALID_ARGUMENT) if the id is missing, over 1 KiB or not printable, or the
-    metadata cannot be JSON (an infinite number).
-    """
-    node_id: str = request.node.id
-    if not node_id:
-        raise ProtocolError(
-            "INVALID_ARGUMENT",
-            "the first request of a stream has no node.id",
-            hint="set node.id in the bootstrap",
-        )
-    if len(node_id) > _MAX_NODE_ID or not node_id.isprintable():
-        raise ProtocolError("INVALID_ARGUMENT", "node.id is longer than 1024 characters or not printable")
-    try:
-        return node_id, json_format.MessageToDict(request.node.metadata)
-    except (ValueError, json_format.Error) as error:
-        raise ProtocolError("INVALID_ARGUMENT", f"node.metadata is no JSON: {error}") from error
 
 
 def encode_request(
@@ -234,6 +209,18 @@ def decode_response(data: bytes) -> ReceivedResponse:
         ),
         removed=tuple(response.removed_resources),
     )
+
+
+def is_glob(name: str) -> bool:
+    """Whether a subscribed name is a glob collection: a path that ends with `/*`, context parameters aside."""
+    return name.partition("?")[0].endswith("/*")
+
+
+def glob_matches(glob: str, name: str) -> bool:
+    """Whether `name` is in the collection: below its path, with the same context parameters."""
+    path, _, parameters = glob.partition("?")
+    found, _, others = name.partition("?")
+    return found.startswith(path[:-1]) and others == parameters
 
 
 def readable_error(text: str) -> str:

@@ -1,4 +1,4 @@
-"""One response of the delta protocol: filling it up to the limits of a page, and encoding it.
+"""One response: filling it up to the limits of a page, and encoding it in either variant of the protocol.
 
 In: resources and removed names chosen by `xds.session`. Out: a `Response` value, and its bytes, joined from
 headers and bodies that the store holds. Pure.
@@ -6,11 +6,12 @@ headers and bodies that the store holds. Pure.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import msgspec
 
-from xdsbpf.model.resource import Resource
+from xdsbpf.model.resource import Resource, version_of
 from xdsbpf.xds import protocol
 from xdsbpf.xds.store import View
 
@@ -47,6 +48,8 @@ class Response(msgspec.Struct, frozen=True):
     revision: int
     missing: tuple[str, ...] = ()
     withheld: tuple[str, ...] = ()
+    version: str = ""
+    """Of the content as a whole; state of the world only."""
 
 
 def encode(response: Response, reader: Reader) -> bytes:
@@ -55,6 +58,39 @@ def encode(response: Response, reader: Reader) -> bytes:
     segments.extend(protocol.missing_entry(name) for name in response.missing)
     segments.extend(protocol.withheld_entry(name) for name in response.withheld)
     return protocol.encode_response(response.type_url, response.nonce, segments, response.removed, response.revision)
+
+
+# Field tags of DiscoveryResponse and Any: (number << 3) | 2, all length-delimited.
+_VERSION, _RESOURCES, _TYPE, _NONCE = b"\x0a", b"\x12", b"\x22", b"\x2a"
+_ANY_VALUE = b"\x12"
+
+
+def encode_sotw(response: Response) -> bytes:
+    """Join the bodies into a DiscoveryResponse, each behind the header of its `Any`; nothing is serialised again."""
+    parts = [protocol.field(_VERSION, response.version.encode())]
+    for item in response.resources:
+        head = protocol.field(b"\x0a", item.type_url.encode())
+        if item.body:
+            head += _ANY_VALUE + protocol.varint(len(item.body))
+        parts.append(_RESOURCES + protocol.varint(len(head) + len(item.body)) + head)
+        parts.append(item.body)
+    parts.append(protocol.field(_TYPE, response.type_url.encode()))
+    if response.nonce:
+        parts.append(protocol.field(_NONCE, response.nonce.encode()))
+    return b"".join(parts)
+
+
+def content_version(resources: Iterable[Resource]) -> str:
+    """`version_info` of a state-of-the-world response: a hash of its names and versions, in any order.
+
+    So it survives restarts and is equal on replicas. Where all resources carry one and the same version, which is
+    what an explicit `version:` in a file looks like, it is that one.
+    """
+    pairs = sorted((resource.name, resource.version) for resource in resources)
+    distinct = {version for _, version in pairs}
+    if len(distinct) == 1:
+        return distinct.pop()
+    return version_of("".join(f"{name}\0{version}\0" for name, version in pairs).encode())
 
 
 class Page:

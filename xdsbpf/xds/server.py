@@ -13,7 +13,7 @@ import structlog
 
 from xdsbpf.xds.gate import Gate
 from xdsbpf.xds.grpcio import GrpcTransport
-from xdsbpf.xds.services import METHODS, Variant
+from xdsbpf.xds.services import METHODS
 from xdsbpf.xds.status import NodeStatus
 from xdsbpf.xds.store import Changes, ResourceStore
 from xdsbpf.xds.streams import Streams, ViewResolver
@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 class XdsServer:
     """Serves one store over every method of xDS. `clock` (monotonic seconds) is for the status only.
 
-    `more_handlers` are served beside it: method path -> handler.
+    `quarantine` see `Session`; `more_handlers` are served beside it: method path -> handler.
     """
 
     def __init__(
@@ -36,11 +36,11 @@ class XdsServer:
         resolve_view: ViewResolver,
         clock: Callable[[], float],
         *,
+        quarantine: bool = True,
         more_handlers: Mapping[str, Handler] | None = None,
     ) -> None:
-        self.streams = Streams(store, resolve_view, clock)
-        served = [path for path, method in METHODS.items() if method.variant is Variant.DELTA]
-        self.handlers: dict[str, Handler] = dict.fromkeys(served, self.streams.serve) | dict(more_handlers or {})
+        self.streams = Streams(store, resolve_view, clock, quarantine=quarantine)
+        self.handlers: dict[str, Handler] = dict.fromkeys(METHODS, self.streams.serve) | dict(more_handlers or {})
         """What a transport serves: method path -> handler."""
         self._transport = GrpcTransport(self.handlers)
         self._bound: tuple[str, ...] = ()
@@ -78,6 +78,10 @@ class XdsServer:
     def changed(self, changes: Changes) -> None:
         """Tell every session what changed in the store, and let it send."""
         self.streams.changed(changes)
+
+    def views_changed(self) -> None:
+        """Ask the resolver again for every open stream; see `Streams.views_changed`."""
+        self.streams.views_changed()
 
     def status(self) -> tuple[NodeStatus, ...]:
         """The status of every connected client, sorted by node id."""

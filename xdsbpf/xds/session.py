@@ -1,28 +1,27 @@
-"""The state machine of one delta ADS stream, without I/O.
+"""The state machine of one stream, without I/O: what the two variants of the protocol have in common.
 
 In: decoded requests, changes of the store. Out: the responses that may be sent now, one at a time, each
-made of what the store holds at that moment (latest wins). Driven by `xds.server`, one instance per stream;
-must not know gRPC, tasks or the time.
+made of what the store holds at that moment (latest wins). Driven by `xds.streams`, one instance per stream;
+`xds.delta` and `xds.sotw` say what a request means and how a response is put together. Must not know gRPC,
+tasks or the time.
 """
 
 from __future__ import annotations
 
+import abc
 import itertools
 from collections.abc import Callable, Iterator
-
-from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest
 
 from xdsbpf.errors import ProtocolError
 from xdsbpf.model import names
 from xdsbpf.model.resource import Requirement, Resource
 from xdsbpf.xds import protocol
 from xdsbpf.xds.gate import EnvoyLedger, Gate
+from xdsbpf.xds.request import MAX_NAMES, Request
 from xdsbpf.xds.response import Page, Reader, Response
 from xdsbpf.xds.store import AGENT, Changes, View
-from xdsbpf.xds.subscription import Nack, Sent, Subscription, Wildcard
+from xdsbpf.xds.subscription import Nack, Sent, Subscription
 
-MAX_NAMES = 200_000
-"""Names of one type that one stream may subscribe to, or that one request may hold."""
 MAX_TYPES = 64
 """Types that one stream may ask for; Envoy knows about twenty."""
 MAX_UNANSWERED = 10_000
@@ -32,25 +31,14 @@ _RANK = {type_url: rank for rank, type_url in enumerate(protocol.PUSH_ORDER)}
 _DATAPATH = frozenset(names.DATAPATH_TYPES)
 
 
-def _still(versions: dict[str, str], held: dict[str, str]) -> dict[str, str]:
-    """What of a response concerns names that were not removed or unsubscribed since."""
-    return {name: version for name, version in versions.items() if name in held}
-
-
-def _check_size(request: DeltaDiscoveryRequest) -> None:
-    """Refuse a request with more names than a stream may have before any is looked at."""
-    lists = (request.resource_names_subscribe, request.resource_names_unsubscribe, request.initial_resource_versions)
-    if max(map(len, lists)) > MAX_NAMES:
-        raise ProtocolError("RESOURCE_EXHAUSTED", f"a request with more than {MAX_NAMES} names")
-
-
-class DeltaSession:
+class Session(abc.ABC):
     """One stream.
 
     `gate` is given for an agent's stream (its resources may be withheld), `ledger` for a node Envoy's
     (what it ACKs opens that gate). `nonces` is shared by all streams of a server, so a nonce of another
     stream is stale here. `clock` (seconds) is only recorded, for the status. `service_type` is the type of a
-    per-type service, "" for the aggregated one.
+    per-type service, "" for the aggregated one. `quarantine`: what a NACK names is held back alone, and what
+    came with it is sent again.
     """
 
     def __init__(
@@ -64,37 +52,65 @@ class DeltaSession:
         nonces: Iterator[int] | None = None,
         clock: Callable[[], float] = lambda: 0.0,
         service_type: str = "",
+        quarantine: bool = True,
     ) -> None:
         self.view = view
-        self._service_type = service_type
         self.node_id = node_id
+        self._service_type = service_type
         self._reader = reader
         self._gate = gate
         self._gate_revision = gate.revision(view.node) if gate else 0
         self._ledger = ledger
         self._nonces = itertools.count(1) if nonces is None else nonces
         self._clock = clock
+        # Security: a part of an agent's policies is never put in force without the others.
+        self._quarantine = quarantine and view.kind != AGENT
         self._stamp = 0
         self._subscriptions: dict[str, Subscription] = {}
         self._clusters_sent: set[str] = set()
         """Clusters sent before the first EDS request: their endpoints are owed (rule 34)."""
 
+    @abc.abstractmethod
+    def encode(self, response: Response) -> bytes:
+        """The message bytes of a response of this session."""
+
+    @abc.abstractmethod
+    def _first_request(self, subscription: Subscription, request: Request) -> None:
+        """The first request of a type: whatever it says of the past may have leaked from an older stream."""
+
+    @abc.abstractmethod
+    def _later_request(self, subscription: Subscription, request: Request) -> None:
+        """Any other request: ACK, NACK, other names."""
+
+    @abc.abstractmethod
+    def _next_update(self, subscription: Subscription, earlier: tuple[Subscription, ...]) -> Response | None:
+        """The next additions and updates of a type; `earlier` come before it in push order."""
+
+    @abc.abstractmethod
+    def _next_removal(self, subscription: Subscription, later: tuple[Subscription, ...]) -> Response | None:
+        """The next removals of a type; `later` come after it in push order and may refer to it."""
+
+    @abc.abstractmethod
+    def _settle_missing(self, subscription: Subscription, name: str, stamp: int, page: Page, *, forced: bool) -> bool:
+        """Settle a name that does not exist; false if it needs a page of its own."""
+
     def subscriptions(self) -> tuple[Subscription, ...]:
         """Every type the client has asked for, in push order; read-only, for the status."""
         return tuple(self._subscriptions.values())
 
-    def on_request(self, request: DeltaDiscoveryRequest) -> None:
+    @property
+    def has_work(self) -> bool:
+        """Whether `next_response` may find anything before the next event; cheap, and never wrongly false."""
+        if self._gate is not None and self._gate.revision(self.view.node) != self._gate_revision:
+            return True
+        return any(subscription.has_work for subscription in self._subscriptions.values())
+
+    def on_request(self, request: Request) -> None:
         """Take one request: ACK or NACK, subscriptions, claims.
 
         Raises: ProtocolError if the stream must be closed (another node, no type, too many names).
         """
-        self._check_node(request)
-        type_url: str = request.type_url or self._service_type
-        if not type_url:
-            raise ProtocolError("INVALID_ARGUMENT", "a request on an ADS stream has no type_url")
-        if self._service_type not in ("", type_url):
-            raise ProtocolError("INVALID_ARGUMENT", f"this service serves {self._service_type}, not {type_url}")
-        _check_size(request)
+        type_url = self._type_of(request)
         self._stamp += 1
         subscription = self._subscriptions.get(type_url)
         if subscription is None:
@@ -104,7 +120,6 @@ class DeltaSession:
             self._insert(subscription)
             self._first_request(subscription, request)
         else:
-            self._acknowledge(subscription, request)
             self._later_request(subscription, request)
         if len(subscription.names) > MAX_NAMES:
             raise ProtocolError(
@@ -119,8 +134,25 @@ class DeltaSession:
         for scope in self.view.scopes:
             for type_url, name in changes.by_scope.get(scope, ()):
                 subscription = self._subscriptions.get(type_url)
-                if subscription is not None and (subscription.is_wildcard or name in subscription.names):
+                if subscription is not None and subscription.covers(name):
                     subscription.mark(name, self._stamp)
+
+    def change_view(self, view: View) -> None:
+        """The client sees other scopes from now on: whatever differs is sent, what is gone is removed.
+
+        Raises: ValueError if the client would be of another kind or node; that takes a new stream.
+        Cost: O(names that it subscribes to or holds).
+        """
+        if (view.kind, view.node) != (self.view.kind, self.view.node):
+            raise ValueError(f"{self.node_id} cannot change from {self.view} to {view} on an open stream")
+        self.view = view
+        self._stamp += 1
+        for subscription in self._subscriptions.values():
+            for name in (*subscription.names, *subscription.held, *subscription.withheld):
+                if name != protocol.WILDCARD:
+                    subscription.mark(name, self._stamp)
+            if subscription.is_wildcard or subscription.globs:
+                self._mark_all(subscription)
 
     def poll(self) -> tuple[Response, ...]:
         """Everything that may be sent now."""
@@ -135,19 +167,27 @@ class DeltaSession:
         self._look_at_gate()
         ordered = tuple(self._subscriptions.values())
         for position, subscription in enumerate(ordered):
-            response = self._next_update(subscription, ordered[:position])
-            if response is not None:
-                return response
+            if subscription.has_work:
+                response = self._next_update(subscription, ordered[:position])
+                if response is not None:
+                    return response
         for position in reversed(range(len(ordered))):
-            response = self._next_removal(ordered[position], ordered[position + 1 :])
-            if response is not None:
-                return response
+            if ordered[position].removals:
+                response = self._next_removal(ordered[position], ordered[position + 1 :])
+                if response is not None:
+                    return response
         return None
 
-    def _check_node(self, request: DeltaDiscoveryRequest) -> None:
-        node_id: str = request.node.id
-        if node_id and self.node_id and node_id != self.node_id:
-            raise ProtocolError("INVALID_ARGUMENT", f"node.id changed from {self.node_id!r} to {node_id!r}")
+    def _type_of(self, request: Request) -> str:
+        """The type that a request is about, after the checks that concern the stream as a whole."""
+        if request.node is not None and request.node.id and self.node_id and request.node.id != self.node_id:
+            raise ProtocolError("INVALID_ARGUMENT", f"node.id changed from {self.node_id!r} to {request.node.id!r}")
+        type_url = request.type_url or self._service_type
+        if not type_url:
+            raise ProtocolError("INVALID_ARGUMENT", "a request on an ADS stream has no type_url")
+        if self._service_type not in ("", type_url):
+            raise ProtocolError("INVALID_ARGUMENT", f"this service serves {self._service_type}, not {type_url}")
+        return type_url
 
     def _insert(self, subscription: Subscription) -> None:
         """Keep the types in push order; unknown types come last, in order of arrival."""
@@ -155,76 +195,38 @@ class DeltaSession:
         ordered = sorted(self._subscriptions.items(), key=lambda item: _RANK.get(item[0], len(_RANK)))
         self._subscriptions = dict(ordered)
 
-    def _first_request(self, subscription: Subscription, request: DeltaDiscoveryRequest) -> None:
-        """A nonce or error that leaked from an older stream is ignored; only here claims are believed."""
-        type_url = subscription.type_url
-        asked = tuple(request.resource_names_subscribe)
-        claimed = dict(request.initial_resource_versions)
-        subscription.subscribe(asked)
-        if not asked and type_url not in protocol.NAMED_ONLY:
-            subscription.wildcard = Wildcard.LEGACY
-        subscription.unsubscribe(request.resource_names_unsubscribe, self._stamp)
-        owed: set[str] = set()
-        if type_url == names.ENDPOINTS:
-            owed, self._clusters_sent = self._clusters_sent, owed
-        for name in asked:
-            if name in subscription.names and (name not in claimed or name in owed):
-                subscription.force(name, self._stamp)
-        accepted: dict[str, str] = {}
-        for name, version in claimed.items():
-            if name not in subscription.names and not subscription.is_wildcard:
+    def _mark_all(self, subscription: Subscription, *, forced: bool = False) -> None:
+        """Queue what a wildcard or glob covers: what the client has not got, or everything (`forced`)."""
+        for resource in self._reader.wildcard(self.view, subscription.type_url):
+            if not subscription.is_wildcard and not subscription.in_glob(resource.name):
                 continue
-            subscription.held[name] = version
-            current = self._visible(subscription, name)
-            if current is None:
-                subscription.force(name, self._stamp)
-            elif current.version == version:
-                accepted[name] = version
-            else:
-                subscription.mark(name, self._stamp)
-        if self._ledger is not None:
-            self._ledger.accept(type_url, accepted)
-        if subscription.is_wildcard:
-            subscription.answer_due = True
-            for resource in self._reader.wildcard(self.view, type_url):
-                if subscription.held.get(resource.name) != resource.version:
-                    subscription.mark(resource.name, self._stamp)
-
-    def _later_request(self, subscription: Subscription, request: DeltaDiscoveryRequest) -> None:
-        """Lists are honoured whatever the nonce; subscribe first, so a name in both ends unsubscribed."""
-        asked = tuple(request.resource_names_subscribe)
-        star = subscription.subscribe(asked)
-        for name in asked:
-            if name != protocol.WILDCARD:
-                subscription.force(name, self._stamp)
-        forgotten = subscription.unsubscribe(request.resource_names_unsubscribe, self._stamp)
-        if self._ledger is not None:
-            self._ledger.forget(subscription.type_url, forgotten)
-        if star and subscription.is_wildcard:
-            subscription.answer_due = True
-            for resource in self._reader.wildcard(self.view, subscription.type_url):
+            if forced:
                 subscription.force(resource.name, self._stamp)
+            elif subscription.held.get(resource.name) != resource.version:
+                subscription.mark(resource.name, self._stamp)
 
-    def _acknowledge(self, subscription: Subscription, request: DeltaDiscoveryRequest) -> None:
-        if not request.response_nonce:
-            return
-        sent = subscription.answered(request.response_nonce)
-        if sent is None:
-            return
-        if not request.HasField("error_detail"):
-            subscription.last_error = ""
-            for name in (*sent.versions, *sent.removed):
-                subscription.nacks.pop(name, None)
-            if self._ledger is not None:
-                self._ledger.accept(subscription.type_url, _still(sent.versions, subscription.held))
-            return
-        text = protocol.readable_error(request.error_detail.message)
-        subscription.last_error = text
-        refused = _still(sent.versions, subscription.held)
-        for name in protocol.blamed(text, tuple(refused)):
+    def _accepted(self, subscription: Subscription, sent: Sent) -> None:
+        """The client took a response."""
+        subscription.last_error = ""
+        for name in (*sent.versions, *sent.removed):
+            subscription.nacks.pop(name, None)
+        if self._ledger is not None:
+            still = {name: version for name, version in sent.versions.items() if name in subscription.held}
+            self._ledger.accept(subscription.type_url, still)
+
+    def _refused(self, subscription: Subscription, sent: Sent, error: str) -> tuple[str, ...]:
+        """The client refused a response. Returns the names that were in it and that the text does not blame.
+
+        What was removed or unsubscribed since is nobody's concern any more.
+        """
+        text = subscription.last_error = protocol.readable_error(error)
+        refused = {name: version for name, version in sent.versions.items() if name in subscription.held}
+        blamed = protocol.blamed(text, tuple(refused))
+        for name in blamed:
             subscription.nacks[name] = Nack(refused[name], text)
         if self._ledger is not None:
             self._ledger.refuse(subscription.type_url, refused, text)
+        return tuple(name for name in refused if name not in blamed)
 
     def _look_at_gate(self) -> None:
         if self._gate is None or self._gate.revision(self.view.node) == self._gate_revision:
@@ -240,22 +242,10 @@ class DeltaSession:
         resource = self._reader.get(self.view, subscription.type_url, name)
         if resource is None or name in subscription.names:
             return resource
-        return resource if subscription.is_wildcard and not resource.on_demand else None
+        return resource if not resource.on_demand and subscription.covers(name) else None
 
     def _unmet(self, resource: Resource) -> tuple[Requirement, ...]:
         return self._gate.unmet(self.view.node, resource) if self._gate is not None else ()
-
-    def _next_update(self, subscription: Subscription, earlier: tuple[Subscription, ...]) -> Response | None:
-        # Security: an address passes from one policy to another; between two pages nothing would guard it.
-        page = Page(self._reader, whole=subscription.type_url == names.POLICY)
-        self._fill(subscription, subscription.forced, page, forced=True)
-        if not subscription.in_flight and not self._held_back(subscription, earlier):
-            self._fill(subscription, subscription.dirty, page, forced=False)
-            settled = not subscription.forced and not subscription.dirty
-            subscription.is_first = subscription.is_first and not settled
-            if subscription.answer_due and settled and page.stamp is None:
-                return self._send(subscription, page)
-        return None if page.stamp is None else self._send(subscription, page)
 
     def _held_back(self, subscription: Subscription, earlier: tuple[Subscription, ...]) -> bool:
         """A datapath type waits until what earlier datapath types owe of the same change has been sent.
@@ -275,39 +265,21 @@ class DeltaSession:
         taken: list[str] = []
         for name, stamp in queue.items():
             resource = self._visible(subscription, name)
-            if not self._place(subscription, name, resource, stamp, page, forced=forced):
+            if resource is None:
+                fits = self._settle_missing(subscription, name, stamp, page, forced=forced)
+                subscription.withheld.pop(name, None)
+            else:
+                fits = self._settle(subscription, resource, stamp, page, forced=forced)
+            if not fits:
                 break
             taken.append(name)
         for name in taken:
             del queue[name]
 
-    def _place(
-        self,
-        subscription: Subscription,
-        name: str,
-        resource: Resource | None,
-        stamp: int,
-        page: Page,
-        *,
-        forced: bool,
-    ) -> bool:
-        """Settle one name; false if it needs a page of its own."""
+    def _settle(self, subscription: Subscription, resource: Resource, stamp: int, page: Page, *, forced: bool) -> bool:
+        """Settle one resource: sent, withheld or current already; false if it needs a page of its own."""
+        name = resource.name
         held = subscription.held.get(name)
-        if resource is None:
-            if forced and self._reader.knows_type(subscription.type_url):
-                if not page.fits(len(name) + 4):
-                    return False
-                if held is None and subscription.type_url == names.VIRTUAL_HOST:
-                    page.miss(name, stamp)
-                else:
-                    page.remove(name, stamp)
-            elif held is not None and subscription.type_url == names.POLICY:
-                # With what takes its place: an address that two policies claim would admit nobody meanwhile.
-                page.remove(name, stamp)
-            elif held is not None or name in subscription.announced:
-                subscription.removals.setdefault(name, stamp)
-            subscription.withheld.pop(name, None)
-            return True
         if not forced and resource.version == held:
             subscription.withheld.pop(name, None)
             return True
@@ -334,50 +306,25 @@ class DeltaSession:
             return False
         return name not in subscription.held and name not in subscription.announced
 
-    def _next_removal(self, subscription: Subscription, later: tuple[Subscription, ...]) -> Response | None:
-        """Removals wait for this type's own ACK, and for what may still refer to them.
+    def _may_leave(self, later: tuple[Subscription, ...]) -> int:
+        """Removals of changes older than this may be sent: what may still refer to them has been ACKed.
 
-        That is: every update of a later type that belongs to the same or an older change must be ACKed.
-        Endpoints refer to nothing.
+        That is: every update of a later type that belongs to the same or an older change. Endpoints refer
+        to nothing.
         """
-        if not subscription.removals or subscription.in_flight or subscription.dirty:
-            return None
         unsettled = [other.oldest_unacked() for other in later if other.type_url != names.ENDPOINTS]
-        limit = min((stamp for stamp in unsettled if stamp is not None), default=self._stamp + 1)
-        page = Page(self._reader)
-        for name, stamp in tuple(subscription.removals.items()):
-            if stamp < limit and page.fits(len(name) + 4):
-                page.remove(name, stamp)
-                del subscription.removals[name]
-        return None if page.stamp is None else self._send(subscription, page)
+        return min((stamp for stamp in unsettled if stamp is not None), default=self._stamp + 1)
 
-    def _send(self, subscription: Subscription, page: Page) -> Response:
+    def _take_off(self, subscription: Subscription, sent: Sent) -> str:
+        """Note that a response goes out; returns its nonce."""
         nonce = str(next(self._nonces))
-        versions = {resource.name: resource.version for resource in page.resources}
-        subscription.held.update(versions)
-        subscription.announced.difference_update(versions, page.removed)
-        subscription.announced.update(page.withheld)
-        for name in page.removed:
-            subscription.held.pop(name, None)
-            subscription.nacks.pop(name, None)
-        if self._ledger is not None:
-            self._ledger.forget(subscription.type_url, page.removed)
-        stamp = self._stamp if page.stamp is None else page.stamp
-        subscription.in_flight[nonce] = Sent(versions, tuple(page.removed), stamp, self._clock())
+        subscription.in_flight[nonce] = sent
         subscription.answer_due = False
         subscription.last_nonce = nonce
         subscription.last_revision = self._reader.revision
-        if subscription.type_url == names.CLUSTER:
-            self._owe_endpoints(versions)
-        return Response(
-            subscription.type_url,
-            nonce,
-            tuple(page.resources),
-            tuple(page.removed),
-            self._reader.revision,
-            tuple(page.missing),
-            tuple(page.withheld),
-        )
+        if subscription.type_url == names.CLUSTER and sent.versions:
+            self._owe_endpoints(sent.versions)
+        return nonce
 
     def _owe_endpoints(self, clusters: dict[str, str]) -> None:
         """Envoy waits 15 s for the endpoints of an updated cluster unless they follow it, changed or not."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import msgspec
 
 from xdsbpf.xds.gate import Gate
-from xdsbpf.xds.session import DeltaSession
+from xdsbpf.xds.session import Session
 from xdsbpf.xds.subscription import Subscription
 
 STALE_AFTER_S = 60.0
@@ -69,13 +69,13 @@ class NodeStatus(msgspec.Struct, frozen=True):
     types: tuple[TypeStatus, ...]
 
 
-def node_statuses(sessions: Iterable[DeltaSession], gate: Gate, now: float) -> tuple[NodeStatus, ...]:
+def node_statuses(sessions: Iterable[Session], gate: Gate, now: float) -> tuple[NodeStatus, ...]:
     """Status of all sessions, sorted by node id; `now` is of the same clock as the sessions' own."""
     rows = [node_status(session, gate, now) for session in sessions]
     return tuple(sorted(rows, key=lambda row: row.node_id))
 
 
-def node_status(session: DeltaSession, gate: Gate, now: float) -> NodeStatus:
+def node_status(session: Session, gate: Gate, now: float) -> NodeStatus:
     """Status of one session."""
     view = session.view
     types = tuple(_type_status(subscription, gate, view.node, now) for subscription in session.subscriptions())

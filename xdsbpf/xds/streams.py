@@ -10,17 +10,20 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 
 import structlog
 
 from xdsbpf.errors import ProtocolError
 from xdsbpf.xds import protocol
+from xdsbpf.xds.delta import DeltaSession
 from xdsbpf.xds.gate import EnvoyLedger, Gate
-from xdsbpf.xds.response import encode
-from xdsbpf.xds.services import METHODS, Method
-from xdsbpf.xds.session import DeltaSession
+from xdsbpf.xds.request import Request, decode_delta, decode_sotw, request_node
+from xdsbpf.xds.response import Response, content_version, encode_sotw
+from xdsbpf.xds.services import METHODS, Method, Variant
+from xdsbpf.xds.session import Session
+from xdsbpf.xds.sotw import SotwSession
 from xdsbpf.xds.status import NodeStatus, node_statuses
 from xdsbpf.xds.store import AGENT, NODE_ENVOY, Changes, ResourceStore, View
 from xdsbpf.xds.transport import Call
@@ -30,48 +33,69 @@ ViewResolver = Callable[[str, Mapping[str, object]], View]
 
 WRITE_TIMEOUT_S = 60.0
 """A stream that takes no byte for that long is reset."""
+STREAMS_PER_TURN = 256
+"""Streams that one turn of the event loop lets send: ACKs and new streams are served in between."""
 
 log = structlog.get_logger(__name__)
 
 
 class _Stream:
-    """A session, the event that wakes its writer, and what must be given back at its end."""
+    """A session, the event that wakes its writer, why it must end, and what must be given back then."""
 
-    def __init__(self, session: DeltaSession, ledger: EnvoyLedger | None) -> None:
+    def __init__(
+        self, method: Method, session: Session, ledger: EnvoyLedger | None, metadata: Mapping[str, object]
+    ) -> None:
+        self.decode = decode_delta if method.variant is Variant.DELTA else decode_sotw
         self.session = session
         self.ledger = ledger
+        self.metadata = metadata
         self.wake = asyncio.Event()
+        self.end: ProtocolError | None = None
 
 
 class Streams:
     """Every open stream over one store. `serve` is the handler of each method in `services.METHODS`."""
 
-    def __init__(self, store: ResourceStore, resolve_view: ViewResolver, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        store: ResourceStore,
+        resolve_view: ViewResolver,
+        clock: Callable[[], float],
+        *,
+        quarantine: bool = True,
+    ) -> None:
         self.store = store
         self.gate = Gate()
         self.events: Counter[tuple[str, str]] = Counter()
         """("sent" | "acked" | "nacked", type URL, "" for unknown ones) -> how many responses, for the metrics."""
         self._resolve_view = resolve_view
         self._clock = clock
+        self._quarantine = quarantine
         self._nonces = itertools.count(1)
         self._open: set[_Stream] = set()
-        self._stopping = asyncio.Event()
+        self._to_wake: deque[_Stream] = deque()
+        self._is_stopping = False
 
     async def serve(self, call: Call) -> None:
         """One call, from its first request to its end. Raises: ProtocolError with the status to end it with."""
+        method = METHODS[call.method]
         stream: _Stream | None = None
         try:
             first = await call.read()
             if first is None:
                 return
-            stream = self._enter(METHODS[call.method], first)
+            if method.variant is Variant.FETCH:
+                await call.write(self._fetch(method, first))
+                return
+            stream = self._enter(method, first)
             await self._run(stream, call)
         except ProtocolError as error:
             log.log(
-                logging.INFO if self._stopping.is_set() else logging.WARNING,
+                logging.INFO if self._is_stopping else logging.WARNING,
                 "xds.stream_refused",
                 node=stream.session.node_id if stream else "",
                 peer=call.peer.address,
+                method=call.method,
                 status=error.status,
                 error=protocol.readable_error(str(error)),
             )
@@ -86,7 +110,28 @@ class Streams:
             return
         for stream in self._open:
             stream.session.on_changes(changes)
-            stream.wake.set()
+            if stream.session.has_work:
+                self._wake(stream)
+
+    def views_changed(self) -> None:
+        """Ask again what each client sees; one that sees other scopes now is sent the difference.
+
+        A client that gets no view any more, or one of another kind or node, is disconnected.
+        """
+        for stream in self._open:
+            session = stream.session
+            try:
+                view = self._resolve_view(session.node_id, stream.metadata)
+            except ProtocolError as error:
+                stream.end = error
+            else:
+                if view == session.view:
+                    continue
+                if (view.kind, view.node) == (session.view.kind, session.view.node):
+                    session.change_view(view)
+                else:
+                    stream.end = ProtocolError("UNAVAILABLE", "the client's view has changed: connect again")
+            self._wake(stream)
 
     def status(self) -> tuple[NodeStatus, ...]:
         """The status of every connected client, sorted by node id."""
@@ -94,26 +139,46 @@ class Streams:
 
     def stop(self) -> None:
         """End every stream with UNAVAILABLE, so that Envoy reconnects at once; new ones end at once as well."""
-        self._stopping.set()
+        self._is_stopping = True
         for stream in self._open:
             stream.wake.set()
 
-    def _enter(self, method: Method, first: bytes) -> _Stream:
-        request = protocol.decode_request(first)
-        node_id, metadata = protocol.request_node(request)
+    def _resolve(self, method: Method, request: Request) -> tuple[str, Mapping[str, object], View]:
+        node_id, metadata = request_node(request)
         view = self._resolve_view(node_id, metadata)
+        if view.kind == AGENT and method.variant is not Variant.DELTA:
+            # Security: the gate between the planes is kept in the delta variant only.
+            raise ProtocolError("UNIMPLEMENTED", "datapath resources are served by the delta variant only")
+        return node_id, metadata, view
+
+    def _fetch(self, method: Method, data: bytes) -> bytes:
+        """The answer of a unary call: everything that was asked for, whatever the client holds."""
+        request = decode_sotw(data)
+        node_id, _, view = self._resolve(method, request)
+        session = SotwSession(view, self.store, node_id=node_id, service_type=method.type_url)
+        session.on_request(request)
+        resources = session.whole(method.type_url)
+        version = content_version(resources)
+        self._count("sent", method.type_url)
+        return encode_sotw(Response(method.type_url, "", resources, (), self.store.revision, version=version))
+
+    def _enter(self, method: Method, first: bytes) -> _Stream:
+        variant: type[Session] = DeltaSession if method.variant is Variant.DELTA else SotwSession
+        request: Request = decode_delta(first) if method.variant is Variant.DELTA else decode_sotw(first)
+        node_id, metadata, view = self._resolve(method, request)
         ledger = self.gate.open(view.node) if view.kind == NODE_ENVOY else None
-        session = DeltaSession(
+        session = variant(
             view,
             self.store,
             node_id=node_id,
-            gate=self.gate if view.kind in (AGENT, NODE_ENVOY) else None,
+            gate=self.gate if view.kind == AGENT else None,
             ledger=ledger,
             nonces=self._nonces,
             clock=self._clock,
             service_type=method.type_url,
+            quarantine=self._quarantine,
         )
-        stream = _Stream(session, ledger)
+        stream = _Stream(method, session, ledger, metadata)
         self._open.add(stream)
         try:
             session.on_request(request)
@@ -151,42 +216,61 @@ class Streams:
     async def _read(self, stream: _Stream, call: Call) -> None:
         session = stream.session
         while (data := await call.read()) is not None:
-            request = protocol.decode_request(data)
+            request = stream.decode(data)
             before = self.gate.revision(session.view.node)
             session.on_request(request)
-            stream.wake.set()
-            if request.response_nonce:
-                self._count("nacked" if request.HasField("error_detail") else "acked", request.type_url)
+            if session.has_work:
+                stream.wake.set()
+            if request.nonce:
+                self._count("acked" if request.error is None else "nacked", request.type_url)
             if stream.ledger is not None and self.gate.revision(session.view.node) != before:
                 self._wake_agents(session.view.node)
-            if request.HasField("error_detail"):
+            if request.error is not None:
                 log.warning(
                     "xds.response_refused",
                     node=session.node_id,
                     type_url=request.type_url,
-                    nonce=request.response_nonce,
-                    error=protocol.readable_error(request.error_detail.message),
+                    nonce=request.nonce,
+                    error=protocol.readable_error(request.error),
                 )
 
     async def _write(self, stream: _Stream, call: Call) -> None:
+        session = stream.session
         while True:
             await stream.wake.wait()
             stream.wake.clear()
-            while not self._stopping.is_set() and (response := stream.session.next_response()) is not None:
+            while not self._is_over(stream) and (response := session.next_response()) is not None:
                 try:
                     async with asyncio.timeout(WRITE_TIMEOUT_S):
-                        await call.write(encode(response, self.store))
+                        await call.write(session.encode(response))
                     self._count("sent", response.type_url)
                 except TimeoutError as error:
                     raise ProtocolError(
                         "DEADLINE_EXCEEDED", f"the client took no data for {WRITE_TIMEOUT_S:.0f} s"
                     ) from error
-            if self._stopping.is_set():
+            if self._is_stopping:
                 raise ProtocolError("UNAVAILABLE", "the server is stopping")
+            if stream.end is not None:
+                raise stream.end
+
+    def _is_over(self, stream: _Stream) -> bool:
+        return self._is_stopping or stream.end is not None
 
     def _count(self, event: str, type_url: str) -> None:
         known = type_url if type_url in protocol.KNOWN_TYPES else ""  # peers may ask for any number of types
         self.events[event, known] += 1
+
+    def _wake(self, stream: _Stream) -> None:
+        """Let a stream send, in the next turn that has room."""
+        if not self._to_wake:
+            asyncio.get_running_loop().call_soon(self._wake_some)
+        self._to_wake.append(stream)
+
+    def _wake_some(self) -> None:
+        for _ in range(min(STREAMS_PER_TURN, len(self._to_wake))):
+            self._to_wake.popleft().wake.set()
+        if self._to_wake:
+            asyncio.get_running_loop().call_soon(self._wake_some)
 
     def _wake_agents(self, node: str) -> None:
         """The gate of that node may have moved: let its agents' sessions look again."""

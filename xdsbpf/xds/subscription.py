@@ -11,7 +11,8 @@ from collections.abc import Iterable
 
 import msgspec
 
-from xdsbpf.model.resource import Requirement
+from xdsbpf.model import names as model_names
+from xdsbpf.model.resource import Requirement, Resource
 from xdsbpf.xds import protocol
 
 
@@ -24,12 +25,16 @@ class Wildcard(enum.Enum):
 
 
 class Sent(msgspec.Struct, frozen=True):
-    """A response that has no ACK or NACK yet; `stamp` is of the oldest change in it, `at` the clock's."""
+    """A response that has no ACK or NACK yet; `stamp` is of the oldest change in it, `at` the clock's.
+
+    `versions` are of the resources that are new to the client, `state` is the whole set where a response is one.
+    """
 
     versions: dict[str, str]
     removed: tuple[str, ...]
     stamp: int
     at: float
+    state: dict[str, Resource] | None = None
 
 
 class Nack(msgspec.Struct, frozen=True):
@@ -46,6 +51,8 @@ class Subscription:
         self.type_url = type_url
         self.wildcard = Wildcard.NONE
         self.names: set[str] = set()
+        self.globs: set[str] = set()
+        """Glob collections (`xdstp://authority/type/path/*`): every name below a path."""
         self.held: dict[str, str] = {}
         """name -> version that the client holds as far as we know: sent on this stream, or claimed."""
         self.forced: dict[str, int] = {}
@@ -63,6 +70,10 @@ class Subscription:
         """A wildcard subscription that has not been answered: an empty response is owed."""
         self.in_flight: dict[str, Sent] = {}
         self.nacks: dict[str, Nack] = {}
+        self.state: dict[str, Resource] = {}
+        """Whole sets only: the last one sent."""
+        self.accepted: dict[str, Resource] = {}
+        """Whole sets only: the last one that the client took."""
         self.last_error = ""
         self.last_nonce = ""
         self.last_revision = 0
@@ -70,6 +81,22 @@ class Subscription:
     @property
     def is_wildcard(self) -> bool:
         return self.wildcard is not Wildcard.NONE
+
+    @property
+    def has_work(self) -> bool:
+        """Whether anything waits to be sent, now or after an ACK."""
+        return bool(self.forced or self.dirty or self.removals or self.answer_due)
+
+    @property
+    def has_names_queued(self) -> bool:
+        return bool(self.forced or self.dirty)
+
+    def covers(self, name: str) -> bool:
+        """Whether the client asked for `name`, alone or with others; what is on demand must be in `names`."""
+        return name in self.names or self.is_wildcard or self.in_glob(name)
+
+    def in_glob(self, name: str) -> bool:
+        return any(protocol.glob_matches(glob, name) for glob in self.globs)
 
     def mark(self, name: str, stamp: int) -> None:
         """The name may have changed: look at it when the type is next sent. The oldest stamp stays.
@@ -95,6 +122,9 @@ class Subscription:
                 star = True
             else:
                 self.names.add(name)
+                # The catch-all virtual host of a route configuration is called `<route configuration>/*`.
+                if self.type_url != model_names.VIRTUAL_HOST and protocol.is_glob(name):
+                    self.globs.add(name)
         return star
 
     def unsubscribe(self, names: Iterable[str], stamp: int) -> list[str]:
@@ -109,11 +139,13 @@ class Subscription:
                 if self.is_wildcard:
                     self.wildcard = Wildcard.NONE
                     self.answer_due = False
-                    queued = (*self.held, *self.forced, *self.dirty, *self.removals, *self.withheld)
-                    forgotten.extend(other for other in queued if other not in self.names)
+                    forgotten.extend(other for other in self._queued() if not self.covers(other))
             elif name in self.names:
                 self.names.discard(name)
-                if self.is_wildcard:
+                if name in self.globs:
+                    self.globs.discard(name)
+                    forgotten.extend(other for other in self._queued() if not self.covers(other))
+                elif self.is_wildcard or self.in_glob(name):
                     self.force(name, stamp)
                 else:
                     forgotten.append(name)
@@ -142,3 +174,6 @@ class Subscription:
             if older == nonce:
                 return sent
         return None
+
+    def _queued(self) -> tuple[str, ...]:
+        return (*self.held, *self.forced, *self.dirty, *self.removals, *self.withheld)

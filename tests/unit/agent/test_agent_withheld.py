@@ -13,9 +13,10 @@ from xdsbpf.datapath.memory import MemoryTables
 from xdsbpf.model.names import BACKENDS, DATAPATH_TYPES, FRONTEND, VIRTUAL_HOST
 from xdsbpf.model.resource import Requirement, Resource, make_resource
 from xdsbpf.xds import protocol
+from xdsbpf.xds.delta import DeltaSession
 from xdsbpf.xds.gate import Gate
+from xdsbpf.xds.request import decode_delta
 from xdsbpf.xds.response import encode
-from xdsbpf.xds.session import DeltaSession
 from xdsbpf.xds.store import AGENT, NODE_ENVOY, ResourceStore, View
 
 HOST = make_resource(VIRTUAL_HOST, "r/web", b"routes")
@@ -62,10 +63,10 @@ class ControlPlane:
         session = DeltaSession(
             View(("node-envoy",), "n", NODE_ENVOY), self.store, ledger=self.gate.open("n"), gate=self.gate
         )
-        session.on_request(protocol.decode_request(protocol.encode_request(VIRTUAL_HOST)))
+        session.on_request(decode_delta(protocol.encode_request(VIRTUAL_HOST)))
         for sent in session.poll():
             answer = protocol.encode_request(sent.type_url, nonce=sent.nonce)
-            session.on_request(protocol.decode_request(answer))
+            session.on_request(decode_delta(answer))
 
 
 class Agent:
@@ -84,7 +85,7 @@ class Agent:
         for type_url in DATAPATH_TYPES:
             claims = self.received.claims(type_url, self.outcome.failed)
             first = protocol.encode_request(type_url, subscribe=("*",), initial_versions=claims)
-            self.session.on_request(protocol.decode_request(first))
+            self.session.on_request(decode_delta(first))
 
     def sync(self) -> None:
         """Take everything that may be sent, apply, answer, until nothing more comes."""
@@ -93,7 +94,7 @@ class Agent:
                 decoded = protocol.decode_response(encode(sent, self.control.store))
                 assert self.received.accept(decoded) == {}
                 answer = protocol.encode_request(sent.type_url, nonce=sent.nonce)
-                self.session.on_request(protocol.decode_request(answer))
+                self.session.on_request(decode_delta(answer))
         self.now += 1.0
         changed = self.received.take_changed()
         self.outcome = self.reconciler.apply(self.received.desired(()), self.now, prune=True, changed=changed)

@@ -6,9 +6,10 @@ from xds_stream_client import AGENT_VIEW, CDS, ENVOY_VIEW, NODE_ID, VHDS, Stream
 
 from xdsbpf.model import names
 from xdsbpf.xds import protocol
+from xdsbpf.xds.delta import DeltaSession
 from xdsbpf.xds.gate import Gate
+from xdsbpf.xds.request import decode_delta
 from xdsbpf.xds.response import Response, encode
-from xdsbpf.xds.session import DeltaSession
 from xdsbpf.xds.status import SyncState, node_status
 from xdsbpf.xds.store import AGENT, NODE_ENVOY, Batch, ResourceStore, View
 
@@ -203,7 +204,7 @@ def test_an_envoy_never_gets_a_bare_name() -> None:
         view = View(("node-envoy", "datapath"), "node1", kind)
         session = DeltaSession(view, planes.store, node_id=NODE_ID, gate=planes.gate)
         for type_url in (VHDS, FRONTEND):
-            session.on_request(protocol.decode_request(protocol.encode_request(type_url)))
+            session.on_request(decode_delta(protocol.encode_request(type_url)))
         assert {name for response in session.poll() for name in response.withheld} == bare
 
 

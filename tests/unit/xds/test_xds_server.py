@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
+from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DiscoveryRequest, DiscoveryResponse
 from grpc import aio
 from xds_stream_client import AGENT_VIEW, CDS, EDS, ENVOY_VIEW, VHDS, need, resource, store_with
 
@@ -115,6 +116,76 @@ async def test_every_delta_service_serves_its_own_type(method: Method) -> None:
         assert (got.type_url, [item.name for item in got.resources]) == (method.type_url, ["a"])
         await stream.send(EDS if method.type_url != EDS else CDS)
         assert (await stream.end())[0] is grpc.StatusCode.INVALID_ARGUMENT
+
+
+SOTW_SERVICES = [method for method in METHODS.values() if method.variant is Variant.SOTW and method.type_url]
+FETCHES = [method for method in METHODS.values() if method.variant is Variant.FETCH]
+
+
+def sotw_request(type_url: str = "", *asked: str, nonce: str = "", node_id: str = ENVOY_ID) -> bytes:
+    request = DiscoveryRequest(type_url=type_url, resource_names=asked, response_nonce=nonce)
+    request.node.id = node_id
+    return request.SerializeToString()
+
+
+@pytest.mark.parametrize("method", SOTW_SERVICES, ids=lambda method: method.path.rpartition("/")[2])
+async def test_every_state_of_the_world_service_serves_its_own_type(method: Method) -> None:
+    """Rule 1."""
+    async with running(store_with(resource(method.type_url, "a"))) as rig:
+        stream = rig.stream(method=method.path)
+        await stream.call.write(sotw_request("", "a"))
+        got = DiscoveryResponse.FromString(await asyncio.wait_for(stream.call.read(), DEADLINE_S))
+        assert (got.type_url, [item.value for item in got.resources]) == (method.type_url, [b"a=1"])
+        await stream.call.write(sotw_request(EDS if method.type_url != EDS else CDS))
+        assert (await stream.end())[0] is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("method", FETCHES, ids=lambda method: method.path.rpartition("/")[2])
+async def test_every_fetch_answers_once_with_all_that_is_asked_for(method: Method) -> None:
+    """Rule 1."""
+    items = [resource(method.type_url, name) for name in ("a", "b")]
+    async with running(store_with(*items)) as rig:
+        channel = aio.insecure_channel(rig.bound[0])
+        rig.channels.append(channel)
+        call = channel.unary_unary(method.path)
+        got = DiscoveryResponse.FromString(await call(sotw_request("", "a", "b", "nosuch")))
+        assert [item.value for item in got.resources] == [b"a=1", b"b=1"]
+        assert got.version_info
+
+
+async def test_datapath_resources_have_no_state_of_the_world() -> None:
+    """The gate between the planes is kept in the delta variant; nothing may go around it."""
+    async with running(store_with(resource(names.FRONTEND, "f"), scope="datapath")) as rig:
+        stream = rig.stream(method=protocol.SOTW_ADS)
+        await stream.call.write(sotw_request(names.FRONTEND, node_id=AGENT_ID))
+        assert (await stream.end())[0] is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_a_change_of_views_reaches_open_streams() -> None:
+    """Scopes are asked for again; a client that loses its view is disconnected, others are not."""
+    views = {ENVOY_ID: ENVOY_VIEW, "node~10.0.0.2~node2~x": ENVOY_VIEW}
+
+    def look_up(node_id: str, metadata: Mapping[str, object]) -> View:
+        if node_id not in views:
+            raise ProtocolError("PERMISSION_DENIED", "no view any more")
+        return views[node_id]
+
+    store = store_with(resource(EDS, "a"))
+    store.apply("extra", [resource(EDS, "a", "2"), resource(EDS, "b")])
+    async with running(store, resolver=look_up) as rig:
+        stream, loser = rig.stream(), rig.stream()
+        for one, node_id in ((stream, ENVOY_ID), (loser, "node~10.0.0.2~node2~x")):
+            await one.send(EDS, node_id=node_id, subscribe=["a", "b"])
+            await one.receive_and_ack()
+        views[ENVOY_ID] = View((*ENVOY_VIEW.scopes, "extra"), ENVOY_VIEW.node, ENVOY_VIEW.kind)
+        del views["node~10.0.0.2~node2~x"]
+        rig.server.views_changed()
+        assert sorted(item.body or b"" for item in (await stream.receive_and_ack()).resources) == [b"a=2", b"b=1"]
+        assert await loser.end() == (grpc.StatusCode.PERMISSION_DENIED, "no view any more")
+        views[ENVOY_ID] = ENVOY_VIEW
+        rig.server.views_changed()
+        assert [item.body for item in (await stream.receive_and_ack()).resources] == [b"a=1"]
+        assert (await stream.receive()).removed == ("b",)
 
 
 async def test_unix_and_tcp_serve_the_same_store(tmp_path: Path) -> None:
@@ -292,10 +363,10 @@ async def test_metadata_reaches_the_resolver() -> None:
         seen.append(metadata)
         return ENVOY_VIEW
 
-    request = protocol.decode_request(protocol.encode_request(CDS, node_id=ENVOY_ID))
+    request = DeltaDiscoveryRequest.FromString(protocol.encode_request(CDS, node_id=ENVOY_ID, user_agent="envoy"))
     request.node.metadata.update({"NAMESPACE": "default", "LABELS": {"app": "x"}})
     async with running(ResourceStore(), resolver=note) as rig:
         stream = rig.stream()
         await stream.call.write(request.SerializeToString())
         await stream.receive()
-    assert seen == [{"NAMESPACE": "default", "LABELS": {"app": "x"}}]
+    assert seen == [{"NAMESPACE": "default", "LABELS": {"app": "x"}, "node.user_agent_name": "envoy"}]

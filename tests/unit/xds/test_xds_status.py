@@ -42,11 +42,14 @@ def test_a_subscription_to_nothing_is_not_sent() -> None:
 
 def test_a_nack_shows_its_text_at_its_resource_until_the_resource_is_acked() -> None:
     client = StreamClient(store_with(resource(CDS, "good"), resource(CDS, "bad")))
-    client.nack(client.on(CDS)[0], "cluster bad: malformed IP\naddress")
+    again = client.nack(client.on(CDS)[0], "cluster bad: malformed IP\naddress")
     row = status(client)
     assert row.state is SyncState.NACKED
-    assert row.error == "cluster bad: malformed IP\\naddress"
-    assert [(item.name, item.text) for item in row.nacked] == [("bad", row.error)]
+    client.ack_all(again)
+    row = status(client)
+    assert row.state is SyncState.NACKED, "what came with it was taken, itself not"
+    assert row.nacked[0].text == "cluster bad: malformed IP\\naddress"
+    assert [item.name for item in row.nacked] == ["bad"]
     client.ack_all(client.put(resource(CDS, "good", "2")))
     assert status(client).state is SyncState.NACKED, "the bad one is still refused"
     client.ack_all(client.put(resource(CDS, "bad", "2")))

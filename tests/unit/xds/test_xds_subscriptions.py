@@ -11,8 +11,8 @@ from xds_stream_client import CDS, EDS, LDS, NODE_ID, RDS, VHDS, StreamClient, r
 from xdsbpf.errors import ProtocolError
 from xdsbpf.model import names
 from xdsbpf.xds import protocol
+from xdsbpf.xds.request import MAX_NAMES, decode_delta, request_node
 from xdsbpf.xds.response import encode
-from xdsbpf.xds.session import MAX_NAMES
 from xdsbpf.xds.store import ResourceStore
 
 A, B, C = (resource(EDS, name) for name in "abc")
@@ -39,11 +39,11 @@ def test_a_node_id_that_changes_on_a_stream_closes_it() -> None:
 @pytest.mark.parametrize("node_id", ["", "n" * 1025, "node\n1"])
 def test_a_first_request_without_a_usable_node_id_is_refused(node_id: str) -> None:
     """Rule 2."""
-    request = protocol.decode_request(protocol.encode_request(CDS, node_id=node_id))
+    request = decode_delta(protocol.encode_request(CDS, node_id=node_id))
     with pytest.raises(ProtocolError, match=r"node\.id"):
-        protocol.request_node(request)
-    good = protocol.decode_request(protocol.encode_request(CDS, node_id=NODE_ID))
-    assert protocol.request_node(good) == (NODE_ID, {})
+        request_node(request)
+    good = decode_delta(protocol.encode_request(CDS, node_id=NODE_ID))
+    assert request_node(good) == (NODE_ID, {})
 
 
 def test_a_request_without_a_type_closes_the_stream() -> None:
@@ -55,7 +55,7 @@ def test_a_request_without_a_type_closes_the_stream() -> None:
 def test_bytes_that_are_no_request_are_an_invalid_argument() -> None:
     """Rule 6."""
     with pytest.raises(ProtocolError) as error:
-        protocol.decode_request(b"\xff\xff\xff")
+        decode_delta(b"\xff\xff\xff")
     assert error.value.status == "INVALID_ARGUMENT"
 
 
@@ -367,7 +367,7 @@ def test_a_subscribed_name_that_also_changed_is_sent_once() -> None:
     """Rule 30: the answer and the push are one."""
     client = StreamClient(store_with(A))
     client.ack_all(client.on(EDS, "a"))
-    request = protocol.decode_request(protocol.encode_request(EDS, subscribe=["a"]))
+    request = decode_delta(protocol.encode_request(EDS, subscribe=["a"]))
     client.session.on_request(request)
     assert sent(client.put(resource(EDS, "a", "2"))) == [(EDS, ["a"], [])]
 

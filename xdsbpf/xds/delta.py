@@ -1,0 +1,153 @@
+"""The delta variant: a stream carries differences of resources, names subscribed and unsubscribed, claims.
+
+In and out: as `xds.session`. The nonce of a request only tells which response it answers; lists are honoured
+whatever it says. Pure.
+"""
+
+from __future__ import annotations
+
+from xdsbpf.model import names
+from xdsbpf.xds import protocol
+from xdsbpf.xds.request import DeltaRequest, Request
+from xdsbpf.xds.response import Page, Response, encode
+from xdsbpf.xds.session import Session
+from xdsbpf.xds.subscription import Sent, Subscription, Wildcard
+
+
+class DeltaSession(Session):
+    """One delta stream; see `Session`."""
+
+    def encode(self, response: Response) -> bytes:
+        return encode(response, self._reader)
+
+    def _first_request(self, subscription: Subscription, request: Request) -> None:
+        """A nonce or error that leaked from an older stream is ignored; only here claims are believed."""
+        assert isinstance(request, DeltaRequest)
+        type_url = subscription.type_url
+        asked, claimed = request.subscribe, request.claims
+        subscription.subscribe(asked)
+        if not asked and type_url not in protocol.NAMED_ONLY:
+            subscription.wildcard = Wildcard.LEGACY
+        subscription.unsubscribe(request.unsubscribe, self._stamp)
+        owed: set[str] = set()
+        if type_url == names.ENDPOINTS:
+            owed, self._clusters_sent = self._clusters_sent, owed
+        for name in asked:
+            if name in subscription.names and (name not in claimed or name in owed):
+                self._force(subscription, name)
+        self._take_claims(subscription, claimed)
+        if subscription.is_wildcard:
+            subscription.answer_due = True
+        if subscription.is_wildcard or subscription.globs:
+            self._mark_all(subscription)
+
+    def _take_claims(self, subscription: Subscription, claimed: dict[str, str]) -> None:
+        """Versions that the client says it holds: equal ones are skipped, others are sent or removed."""
+        accepted: dict[str, str] = {}
+        for name, version in claimed.items():
+            if not subscription.covers(name):
+                continue
+            subscription.held[name] = version
+            current = self._visible(subscription, name)
+            if current is None:
+                subscription.force(name, self._stamp)
+            elif current.version == version:
+                accepted[name] = version
+            else:
+                subscription.mark(name, self._stamp)
+        if self._ledger is not None:
+            self._ledger.accept(subscription.type_url, accepted)
+
+    def _later_request(self, subscription: Subscription, request: Request) -> None:
+        """Lists are honoured whatever the nonce; subscribe first, so a name in both ends unsubscribed."""
+        assert isinstance(request, DeltaRequest)
+        sent = subscription.answered(request.nonce) if request.nonce else None
+        if sent is not None and request.error is None:
+            self._accepted(subscription, sent)
+        elif sent is not None and request.error is not None:
+            others = self._refused(subscription, sent, request.error)
+            for name in others if self._quarantine else ():
+                # A client that stops at the first bad resource has not looked at the ones behind it.
+                subscription.force(name, self._stamp)
+        star = subscription.subscribe(request.subscribe)
+        for name in request.subscribe:
+            if name != protocol.WILDCARD:
+                self._force(subscription, name)
+        if request.unsubscribe:
+            forgotten = subscription.unsubscribe(request.unsubscribe, self._stamp)
+            if self._ledger is not None:
+                self._ledger.forget(subscription.type_url, forgotten)
+        if star and subscription.is_wildcard:
+            subscription.answer_due = True
+            self._mark_all(subscription, forced=True)
+
+    def _force(self, subscription: Subscription, name: str) -> None:
+        """Answer a name; a glob with its members, or as missing if it has none."""
+        members: list[str] = []
+        if name in subscription.globs:
+            everything = self._reader.wildcard(self.view, subscription.type_url)
+            members = [item.name for item in everything if protocol.glob_matches(name, item.name)]
+        for member in members or (name,):
+            subscription.force(member, self._stamp)
+
+    def _next_update(self, subscription: Subscription, earlier: tuple[Subscription, ...]) -> Response | None:
+        # Security: an address passes from one policy to another; between two pages nothing would guard it.
+        page = Page(self._reader, whole=subscription.type_url == names.POLICY)
+        self._fill(subscription, subscription.forced, page, forced=True)
+        if not subscription.in_flight and not self._held_back(subscription, earlier):
+            self._fill(subscription, subscription.dirty, page, forced=False)
+            settled = not subscription.forced and not subscription.dirty
+            subscription.is_first = subscription.is_first and not settled
+            if subscription.answer_due and settled and page.stamp is None:
+                return self._send(subscription, page)
+        return None if page.stamp is None else self._send(subscription, page)
+
+    def _settle_missing(self, subscription: Subscription, name: str, stamp: int, page: Page, *, forced: bool) -> bool:
+        held = subscription.held.get(name)
+        if forced and self._reader.knows_type(subscription.type_url):
+            if not page.fits(len(name) + 4):
+                return False
+            if held is None and subscription.type_url == names.VIRTUAL_HOST:
+                page.miss(name, stamp)
+            else:
+                page.remove(name, stamp)
+        elif held is not None and subscription.type_url == names.POLICY:
+            # With what takes its place: an address that two policies claim would admit nobody meanwhile.
+            page.remove(name, stamp)
+        elif held is not None or name in subscription.announced:
+            subscription.removals.setdefault(name, stamp)
+        return True
+
+    def _next_removal(self, subscription: Subscription, later: tuple[Subscription, ...]) -> Response | None:
+        """Removals wait for this type's own ACK, and for what may still refer to them."""
+        if subscription.in_flight or subscription.dirty:
+            return None
+        limit = self._may_leave(later)
+        page = Page(self._reader)
+        for name, stamp in tuple(subscription.removals.items()):
+            if stamp < limit and page.fits(len(name) + 4):
+                page.remove(name, stamp)
+                del subscription.removals[name]
+        return None if page.stamp is None else self._send(subscription, page)
+
+    def _send(self, subscription: Subscription, page: Page) -> Response:
+        versions = {resource.name: resource.version for resource in page.resources}
+        subscription.held.update(versions)
+        subscription.announced.difference_update(versions, page.removed)
+        subscription.announced.update(page.withheld)
+        for name in page.removed:
+            subscription.held.pop(name, None)
+            subscription.nacks.pop(name, None)
+        if self._ledger is not None:
+            self._ledger.forget(subscription.type_url, page.removed)
+        stamp = self._stamp if page.stamp is None else page.stamp
+        nonce = self._take_off(subscription, Sent(versions, tuple(page.removed), stamp, self._clock()))
+        return Response(
+            subscription.type_url,
+            nonce,
+            tuple(page.resources),
+            tuple(page.removed),
+            self._reader.revision,
+            tuple(page.missing),
+            tuple(page.withheld),
+        )

@@ -1,0 +1,146 @@
+"""Requests of both variants of the protocol as plain values, decoded once from raw message bytes.
+
+In: bytes of a DeltaDiscoveryRequest or a DiscoveryRequest. Out: frozen values without any protobuf, except for the
+node, which is looked at once per stream. Called by `xds.streams`; must not know sessions. Pure.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DiscoveryRequest
+from google.protobuf import json_format
+from google.protobuf.message import DecodeError
+
+from xdsbpf.errors import ProtocolError
+
+MAX_NAMES = 200_000
+"""Names that one request may hold, and that one stream may subscribe to of one type."""
+_MAX_NODE_ID = 1024
+_SHORT = 0x80  # lengths below this take one byte on the wire
+_TYPE_TAG, _NONCE_TAG = 0x12, 0x32  # of DeltaDiscoveryRequest: (number << 3) | 2
+
+
+class DeltaRequest(msgspec.Struct, frozen=True):
+    """A DeltaDiscoveryRequest. `error` is None for an ACK or no answer at all; `node` is an envoy Node, or None."""
+
+    type_url: str
+    subscribe: tuple[str, ...] = ()
+    unsubscribe: tuple[str, ...] = ()
+    claims: dict[str, str] = {}
+    nonce: str = ""
+    error: str | None = None
+    node: Any = None
+
+
+class SotwRequest(msgspec.Struct, frozen=True):
+    """A DiscoveryRequest: `names` is the whole set each time, `version` what the client says it holds."""
+
+    type_url: str
+    names: tuple[str, ...] = ()
+    version: str = ""
+    nonce: str = ""
+    error: str | None = None
+    node: Any = None
+
+
+Request = DeltaRequest | SotwRequest
+
+
+def decode_delta(data: bytes) -> DeltaRequest:
+    """Parse a request of the delta variant. A bare ACK, the most frequent one, is read without protobuf.
+
+    Raises: ProtocolError(INVALID_ARGUMENT) if the bytes are no DeltaDiscoveryRequest, RESOURCE_EXHAUSTED if a list
+    in it is longer than MAX_NAMES.
+    """
+    found = _bare_ack(data)
+    if found is not None:
+        return found
+    message = DeltaDiscoveryRequest()
+    _parse(message, data)
+    locators = (message.resource_locators_subscribe, message.resource_locators_unsubscribe)
+    subscribe, unsubscribe = message.resource_names_subscribe, message.resource_names_unsubscribe
+    _check_sizes(subscribe, unsubscribe, message.initial_resource_versions, *locators)
+    return DeltaRequest(
+        message.type_url,
+        (*subscribe, *(locator.name for locator in locators[0])),
+        (*unsubscribe, *(locator.name for locator in locators[1])),
+        dict(message.initial_resource_versions),
+        message.response_nonce,
+        message.error_detail.message if message.HasField("error_detail") else None,
+        message.node if message.HasField("node") else None,
+    )
+
+
+def decode_sotw(data: bytes) -> SotwRequest:
+    """Parse a request of the state-of-the-world variant. Raises: as `decode_delta`."""
+    message = DiscoveryRequest()
+    _parse(message, data)
+    _check_sizes(message.resource_names, message.resource_locators)
+    return SotwRequest(
+        message.type_url,
+        (*message.resource_names, *(locator.name for locator in message.resource_locators)),
+        message.version_info,
+        message.response_nonce,
+        message.error_detail.message if message.HasField("error_detail") else None,
+        message.node if message.HasField("node") else None,
+    )
+
+
+def request_node(request: Request) -> tuple[str, dict[str, object]]:
+    """Node id and metadata (as JSON values) of a stream's first request.
+
+    Beside the metadata stand `node.user_agent_name`, `node.locality` and `node.client_features` if the node gives
+    them: a client's kind shows in them. Raises: ProtocolError(INVALID_ARGUMENT) if the id is missing, over 1 KiB or
+    not printable, or the metadata cannot be JSON (an infinite number).
+    """
+    node = request.node
+    if node is None or not node.id:
+        raise ProtocolError(
+            "INVALID_ARGUMENT",
+            "the first request of a stream has no node.id",
+            hint="set node.id in the bootstrap",
+        )
+    node_id: str = node.id
+    if len(node_id) > _MAX_NODE_ID or not node_id.isprintable():
+        raise ProtocolError("INVALID_ARGUMENT", "node.id is longer than 1024 characters or not printable")
+    try:
+        found: dict[str, object] = json_format.MessageToDict(node.metadata)
+    except (ValueError, json_format.Error) as error:
+        raise ProtocolError("INVALID_ARGUMENT", f"node.metadata is no JSON: {error}") from error
+    if node.user_agent_name:
+        found["node.user_agent_name"] = node.user_agent_name
+    if node.HasField("locality"):
+        found["node.locality"] = (node.locality.region, node.locality.zone, node.locality.sub_zone)
+    if node.client_features:
+        found["node.client_features"] = tuple(node.client_features)
+    return node_id, found
+
+
+def _bare_ack(data: bytes) -> DeltaRequest | None:
+    """The request, if it is nothing but a type URL and a nonce, in the order in which every client writes them."""
+    if len(data) < 4 or data[0] != _TYPE_TAG or data[1] >= _SHORT:
+        return None
+    middle = 2 + data[1]
+    if len(data) < middle + 2 or data[middle] != _NONCE_TAG or data[middle + 1] != len(data) - middle - 2:
+        return None
+    if data[middle + 1] >= _SHORT:
+        return None
+    try:
+        return DeltaRequest(data[2:middle].decode(), nonce=data[middle + 2 :].decode())
+    except UnicodeDecodeError as error:
+        raise ProtocolError("INVALID_ARGUMENT", f"not a DeltaDiscoveryRequest: {error}") from error
+
+
+def _parse(message: Any, data: bytes) -> None:
+    try:
+        message.ParseFromString(data)
+    except DecodeError as error:
+        raise ProtocolError("INVALID_ARGUMENT", f"not a {type(message).__name__}: {error}") from error
+
+
+def _check_sizes(*lists: Any) -> None:
+    """Refuse a request with more names than a stream may have before any is looked at."""
+    if max(map(len, lists)) > MAX_NAMES:
+        raise ProtocolError("RESOURCE_EXHAUSTED", f"a request with more than {MAX_NAMES} names")

@@ -1,0 +1,223 @@
+"""The state-of-the-world variant: every request holds all names, and a response of some types the whole set.
+
+In and out: as `xds.session`. Of LDS, CDS and other whole sets absence means deletion, so every response holds all that
+is there, what may not leave yet included; of EDS, RDS, SDS and their like a response holds what changed, and nothing
+can be deleted. At most one response of a type is out, and only a request with its nonce counts. Pure.
+"""
+
+from __future__ import annotations
+
+from xdsbpf.model.resource import Resource
+from xdsbpf.xds import protocol
+from xdsbpf.xds.request import Request, SotwRequest
+from xdsbpf.xds.response import Page, Response, content_version, encode_sotw
+from xdsbpf.xds.session import Session
+from xdsbpf.xds.subscription import Sent, Subscription, Wildcard
+
+
+class SotwSession(Session):
+    """One state-of-the-world stream; see `Session`."""
+
+    def encode(self, response: Response) -> bytes:
+        return encode_sotw(response)
+
+    def whole(self, type_url: str) -> tuple[Resource, ...]:
+        """Everything that the client subscribes to of a type it has asked for, sorted by name."""
+        subscription = self._subscriptions[type_url]
+        return tuple(self._state(subscription).values()) if self._is_served(subscription) else ()
+
+    def _first_request(self, subscription: Subscription, request: Request) -> None:
+        """Nonce and error are of an older stream; an equal version may spare a whole set that was asked for as `*`."""
+        assert isinstance(request, SotwRequest)
+        if not request.names and subscription.type_url not in protocol.NAMED_ONLY:
+            subscription.wildcard = Wildcard.LEGACY
+        self._take_names(subscription, request.names)
+        if not subscription.is_wildcard:
+            return
+        subscription.answer_due = True
+        self._mark_all(subscription)
+        if _is_whole(subscription) and request.version and not subscription.names:
+            state = self._state(subscription)
+            if content_version(state.values()) == request.version:
+                subscription.state = subscription.accepted = state
+                subscription.held = {name: item.version for name, item in state.items()}
+                subscription.dirty.clear()
+                subscription.answer_due = False
+                if self._ledger is not None:
+                    self._ledger.accept(subscription.type_url, subscription.held)
+
+    def _later_request(self, subscription: Subscription, request: Request) -> None:
+        assert isinstance(request, SotwRequest)
+        if request.nonce != subscription.last_nonce:
+            return  # Older knowledge, the names too: the client repeats them with its answer to the newest response.
+        sent = subscription.answered(request.nonce)
+        if sent is not None and request.error is None:
+            self._accepted(subscription, sent)
+            if sent.state is not None:
+                subscription.accepted = sent.state
+        elif sent is not None and request.error is not None:
+            self._refuse(subscription, sent, request.error)
+        self._take_names(subscription, request.names)
+
+    def _refuse(self, subscription: Subscription, sent: Sent, error: str) -> None:
+        """A client that stops at the first bad resource took none of the others: they go again without it."""
+        others = self._refused(subscription, sent, error)
+        if not self._quarantine or not others:
+            return
+        if sent.state is not None:
+            subscription.answer_due = True
+        else:
+            for name in others:
+                subscription.force(name, self._stamp)
+
+    def _take_names(self, subscription: Subscription, asked: tuple[str, ...]) -> None:
+        """The names of a request are the whole subscription; new ones are answered, dropped ones are forgotten."""
+        wanted = set(asked)
+        star = protocol.WILDCARD in wanted
+        wanted.discard(protocol.WILDCARD)
+        dropped = subscription.names - wanted
+        new = [name for name in asked if name in wanted and name not in subscription.names]
+        was_wildcard = subscription.is_wildcard
+        subscription.subscribe(new)
+        gone = list(dropped)
+        if was_wildcard and not star and (wanted or subscription.wildcard is Wildcard.EXPLICIT):
+            gone.append(protocol.WILDCARD)
+        elif star:
+            subscription.wildcard = Wildcard.EXPLICIT
+        forgotten = subscription.unsubscribe(gone, self._stamp)
+        for name in forgotten:
+            subscription.state.pop(name, None)
+        if self._ledger is not None:
+            self._ledger.forget(subscription.type_url, forgotten)
+        for name in dropped & subscription.forced.keys():
+            # Still covered by the wildcard: a whole set follows only if that makes a difference.
+            subscription.dirty[name] = subscription.forced.pop(name)
+        for name in new:
+            subscription.force(name, self._stamp)
+        if star and not was_wildcard:
+            subscription.answer_due = True
+        if (star and not was_wildcard) or (new and subscription.globs):
+            self._mark_all(subscription)
+
+    def _next_update(self, subscription: Subscription, earlier: tuple[Subscription, ...]) -> Response | None:
+        del earlier  # Envoy's types wait for none: see `_held_back`
+        if subscription.in_flight or not self._is_served(subscription):
+            return None
+        if _is_whole(subscription):
+            return self._next_state(subscription)
+        page = Page(self._reader)
+        self._fill(subscription, subscription.forced, page, forced=True)
+        self._fill(subscription, subscription.dirty, page, forced=False)
+        if page.stamp is None:
+            return self._empty_answer(subscription)
+        return self._send(subscription, page.resources, page.stamp, None)
+
+    def _empty_answer(self, subscription: Subscription) -> Response | None:
+        """A wildcard with nothing in it is answered; names that do not exist are not, the client has a timer."""
+        if not subscription.answer_due or subscription.has_names_queued:
+            return None
+        return self._send(subscription, [], self._stamp, None)
+
+    def _is_served(self, subscription: Subscription) -> bool:
+        """A type that nobody has heard of is quiet until there is something of it."""
+        type_url = subscription.type_url
+        return type_url not in protocol.DELTA_ONLY and self._reader.knows_type(type_url)
+
+    def _settle_missing(self, subscription: Subscription, name: str, stamp: int, page: Page, *, forced: bool) -> bool:
+        """Nothing can be said of a name that is not there; if it comes back, it is new."""
+        del stamp, page, forced
+        subscription.held.pop(name, None)
+        return True
+
+    def _next_state(self, subscription: Subscription) -> Response | None:
+        """A whole set, if anything in it is new to the client; what is gone stays in it until it may leave."""
+        stamp = min((*subscription.forced.values(), *subscription.dirty.values()), default=self._stamp)
+        is_due = subscription.answer_due or bool(subscription.forced)
+        for name, since in (*subscription.forced.items(), *subscription.dirty.items()):
+            resource = self._visible(subscription, name)
+            if resource is not None:
+                is_due = is_due or resource.version != subscription.held.get(name)
+            elif name in subscription.held:
+                subscription.removals.setdefault(name, since)
+        subscription.forced.clear()
+        subscription.dirty.clear()
+        if not is_due:
+            return None
+        return self._send_state(subscription, stamp)
+
+    def _next_removal(self, subscription: Subscription, later: tuple[Subscription, ...]) -> Response | None:
+        """A whole set without what is gone; it waits for this type's own ACK and for what may refer to it."""
+        if subscription.in_flight or subscription.dirty:
+            return None
+        limit = self._may_leave(later)
+        leaving = [name for name, stamp in subscription.removals.items() if stamp < limit]
+        for name in leaving:
+            del subscription.removals[name]
+        return self._send_state(subscription, self._stamp, leaving) if leaving else None
+
+    def _send_state(self, subscription: Subscription, stamp: int, leaving: list[str] | None = None) -> Response:
+        state = self._state(subscription)
+        versions = {
+            name: item.version
+            for name, item in state.items()
+            if subscription.held.get(name) != item.version and self._is_wanted(subscription, item)
+        }
+        if self._ledger is not None:
+            self._ledger.forget(subscription.type_url, leaving or ())
+        subscription.state = state
+        for name in leaving or ():
+            subscription.held.pop(name, None)
+            subscription.nacks.pop(name, None)
+        return self._send(subscription, list(state.values()), stamp, versions)
+
+    def _state(self, subscription: Subscription) -> dict[str, Resource]:
+        """The whole set as the client should have it now, sorted by name.
+
+        Of a refused version its place is taken by the one that was accepted before, if there was one.
+        """
+        found: dict[str, Resource] = {}
+        if subscription.is_wildcard or subscription.globs:
+            everything = self._reader.wildcard(self.view, subscription.type_url)
+            found = {item.name: item for item in everything if subscription.covers(item.name)}
+        for name in subscription.names:
+            resource = self._reader.get(self.view, subscription.type_url, name)
+            if resource is not None:
+                found[name] = resource
+        for name in subscription.nacks:
+            if name in found and not self._is_wanted(subscription, found[name]):
+                del found[name]
+                if name in subscription.accepted:
+                    found[name] = subscription.accepted[name]
+        for name in subscription.removals:
+            if name in subscription.state:
+                found[name] = subscription.state[name]
+        return {name: found[name] for name in sorted(found)}
+
+    def _is_wanted(self, subscription: Subscription, resource: Resource) -> bool:
+        """Whether this version may be sent: the client has not refused it, or nothing is to be kept from it."""
+        nack = subscription.nacks.get(resource.name)
+        current = self._reader.get(self.view, subscription.type_url, resource.name)
+        if nack is None or not self._quarantine:
+            return True
+        return nack.version != resource.version and current == resource
+
+    def _send(
+        self, subscription: Subscription, resources: list[Resource], stamp: int, versions: dict[str, str] | None
+    ) -> Response:
+        state = None if versions is None else subscription.state
+        if versions is None:
+            versions = {resource.name: resource.version for resource in resources}
+        subscription.held.update(versions)
+        nonce = self._take_off(subscription, Sent(versions, (), stamp, self._clock(), state))
+        return Response(
+            subscription.type_url,
+            nonce,
+            tuple(resources),
+            (),
+            self._reader.revision,
+            version=content_version(resources),
+        )
+
+
+def _is_whole(subscription: Subscription) -> bool:
+    return subscription.type_url not in protocol.STATELESS_SETS
