@@ -22,10 +22,11 @@ from xdsbpf.agent.desired import (
     Redirect,
     frontend_name,
 )
-from xdsbpf.agent.ops import TABLES, Cause, Op, Realised
+from xdsbpf.agent.ops import TABLES, Cause, Delete, Op, Realised
 from xdsbpf.agent.plan import Planner
+from xdsbpf.datapath.abi import AddressKey, FrontendKey, NameKey, NameSpace, PolicyKey, Verdict
 from xdsbpf.datapath.abi import Identity as IdentityNumber
-from xdsbpf.datapath.abi import NameKey, NameSpace, PolicyKey, Verdict
+from xdsbpf.datapath.abi import Policy as PolicyValue
 from xdsbpf.datapath.address import address16, host_key
 from xdsbpf.model.names import BACKENDS, FRONTEND, IDENTITY, POLICY
 
@@ -86,7 +87,34 @@ def _policy(draw: st.DrawFn, name: str, policy_of: dict[bytes, str]) -> Policy:
     return Policy(name, tuple(sorted(a for a, n in policy_of.items() if n == name)), entries)
 
 
-def verdict(realised: Realised, policy: int, source: int, port: int) -> Verdict:
+Guarded = FrontendKey | AddressKey
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """What programs in the kernel could read from a moment on, until the next one."""
+
+    at: float
+    policies: dict[PolicyKey, PolicyValue]
+    guards: dict[Guarded, tuple[int, int]]
+    """(policy number, port) that is asked for: at connect to a redirected service, at an address."""
+
+
+def snapshot(at: float, realised: Realised) -> Snapshot:
+    """The present contents of the maps, of which the mirror keeps no history."""
+    redirected = ((key, value) for key, value in realised.frontends.items() if value.flags)
+    guards: dict[Guarded, tuple[int, int]] = {key: (value.policy, value.policy_port) for key, value in redirected}
+    return Snapshot(
+        at, dict(realised.policies), guards | {key: (value.policy, 80) for key, value in realised.addresses.items()}
+    )
+
+
+def may(guard: tuple[int, int], entries: Snapshot, source: int) -> bool:
+    """May a source pass a guard that a program has read, with the entries that it finds then?"""
+    policy, port = guard
+    return not policy or verdict(entries, policy, source, port) is Verdict.ALLOW
+
+
+def verdict(realised: Realised | Snapshot, policy: int, source: int, port: int) -> Verdict:
     """The kernel's lookups, in its order; nothing found: deny."""
     for key in (
         PolicyKey(policy, source, port, 6),
@@ -330,6 +358,7 @@ def test_a_crash_after_any_operation_is_made_good_by_the_next_agent(
     for op in reborn.plan(second, 0.0, changed=changed(DesiredState(), second)).ops:
         realised.record(op)
         realised.check()
+    settle(second, realised, reborn, 0.0)
     fresh = Realised()
     settle(second, fresh, Planner(fresh), 0.0)
     assert named(realised) == named(fresh)
@@ -369,3 +398,91 @@ def test_an_address_of_two_policies_is_closed_and_said_so() -> None:
     assert verdict(realised, value.policy, 999, 80) is Verdict.DENY
     assert value.identity == IdentityNumber.UNKNOWN
     assert {problem.name for problem in result.problems} == {"d/x", "d/y", "spiffe://t/p", "spiffe://t/q"}
+
+
+@given(desired_states(), desired_states(), st.sampled_from([0.0, 0.4, 2.0, 4.9]))
+@settings(max_examples=150, deadline=None)
+def test_who_may_before_and_after_a_change_of_the_policies_of_a_service_may_in_between(
+    old: DesiredState, new: DesiredState, late: float
+) -> None:
+    """The policies of a change come first, its frontends `late` seconds after them.
+
+    A program may have read a guard (frontend, address) and look for entries up to a second later.
+    Policies that exist before and after keep their entries: what the maps promise is about references.
+    """
+    kept = {name: msgspec.structs.replace(policy, entries=old.policies[name].entries)
+            for name, policy in new.policies.items() if name in old.policies}  # fmt: skip
+    new = msgspec.structs.replace(new, policies={**new.policies, **kept}, identities=old.identities)
+    realised = Realised()
+    planner = Planner(realised)
+    pages = [(0.0, old), (10.0, msgspec.structs.replace(new, frontends=old.frontends)), (10.0 + late, new)]
+    history = []
+    for at in sorted({*(at for at, _ in pages), *(10 + step / 4 for step in range(40))}):
+        current = [desired for page_at, desired in pages if page_at <= at][-1]
+        for op in planner.plan(current, at).ops:
+            realised.record(op)
+            history.append(snapshot(at, realised))
+        if at == 0.0:
+            history = [snapshot(10.0, realised)]
+    before, after = history[0], history[-1]
+    for source, guarded in itertools.product((0, 999, *numbers_in(realised, NameSpace.IDENTITY)), before.guards):
+        if guarded not in after.guards:
+            continue
+        verdicts_at_rest = {may(end.guards[guarded], end, source) for end in (before, after)}
+        for index, reader in enumerate(history):
+            if len(verdicts_at_rest) == 1 and guarded in reader.guards:
+                in_time = [later for later in history[index:] if later.at < reader.at + 1]
+                found = {may(reader.guards[guarded], later, source) for later in in_time}
+                assert found == verdicts_at_rest
+
+
+def test_a_frontend_that_keeps_a_policy_which_is_gone_refuses_after_five_seconds() -> None:
+    """Its old verdicts stay until then, and never another one."""
+    vip, client = address16(bytes((240, 0, 0, 1))), IDENTITIES[0]
+    entries = (PolicyEntry(client, 0, Verdict.ALLOW, ""), PolicyEntry(client, 81, Verdict.DENY, ""),
+               PolicyEntry(None, 82, Verdict.ALLOW, ""), PolicyEntry(None, 0, Verdict.DENY, ""))  # fmt: skip
+    frontend = Frontend(vip, 80, SERVICES[0], Redirect(15001, "d/one", 80))
+    old = DesiredState(
+        frontends={frontend_name(vip, 80): frontend},
+        identities={client: Identity(client, ADDRESSES[:1])},
+        policies={"d/one": Policy("d/one", (), entries)},
+    )
+    realised = Realised()
+    planner = Planner(realised)
+    for op in planner.plan(old, 0.0).ops:
+        realised.record(op)
+    (guard,) = [value.policy for value in realised.frontends.values()]
+    sources = numbers_in(realised, NameSpace.IDENTITY)
+    first = verdicts(realised, {guard}, sources)
+    assert Verdict.ALLOW in first.values()
+    gone = msgspec.structs.replace(old, policies={})
+    assert planner.plan(gone, 1.0).wake_at == 6.0
+    assert not planner.plan(gone, 5.9).ops
+    result = planner.plan(gone, 6.0)
+    for op in result.ops:
+        realised.record(op)
+        found = verdicts(realised, {guard}, sources)
+        assert all(found[query] in (first[query], Verdict.DENY) for query in found)
+    assert set(verdicts(realised, {guard}, sources).values()) == {Verdict.DENY}
+    assert not realised.policies
+    assert any("d/one is not known" in problem.message for problem in result.problems)
+
+
+def test_a_policy_at_rest_goes_at_once_when_somebody_else_changes_it() -> None:
+    vip = address16(bytes((240, 0, 0, 1)))
+    frontend = Frontend(vip, 80, SERVICES[0], Redirect(15001, "d/one", 80))
+    old = DesiredState(
+        frontends={frontend_name(vip, 80): frontend},
+        policies={"d/one": Policy("d/one", (), (PolicyEntry(None, 0, Verdict.DENY, ""),))},
+    )
+    realised = Realised()
+    planner = Planner(realised)
+    for op in planner.plan(old, 0.0).ops:
+        realised.record(op)
+    gone = msgspec.structs.replace(old, policies={})
+    assert not planner.plan(gone, 1.0).ops
+    (key,) = realised.policies
+    forged = msgspec.structs.replace(key, port=80)
+    realised.put("policies", forged, PolicyValue(0, Verdict.ALLOW))
+    planner.suspect("policies", forged)
+    assert {op.key for op in planner.plan(gone, 1.1).ops if isinstance(op, Delete)} == {key, forged}

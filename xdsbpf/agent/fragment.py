@@ -22,7 +22,7 @@ from xdsbpf.agent.desired import (
     PolicyEntry,
     kernel_name,
 )
-from xdsbpf.agent.numbers import Numbers
+from xdsbpf.agent.numbers import POLICY_LIMIT, Numbers
 from xdsbpf.agent.ops import Cause, TableName
 from xdsbpf.agent.slots import slot_counts
 from xdsbpf.datapath import abi
@@ -42,7 +42,8 @@ class Problem(msgspec.Struct, frozen=True, order=True):
 class Fragment:
     """Entries of one owner; `failure` says which resource has no place in them, and why.
 
-    `slots` are by the name of their Backends, `balanced` names the Backends of a frontend.
+    `slots` are by the name of their Backends, `balanced` names the Backends of a frontend, `policies` are the
+    numbers of policies that exist, with entries or without.
 
     Every method allocates numbers for what is new, and raises NumbersExhausted if none is left.
     """
@@ -54,6 +55,7 @@ class Fragment:
         self.entries: dict[tuple[TableName, Any], tuple[Any, Cause]] = {}
         self.slots: dict[str, tuple[int, ...]] = {}
         self.balanced: dict[abi.FrontendKey, str] = {}
+        self.policies: set[int] = set()
         self.problems: list[Problem] = []
         self.failure: tuple[Cause, str] | None = None
 
@@ -61,6 +63,7 @@ class Fragment:
         """The entries of a policy: all of them or, without enough numbers, none (its number then denies)."""
         cause = (POLICY, policy.name)
         number = self._number(NameSpace.POLICY, policy.name, cause)
+        self.policies.add(number)
         entries: dict[tuple[TableName, Any], tuple[Any, Cause]] = {}
         for entry in policy.entries:
             source: int = abi.Identity.ANY
@@ -127,8 +130,9 @@ class Fragment:
         else:
             policy = self._number(NameSpace.POLICY, plane.policy, cause) if plane.policy else 0
             if plane.policy and not target_is_known:
-                # A policy number without entries denies.
-                self._problem(cause, f"policy {plane.policy} is not known: all connections are refused")
+                # A policy number without entries denies; those of a policy that was there rest a moment.
+                message = f"policy {plane.policy} is not known: connections are refused"
+                self._problem(cause, f"{message}, within {POLICY_LIMIT:.0f} s if it was there before")
             flags = abi.FrontendFlag.REDIRECT
             value = abi.Frontend(service, 0, 0, policy, plane.policy_port, plane.proxy_port, flags)
         self.entries["frontends", key] = value, cause

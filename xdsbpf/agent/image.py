@@ -44,15 +44,16 @@ class _Wants(msgspec.Struct, frozen=True, gc=False):
     entries: tuple[tuple[TableName, Any], ...]
     balanced: tuple[abi.FrontendKey, ...]
     slots: tuple[tuple[str, tuple[int, ...]], ...]
+    policies: tuple[int, ...]
 
 
 class Image:
     """Target contents of the maps, each entry with the resource that it is for.
 
     `contents` are the slots that a Backends resource wants, by that content; `balanced` maps a frontend
-    to the name of its Backends. `touched` and `touched_contents` grow with every update; the planner takes
-    out what it has dealt with. `problems`: resources that are in force otherwise than written; `failed`:
-    those that have no place.
+    to the name of its Backends; `policies` are the numbers of those that exist. `touched` and
+    `touched_contents` grow with every update; the planner takes out what it has dealt with. `problems`:
+    resources that are in force otherwise than written; `failed`: those that have no place.
     """
 
     def __init__(self, numbers: Numbers) -> None:
@@ -63,6 +64,7 @@ class Image:
         self.slots: dict[str, tuple[int, ...]] = {}
         self.contents: dict[tuple[int, ...], str] = {}
         self.balanced: dict[abi.FrontendKey, str] = {}
+        self.policies: set[int] = set()
         self.touched: dict[TableName, set[Any]] = {name: set() for name in TABLES}
         self.touched_contents: set[tuple[int, ...]] = set()
         self._wants: dict[Owner, _Wants] = {}
@@ -188,6 +190,7 @@ class Image:
             self._tables[table][key] = wanted
             self.touched[table].add(key)
         self.balanced.update(fragment.balanced)
+        self.policies |= fragment.policies
         for backends, contents in fragment.slots.items():
             self.slots[backends] = contents
             self.contents[contents] = backends
@@ -196,7 +199,11 @@ class Image:
             self._troubled[owner] = fragment
         if fragment.names or fragment.entries:
             self._wants[owner] = _Wants(
-                tuple(fragment.names), tuple(fragment.entries), tuple(fragment.balanced), tuple(fragment.slots.items())
+                names=tuple(fragment.names),
+                entries=tuple(fragment.entries),
+                balanced=tuple(fragment.balanced),
+                slots=tuple(fragment.slots.items()),
+                policies=tuple(fragment.policies),
             )
 
     def _withdraw(self, owner: Owner) -> None:
@@ -211,6 +218,7 @@ class Image:
             self.touched[table].add(entry)
         for frontend in wants.balanced:
             del self.balanced[frontend]
+        self.policies.difference_update(wants.policies)
         for name, contents in wants.slots:
             del self.slots[name]
             self.contents.pop(contents, None)

@@ -20,6 +20,10 @@ NAME_QUARANTINE = 300.0
 BACKEND_QUARANTINE = 60.0
 SLOT_QUARANTINE = 1.0
 """Seconds from the last use of a number to its next owner (reliability D5, datapath part C rules 1, 2)."""
+POLICY_QUARANTINE = 1.0
+"""Seconds that the entries of a policy which is gone outlive the last address or frontend that names it."""
+POLICY_LIMIT = 5.0
+"""Seconds after which they go even if a frontend still names it: from then on it refuses everything."""
 
 BackendKey = tuple[int, bytes, int]
 """(service number, address, port)."""

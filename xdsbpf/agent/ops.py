@@ -21,9 +21,16 @@ Cause = tuple[str, str]
 SlotRange = tuple[int, int]
 """(offset, count)."""
 
-Thing = abi.NameKey | int | SlotRange
+
+class Verdicts(msgspec.Struct, frozen=True):
+    """All entries of a policy number, which addresses and frontends refer to."""
+
+    policy: int
+
+
+Thing = abi.NameKey | int | SlotRange | Verdicts
 """What entries refer to, and what therefore rests before it is taken away: a number with its name, an
-endpoint by its index, a range of slots."""
+endpoint by its index, a range of slots, the entries of a policy."""
 
 TableName = Literal["names", "policies", "addresses", "netns", "veths", "backends", "frontends"]
 TABLES: tuple[TableName, ...] = ("names", "policies", "addresses", "netns", "veths", "backends", "frontends")
@@ -217,10 +224,10 @@ def _references(table: TableName, key: Any, value: Any) -> tuple[Thing, ...]:
         case "backends":
             return (abi.NameKey(abi.NameSpace.SERVICE, value.service),)
         case "frontends":
-            named = abi.NameKey(abi.NameSpace.SERVICE, value.service), abi.NameKey(abi.NameSpace.POLICY, value.policy)
-            return (*named, (value.slot_offset, value.slot_count)) if value.slot_count else named
+            things = abi.NameKey(abi.NameSpace.SERVICE, value.service), *_guard(value.policy)
+            return (*things, (value.slot_offset, value.slot_count)) if value.slot_count else things
         case "addresses":
-            return abi.NameKey(abi.NameSpace.IDENTITY, value.identity), abi.NameKey(abi.NameSpace.POLICY, value.policy)
+            return abi.NameKey(abi.NameSpace.IDENTITY, value.identity), *_guard(value.policy)
         case "policies":
             return (
                 abi.NameKey(abi.NameSpace.POLICY, key.policy),
@@ -229,3 +236,12 @@ def _references(table: TableName, key: Any, value: Any) -> tuple[Thing, ...]:
             )
         case _:
             return ()
+
+
+def _guard(policy: int) -> tuple[Thing, ...]:
+    return (abi.NameKey(abi.NameSpace.POLICY, policy), Verdicts(policy)) if policy else ()
+
+
+def specificity(key: abi.PolicyKey) -> int:
+    """How early the kernel looks at an entry: 0 for (source, port), 3 for (any, any)."""
+    return 2 * (key.source == abi.Identity.ANY) + (key.port == 0)

@@ -16,25 +16,25 @@ import msgspec
 from xdsbpf.agent.desired import DesiredState, frontend_name
 from xdsbpf.agent.fragment import Problem
 from xdsbpf.agent.image import Image
-from xdsbpf.agent.numbers import BACKEND_QUARANTINE, NAME_QUARANTINE, SLOT_QUARANTINE, Numbers, Quarantine
+from xdsbpf.agent.numbers import Numbers
 from xdsbpf.agent.ops import (
     TABLES,
     AttachVeth,
     Cause,
     Delete,
     DetachVeth,
-    FreeSlots,
     Op,
     Put,
     Realised,
     SetConfig,
     SlotRange,
     TableName,
-    Thing,
     WriteSlots,
+    specificity,
 )
+from xdsbpf.agent.resting import Resting
 from xdsbpf.datapath import abi
-from xdsbpf.datapath.abi import NameKey, PolicyKey
+from xdsbpf.datapath.abi import PolicyKey
 from xdsbpf.model.names import BACKENDS
 
 
@@ -76,9 +76,7 @@ class Planner:
         self._numbers = Numbers(realised.names, realised.backends, realised.numbers_in_use())
         self._image = Image(self._numbers)
         self._dirty = self._image.touched
-        self._resting_names: Quarantine[Thing] = Quarantine(NAME_QUARANTINE)
-        self._resting_backends: Quarantine[Thing] = Quarantine(BACKEND_QUARANTINE)
-        self._resting_slots: Quarantine[Thing] = Quarantine(SLOT_QUARANTINE)
+        self._resting = Resting(realised, self._image, self._numbers)
         for name in TABLES:
             self._dirty[name].update(realised.table(name))
         realised.loose.update(realised.things())
@@ -94,13 +92,16 @@ class Planner:
         is put without its endpoints.
         Guarantees after every single operation: a frontend's slots and endpoints are there; an address
         that is guarded before and after is guarded; a (policy, source, port) has its old verdict or its
-        new one, never a third.
+        new one, never a third. And from plan to plan: a policy that is gone keeps its verdicts until a second
+        after the last address and frontend have left it, for POLICY_LIMIT seconds at most (then what still
+        names it refuses), so a source that may use a service under its policies before and after may
+        use it in between, and one that may not never can.
         Shape: one operation per changed entry; empty when nothing changed and no quarantine has ended.
         Cost: O(entries of what changed, is not yet as wanted, or has rested); no kernel access.
         Spec: datapath part C, "Consistency rules".
         """
         self._image.update(desired, changed)
-        self._collect_loose()
+        self._resting.collect()
         differing = {name: self._differing(name) for name in TABLES}
         failed = self._image.failed
         slots, frontends = self._frontend_puts(differing["frontends"], failed, prune)
@@ -119,13 +120,15 @@ class Planner:
         wake_at = None
         if prune:
             ops += self._deletes(desired, differing)
-            rested, wake_at = self._rested(now)
+            rested, wake_at = self._resting.take_due(now)
             ops += rested
         return Plan(tuple(ops), self._image.problems, failed, wake_at)
 
     def suspect(self, table: TableName, key: Any) -> None:
         """The kernel's entry was found, or left, other than planned: the next plan looks at it."""
         self._dirty[table].add(key)
+        if isinstance(key, PolicyKey):
+            self._resting.spoil(key.policy)
 
     def suspect_slots(self, place: SlotRange) -> None:
         """Slots were found other than written: frontends that point there are looked at, and the range rests."""
@@ -185,7 +188,7 @@ class Planner:
         verdict to its new one in one step. Allows go before denies where the order is free.
         """
         entry = self._image.table("policies").get(key)
-        return _specificity(key), entry[0].verdict if entry else 0, key
+        return specificity(key), entry[0].verdict if entry else 0, key
 
     def _address_puts(self, keys: Iterable[abi.AddressKey], prune: bool) -> Iterator[Op]:
         """Guarded addresses first: if the map fills up, what is left out is an identity, not a guard.
@@ -243,8 +246,8 @@ class Planner:
     def _deletes(self, desired: DesiredState, differing: Mapping[TableName, set[Any]]) -> Iterator[Op]:
         """What nothing wants and no program can be in the middle of using: single lookups.
 
-        Policy entries go the least specific first: an old specific entry shields its queries until
-        everything behind it is of the new set alone.
+        Entries of a policy that is gone rest first (`Resting`). Those of others go the least specific first:
+        an old specific entry shields its queries until everything behind it is of the new set alone.
         """
         attached = self._realised.attached - self._image.attached
         for key in self._gone("frontends", differing):
@@ -254,68 +257,11 @@ class Planner:
         tables: tuple[TableName, ...] = ("veths", "netns", "addresses")
         for table in tables:
             yield from (Delete(table, key) for key in self._gone(table, differing))
-        for key in sorted(self._gone("policies", differing), key=lambda key: (-_specificity(key), key)):
+        for key in sorted(self._gone("policies", differing), key=lambda key: (-specificity(key), key)):
             yield Delete("policies", key)
 
     def _gone(self, table: TableName, differing: Mapping[TableName, set[Any]]) -> list[Any]:
         return sorted(key for key in differing[table] if key not in self._image.table(table))
-
-    def _rested(self, now: float) -> tuple[list[Op], float | None]:
-        """Slots, endpoints and names that nothing has referred to for their quarantine.
-
-        "Nothing" looks at the kernel before this plan, so a clock starts only when the last reference has
-        really gone, and at the image, so that what comes back is kept.
-        """
-        realised = self._realised
-        for thing in sorted(realised.loose, key=_thing_order):
-            if self._is_idle(thing):
-                self._resting(thing).start(thing, now)
-            else:
-                self._resting(thing).forget(thing)
-        realised.loose.clear()
-        ops: list[Op] = []
-        resting = self._resting_slots, self._resting_backends, self._resting_names
-        for thing in (thing for quarantine in resting for thing in sorted(quarantine.take_due(now), key=_thing_order)):
-            # Looked at again: the check of the kernel may have found a reference that nobody planned.
-            if self._is_idle(thing):
-                ops.append(self._release(thing))
-        wakes = [quarantine.wake_at() for quarantine in resting]
-        return ops, min((wake for wake in wakes if wake is not None), default=None)
-
-    def _collect_loose(self) -> None:
-        """What the image began or ceased to want is looked at by the quarantine, names and endpoints only there."""
-        image, realised = self._image, self._realised
-        realised.loose.update(image.touched["names"], image.touched["backends"])
-        places = (realised.places.get(contents) for contents in image.touched_contents)
-        realised.loose.update(place for place in places if place is not None)
-        image.touched_contents.clear()
-        tables: tuple[TableName, ...] = ("names", "backends")
-        for table in tables:
-            self._dirty[table] -= {key for key in self._dirty[table] if key not in image.table(table)}
-
-    def _is_idle(self, thing: Thing) -> bool:
-        """True if the kernel has it, nothing there refers to it, and the image does not want it."""
-        if thing in self._realised.uses:
-            return False
-        if isinstance(thing, NameKey):
-            return thing in self._realised.names and thing not in self._image.table("names")
-        if isinstance(thing, int):
-            return thing in self._realised.backends and thing not in self._image.table("backends")
-        return self._realised.slots.get(thing) is not None and self._realised.slots[thing] not in self._image.contents
-
-    def _resting(self, thing: Thing) -> Quarantine[Thing]:
-        if isinstance(thing, NameKey):
-            return self._resting_names
-        return self._resting_backends if isinstance(thing, int) else self._resting_slots
-
-    def _release(self, thing: Thing) -> Op:
-        if isinstance(thing, NameKey):
-            self._numbers.release_name(thing)
-            return Delete("names", thing)
-        if isinstance(thing, int):
-            self._numbers.release_backend(thing, self._realised.backends[thing])
-            return Delete("backends", thing)
-        return FreeSlots(thing)
 
 
 def _place_of(frontend: abi.Frontend) -> SlotRange:
@@ -324,15 +270,3 @@ def _place_of(frontend: abi.Frontend) -> SlotRange:
 
 def _placed(frontend: abi.Frontend, place: SlotRange) -> abi.Frontend:
     return msgspec.structs.replace(frontend, slot_offset=place[0], slot_count=place[1])
-
-
-def _specificity(key: PolicyKey) -> int:
-    """How early the kernel looks at an entry: 0 for (source, port), 3 for (any, any)."""
-    return 2 * (key.source == abi.Identity.ANY) + (key.port == 0)
-
-
-def _thing_order(thing: Thing) -> tuple[int, int]:
-    """Any order that is the same every time."""
-    if isinstance(thing, NameKey):
-        return thing.space, thing.number
-    return (0, thing) if isinstance(thing, int) else thing

@@ -26,6 +26,7 @@ from xdsbpf.agent.ops import (
     Realised,
     SetConfig,
     TableName,
+    Verdicts,
     WriteSlots,
 )
 from xdsbpf.agent.plan import NO_CGROUPS, Cgroups, Planner
@@ -110,7 +111,7 @@ class Reconciler:
                 if isinstance(op, Put) and isinstance(op.key, abi.PolicyKey):
                     incomplete.add(op.key.policy)
                     # No address and no frontend has been written yet: this is what guarded before.
-                    if not self._is_guarding(op.key.policy):
+                    if Verdicts(op.key.policy) not in self.realised.uses:
                         self._withdraw(op.key.policy)
         wake_at = result.wake_at
         if applied or failed:
@@ -177,11 +178,6 @@ class Reconciler:
             self.drift += 1
             self.realised.put_slots(place, found)
             self._planner.suspect_slots(place)
-
-    def _is_guarding(self, policy: int) -> bool:
-        held = self.realised
-        entries = itertools.chain[abi.Address | abi.Frontend](held.addresses.values(), held.frontends.values())
-        return any(entry.policy == policy for entry in entries)
 
     def _withdraw(self, policy: int) -> None:
         """A new policy that does not fit is withdrawn whole: its number then denies everything.
