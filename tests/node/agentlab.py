@@ -33,7 +33,8 @@ CGROUP = Path("/sys/fs/cgroup/unified/xba")
 PIN_ROOT = Path("/sys/fs/bpf/xba")
 NODE_NETNS = "xba0"
 NODE = "nodea"
-PROXY, SERVICES, VIP = "10.97.255.1", "10.97.128.0/17", "10.97.128.10"
+PROXY, SERVICES, VIP = "10.97.127.1", "10.97.128.0/17", "10.97.128.10"
+L7_VIP, PROXY_PORT = "10.97.128.11", 15001
 PORT = 8080
 AGENT = """
 import sys, msgspec
@@ -65,6 +66,8 @@ class AgentLab:
         self.processes: list[subprocess.Popen[Any]] = []
         self.feed: subprocess.Popen[str] | None = None
         self.agent: subprocess.Popen[bytes] | None = None
+        self.sabotage = ""
+        """Statements that the agent runs before it starts: what a test breaks on purpose."""
         self.config: dict[str, Any] = {
             "node": NODE,
             "xds": f"unix:{self.state}/xds.sock",
@@ -123,6 +126,12 @@ class AgentLab:
     def guarded_interfaces(self) -> list[str]:
         """Pinned links of the source check."""
         return [path.name for path in PIN_ROOT.glob("v*/links/xb_veth-*")]
+
+    def start_proxy(self) -> None:
+        """A stand-in for the node's proxy: a server at its address."""
+        place = Place("proxy", CGROUP / "proxy", NODE_NETNS)
+        place.cgroup.mkdir()
+        self.start(place, serve(place.name, PROXY_PORT))
 
     def start(self, place: Place, function: Callable[[Callable[[Any], None]], Any]) -> Child:
         child = Child(place, function)
@@ -208,7 +217,7 @@ class AgentLab:
             f"--net=/run/netns/{NODE_NETNS}",
             sys.executable,
             "-c",
-            AGENT,
+            self.sabotage + AGENT,
             action,
             json.dumps({**self.config, **changes}),
         ]
@@ -274,14 +283,21 @@ def identities(*pods: int) -> list[tuple[str, str, Message]]:
     ]
 
 
-def allow_only(source: int, destinations: tuple[int, ...]) -> tuple[str, str, Message]:
-    """The policy default/only: one identity may, nobody else."""
+def allow_only(source: int, destinations: tuple[int, ...], name: str = "default/only") -> tuple[str, str, Message]:
+    """A policy: one identity may, nobody else."""
     entries = [
         pb.PolicyEntry(identity=identity(source), protocol=pb.TCP, verdict=pb.ALLOW, rule="only spec.rules[0]"),
         pb.PolicyEntry(any_source=pb.AnySource(), protocol=pb.TCP, verdict=pb.DENY, rule="only"),
     ]
     addresses = [packed(pod_address(pod)) for pod in destinations]
-    return names.POLICY, "default/only", pb.Policy(name="default/only", destinations=addresses, entries=entries)
+    return names.POLICY, name, pb.Policy(name=name, destinations=addresses, entries=entries)
+
+
+def redirected(policy: str) -> tuple[str, str, Message]:
+    """The service of L7_VIP: to the node's proxy, for whom `policy` allows."""
+    plane = pb.Redirect(proxy_port=PROXY_PORT, policy=policy, policy_port=PORT)
+    frontend = pb.Frontend(address=packed(L7_VIP), port=80, protocol=pb.TCP, service="l7:80", redirect=plane)
+    return names.FRONTEND, f"{L7_VIP}:80/tcp", frontend
 
 
 def service(*pods: int) -> list[tuple[str, str, Message]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 
 from tests.kernel.nodelab import attempt, wait_until
 from tests.node import agentlab
-from tests.node.agentlab import CGROUP, PIN_ROOT, PORT, ROOT, VIP, AgentLab, pod_address
+from tests.node.agentlab import CGROUP, L7_VIP, PIN_ROOT, PORT, ROOT, VIP, AgentLab, pod_address
 from xdsbpf.datapath.loader import open_datapath
 from xdsbpf.model import names
 
@@ -50,8 +52,8 @@ def ready(status: Any) -> bool:
     return bool(status.synced and not status.not_enrolled)
 
 
-def prober(address: str, port: int, stop: Path) -> Callable[[Callable[[Any], None]], None]:
-    """Connects again and again until `stop` exists, then reports outcomes by name."""
+def prober(address: str, port: int, stop: Path, pause: float = 0.0) -> Callable[[Callable[[Any], None]], None]:
+    """Connects again and again, `pause` seconds apart, until `stop` exists, then reports outcomes by name."""
 
     def run(started: Callable[[Any], None]) -> None:
         results: Counter[str] = Counter()
@@ -59,6 +61,7 @@ def prober(address: str, port: int, stop: Path) -> Callable[[Callable[[Any], Non
         started(True)
         while not stop.exists():
             results[attempt(address, port)] += 1
+            time.sleep(pause)
         report.write_text(repr(dict(results)))
 
     return run
@@ -120,6 +123,57 @@ def test_a_bad_resource_is_refused_by_name_and_its_last_version_stays(lab: Agent
     assert lab.pods[1].run(lambda: attempt(VIP, 80)) == "pod3"
     assert lab.pods[2].run(lambda: attempt(VIP, 80)) == "EPERM"
     assert any("default/only" in problem.subject for problem in lab.status().problems)
+
+
+def change_the_policies_twelve_times(lab: AgentLab) -> dict[str, dict[str, int]]:
+    """Outcomes by client (pod 1 may, pod 2 may not) and plane, while the guarding policy changes its name.
+
+    The frontend that names the new policy comes when 20 more connections have been tried.
+    """
+    names_of = ("default/only", "default/more+default/only")
+    lab.start_proxy()
+    lab.change(agentlab.redirected(names_of[0]))
+    lab.start_agent()
+    lab.wait(ready, "synced")
+    clients = {
+        f"pod{pod} {plane}": (pod, address) for pod in (1, 2) for plane, address in (("L4", VIP), ("L7", L7_VIP))
+    }
+    stops = {name: lab.state / f"stop {name}" for name in clients}
+    for name, (pod, address) in clients.items():
+        lab.start(lab.pods[pod], prober(address, 80, stops[name], 0.005))
+    between: Counter[str] = Counter()
+    for old, new in itertools.islice(itertools.pairwise(itertools.cycle(names_of)), 12):
+        lab.change(agentlab.allow_only(1, (3, 4), new), remove=((names.POLICY, old),))
+        wait_until(lambda new=new: guards(lab) == {new}, "the pods are guarded by the other policy")
+        between.update(lab.pods[1].run(lambda: [attempt(L7_VIP, 80) for _ in range(20)]))
+        lab.change(agentlab.redirected(new))
+    wait_until(lambda: {row.policy for row in lab.tables().policies} == {new}, "the other policy has rested")
+    for stop in stops.values():
+        stop.touch()
+    return {"between": dict(between)} | {name: outcomes(stop) for name, stop in stops.items()}
+
+
+def guards(lab: AgentLab) -> set[str]:
+    """Policies that guard an address."""
+    return {row.policy for row in lab.tables().identities if row.policy}
+
+
+def test_twelve_changes_of_the_policies_of_a_service_refuse_nobody_who_may(lab: AgentLab) -> None:
+    found = change_the_policies_twelve_times(lab)
+    assert found["between"] == {"proxy": 240}
+    assert set(found["pod1 L4"]) == {"pod3", "pod4"}
+    assert set(found["pod1 L7"]) == {"proxy"}
+    assert set(found["pod2 L4"]) == set(found["pod2 L7"]) == {"EPERM"}
+    assert min(sum(counts.values()) for counts in found.values()) > 200
+
+
+def test_without_a_rest_for_old_policies_such_changes_refuse(lab: AgentLab) -> None:
+    """Mutation of the test above."""
+    lab.sabotage = "import xdsbpf.agent.resting as r; r.POLICY_QUARANTINE = r.POLICY_LIMIT = 0.0\n"
+    found = change_the_policies_twelve_times(lab)
+    assert found["between"]["EPERM"] > 20
+    assert found["pod1 L7"]["EPERM"] > 0
+    assert set(found["pod2 L4"]) == set(found["pod2 L7"]) == {"EPERM"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
