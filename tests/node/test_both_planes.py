@@ -52,6 +52,26 @@ spec:
     - from: [{source: {namespaces: [default], notPrincipals: [cluster.local/ns/default/sa/client-allowed]}}]
       to: [{operation: {ports: ["9080"]}}]
 """
+DENY_BOTH = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: both-not-for-denied}
+spec:
+  selector: {matchLabels: {app: APP}}
+  action: DENY
+  rules:
+    - from: [{source: {principals: [cluster.local/ns/default/sa/client-denied]}}]
+"""
+MORE = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: APP-more}
+spec:
+  selector: {matchLabels: {app: SELECTED}}
+  action: DENY
+  rules:
+    - from: [{source: {principals: [cluster.local/ns/default/sa/nobody]}}]
+"""
 HALF_V2 = """
 apiVersion: networking.istio.io/v1
 kind: VirtualService
@@ -231,6 +251,52 @@ def test_a_service_changes_plane_and_back_without_a_failed_request(
         assert answer["errors"] == {}
         assert set(statuses(answer)) == {200}
         assert answer["requests"] > 200
+
+
+def test_twelve_changes_of_the_set_of_policies_fail_no_request_and_let_nobody_in(
+    lab: Lab, apply: Callable[[str, str], None], tmp_path: Path
+) -> None:
+    """Six times on each plane a second policy selects the service, or does not; client-denied is always denied."""
+    planes = {"reviews": REVIEWS, "details": DETAILS}
+    for app in planes:
+        apply(f"{app}-not-for-denied.yaml", DENY_BOTH.replace("both", app).replace("APP", app))
+
+    def guards() -> dict[str, set[str]]:
+        rows = xdsbpf_json(lab, "bpf", "identities")["items"]
+        found: dict[str, set[str]] = {}
+        for app in planes:
+            pods = {pod.address for pod in lab.plan.pods if pod.app == app}
+            found[app] = {row["policy"] for row in rows if row["address"] in pods}
+        return found
+
+    alone = {app: {f"default/{app}-not-for-denied"} for app in planes}
+    together = {app: {f"default/{app}-more+default/{app}-not-for-denied"} for app in planes}
+    wait_until(lambda: guards() == alone, 20, "the first policies in the kernel")
+    wait_until(lambda: probe(lab, "client-denied", "reviews:9080") == {"EPERM": 20}, 20, "the first policy of reviews")
+    stop = tmp_path / "stop"
+    until = ["--seconds", "90", "--stop-file", str(stop)]
+    loads = [lab.start_client("client-allowed", "load", url, "-c", "2", "--close", *until) for url in planes.values()]
+    probes = [lab.start_client("client-denied", "probe", f"{app}:9080", "--interval-ms", "5", *until) for app in planes]
+    try:
+        for wanted in (together, alone) * 3:
+            for app in planes:
+                apply(
+                    f"{app}-more.yaml",
+                    MORE.replace("APP", app).replace("SELECTED", app if wanted is together else "none"),
+                )
+            wait_until(lambda wanted=wanted: guards() == wanted, 20, "the other set of policies")
+            lab.client("client-allowed", "get", REVIEWS, "-n", "20", "--close")
+    finally:
+        stop.touch()
+    for load in loads:
+        answer = json.loads(load.communicate(timeout=30)[0])
+        assert answer["errors"] == {}
+        assert set(statuses(answer)) == {200}
+        assert answer["requests"] > 200
+    for denied in probes:
+        outcomes = json.loads(denied.communicate(timeout=30)[0])["outcomes"]
+        assert set(outcomes) == {"EPERM"}
+        assert outcomes["EPERM"] > 200
 
 
 def test_an_invalid_edit_changes_nothing_and_says_where(lab: Lab, manifests: Path) -> None:
