@@ -29,7 +29,7 @@ class Resting:
     The entries of a policy that is gone rest as they were last and all together, so that an address or a
     frontend that names it has the old verdict until it names the next policy: the frontends of a page come
     after the policies. Their clock starts when the last of these has gone. A second clock starts when the
-    policy goes, and ends the rest in any case: a frontend that still names it then refuses everything.
+    policy goes, and ends the rest of one that is still named: such a frontend then refuses everything.
     """
 
     def __init__(self, realised: Realised, image: Image, numbers: Numbers) -> None:
@@ -83,8 +83,14 @@ class Resting:
             if isinstance(thing, Verdicts):
                 self._wind(self._leaving, thing, now, thing in self._entries)
         self._realised.loose.clear()
-        ended = {*self._leaving.take_due(now), *(self._spoiled & self._entries.keys())}
+        ended: set[Thing] = set(self._spoiled & self._entries.keys())
         self._spoiled.clear()
+        for thing in self._leaving.take_due(now):
+            if thing in self._realised.uses:
+                ended.add(thing)
+            else:
+                # Left just now: what was read before may still be looked up, so the rest runs on.
+                self._leaving.start(thing, now)
         clocks = self._slots, self._verdicts, self._backends, self._names
         # Looked at again: the check of the kernel may have found a reference that nobody planned.
         rested = [t for clock in clocks for t in sorted(clock.take_due(now), key=_order) if self._is_idle(t)]
