@@ -11,6 +11,7 @@ from typing import Final
 
 from xdsbpf.compile.generator import Generator
 from xdsbpf.compile.outputs import generators
+from xdsbpf.compile.raw.resources import Globs, families
 from xdsbpf.diagnostics import Diagnostic, ObjectId, Origin, Severity
 from xdsbpf.incremental import Database, QueryError
 from xdsbpf.mesh.findings import findings
@@ -39,11 +40,13 @@ class Compiler:
         self._generators: dict[tuple[str, str], Generator] = {}
         self._found: tuple[int, tuple[Diagnostic, ...]] = (-1, ())
         self._nodes: tuple[str, ...] = ()
+        self._families: tuple[tuple[Globs, str], ...] = ()
         with self.database.change() as change:
             change.put(SETTINGS, MESH, settings)
         self.database.watch(known_nodes)
+        self.database.watch(families)
         self._known_nodes: tuple[str, ...] = ()
-        self._use_nodes(())
+        self._use((), ())
 
     def apply(self, puts: Iterable[tuple[ObjectId, Manifest]], removes: Iterable[ObjectId] = ()) -> None:
         """Change inputs as one group; kinds that no query reads are ignored there."""
@@ -58,7 +61,7 @@ class Compiler:
         """Build per-node resources for these nodes too, whether or not a manifest names them."""
         new = set(names).difference(self._nodes)
         if new:
-            self._use_nodes(tuple(sorted(new.union(self._nodes))))
+            self._use(tuple(sorted(new.union(self._nodes))), self._families)
 
     def steps(self) -> Iterator[None]:
         """Recompute step by step; a shell yields to its loop between steps. `publish` must follow.
@@ -72,9 +75,11 @@ class Compiler:
                 return
             self.publisher.take(revision)
             try:
-                nodes = known_nodes(self.database)
-            except QueryError:  # the nodes that are known stay; `diagnostics` has the reason
+                nodes, present = known_nodes(self.database), families(self.database)
+            except QueryError:  # what is known stays; `diagnostics` has the reason
                 continue
+            if present is not self._families:
+                self._use(self._nodes, present)
             if nodes is not self._known_nodes:
                 self._known_nodes = nodes
                 self.add_nodes(nodes)
@@ -89,6 +94,11 @@ class Compiler:
         for _ in self.steps():
             pass
         return self.publish()
+
+    @property
+    def globs(self) -> tuple[Globs, ...]:
+        """The distinct lists of globs that raw resources are addressed by; a client's view depends on them."""
+        return tuple(dict.fromkeys(nodes for nodes, _ in self._families))
 
     def services(self) -> tuple[ServiceSummary, ...]:
         """Which plane carries each service port, and why."""
@@ -132,12 +142,15 @@ class Compiler:
             return self.database.origins(generator.names, *generator.args)
         return self.database.origins(generator.build, *generator.args, slot.name)
 
-    def _use_nodes(self, nodes: tuple[str, ...]) -> None:
-        wanted = {(entry.scope, entry.type_url): entry for entry in generators(nodes)}
+    def _use(self, nodes: tuple[str, ...], present: tuple[tuple[Globs, str], ...]) -> None:
+        wanted = {(entry.scope, entry.type_url): entry for entry in generators(nodes, present)}
         for key, generator in wanted.items():
             if key not in self._generators:
                 self.publisher.add(generator)
                 self._generators[key] = generator
+        for key in self._generators.keys() - wanted.keys():
+            self.publisher.remove(self._generators.pop(key))
         if nodes != self._nodes:
             self.generation += 1
             self._nodes = nodes
+        self._families = present

@@ -10,18 +10,19 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
 import structlog
 from prometheus_client import Histogram
 
-from xdsbpf.compile.views import view_scopes
+from xdsbpf.compile.raw.resources import Globs
+from xdsbpf.compile.views import client_scopes, is_mesh_client
 from xdsbpf.compiler import Compiler
 from xdsbpf.diagnostics import State
 from xdsbpf.mesh.inputs import MeshSettings
-from xdsbpf.model.names import NodeId, parse_node_id
+from xdsbpf.model.names import parse_node_id
 from xdsbpf.sources.catalog import Catalog, CatalogDelta
 from xdsbpf.sources.files import FileSource
 from xdsbpf.xds import load_reporting
@@ -33,7 +34,7 @@ from xdsbpf.xds.publisher import Slot
 from xdsbpf.xds.reflection import reflection_handlers
 from xdsbpf.xds.server import XdsServer
 from xdsbpf.xds.services import METHODS
-from xdsbpf.xds.store import AGENT, NODE_ENVOY, View
+from xdsbpf.xds.store import AGENT, ENVOY, NODE_ENVOY, View
 from xdsbpf.xds.transport import Peer
 
 log = structlog.get_logger(__name__)
@@ -54,24 +55,26 @@ class ServeConfig(msgspec.Struct, frozen=True):
     """What `xdsbpf serve` was started with."""
 
     paths: tuple[Path, ...]
+    envoy_paths: tuple[Path, ...] = ()
     listen: tuple[str, ...] = ("127.0.0.1:15010",)
     settings: MeshSettings = MeshSettings()
 
 
-def view_of(node_id: NodeId) -> View:
-    """The view of a client. Raises: ProtocolError for a node id type that is not served."""
-    return View(scopes=view_scopes(node_id), node=node_id.name, kind=KINDS[node_id.type])
+def view_of(node_id: str, globs: Iterable[Globs] = ()) -> View:
+    """The view of a client, where `globs` are those of the raw resources that there are.
 
-
-def resolve_view(node_id: str, metadata: Mapping[str, object]) -> View:
-    """View for the server; metadata plays no part for the two kinds that are served."""
-    del metadata
-    return view_of(parse_node_id(node_id))
+    Raises: ProtocolError for a node id of the mesh's form and a type that is not served.
+    """
+    scopes = client_scopes(node_id, globs)
+    if not is_mesh_client(node_id):
+        return View(scopes=scopes, node="", kind=ENVOY)
+    parsed = parse_node_id(node_id)
+    return View(scopes=scopes, node=parsed.name, kind=KINDS[parsed.type])
 
 
 def _admit(_: Peer, node_id: str) -> None:
     """Who may report load: whoever would be served. Raises: ProtocolError."""
-    resolve_view(node_id, {})
+    view_of(node_id)
 
 
 class ControlPlane:
@@ -87,7 +90,7 @@ class ControlPlane:
         self.health = Health(SERVICES)
         self.server = XdsServer(
             self.compiler.store,
-            resolve_view,
+            self.resolve_view,
             time.monotonic,
             more_handlers={
                 **self.health.handlers(),
@@ -95,7 +98,7 @@ class ControlPlane:
                 **LoadReporting(self.load_reports, _admit).handlers(),
             },
         )
-        self.source = FileSource(config.paths, self.take)
+        self.source = FileSource(config.paths, self.take, envoy_paths=config.envoy_paths)
         self.ready = asyncio.Event()
         self.bound: tuple[str, ...] = ()
         self.compile_seconds = Histogram(
@@ -111,6 +114,11 @@ class ControlPlane:
     def catalog(self) -> Catalog:
         """The objects in force and their states."""
         return self.source.catalog
+
+    def resolve_view(self, node_id: str, metadata: Mapping[str, object]) -> View:
+        """The view of a client at present; metadata plays no part. Raises: ProtocolError."""
+        del metadata
+        return view_of(node_id, self.compiler.globs)
 
     def confirm(self) -> int:
         """Let held removals happen; returns how many objects were held."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import json
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from xdsbpf.diagnostics import Diagnostic
     from xdsbpf.sources.catalog import Catalog
 
-FILENAME = typer.Option(..., "--filename", "-f", help="manifest file, directory, or - (repeatable)")
+FILENAME = typer.Option([], "--filename", "-f", help="manifest file, directory, or - (repeatable)")
+ENVOY_RESOURCES = typer.Option([], "--envoy-resources", help="file or directory of raw Envoy resources (repeatable)")
 SERVICE_CIDR = typer.Option("240.240.0.0/16", help="range for services without a cluster IP")
 TRUST_DOMAIN = typer.Option("cluster.local", help="SPIFFE trust domain of the mesh")
 
@@ -38,8 +40,10 @@ class Threshold(enum.StrEnum):
     INFO = "info"
 
 
-def load(filenames: list[str], service_cidr: str, trust_domain: str) -> tuple[Catalog, Compiler]:
-    """Read and compile manifests.
+def load(
+    filenames: list[str], envoy_resources: list[str], service_cidr: str, trust_domain: str
+) -> tuple[Catalog, Compiler]:
+    """Read and compile manifests and raw Envoy resources.
 
     Raises: CommandError(BAD_INPUT) when a path does not exist or nothing at all can be read.
     """
@@ -49,8 +53,10 @@ def load(filenames: list[str], service_cidr: str, trust_domain: str) -> tuple[Ca
     from xdsbpf.sources.loading import load_once
     from xdsbpf.sources.report import format_lines
 
+    if not filenames and not envoy_resources:
+        fail("there is nothing to read", Exit.USAGE, hint="name manifests with -f, Envoy's own with --envoy-resources")
     try:
-        catalog = load_once(filenames)
+        catalog = load_once(filenames, envoy_paths=envoy_resources)
     except ConfigError as error:
         raise CommandError(str(error), Exit.BAD_INPUT, hint=error.hint) from error
     sources = catalog.sources()
@@ -93,13 +99,17 @@ def _types(chosen: str) -> set[str] | None:
 
 def translate(
     filename: list[str] = FILENAME,
-    proxy: str = typer.Option(..., "--proxy", help="xDS node id: node~…, agent~… or sidecar~IP~NAME~DOMAIN"),
+    envoy_resources: list[str] = ENVOY_RESOURCES,
+    proxy: str = typer.Option(
+        ..., "--proxy", help="xDS node id: node~…, agent~…, sidecar~IP~NAME~DOMAIN, or that of any Envoy"
+    ),
     type_: str = typer.Option("", "--type", help="only these types: lds,rds,vhds,cds,eds,ecds,datapath,…"),
     output: Format = typer.Option(Format.TABLE, "--output", "-o", help="table, json or yaml"),
     service_cidr: str = SERVICE_CIDR,
     trust_domain: str = TRUST_DOMAIN,
 ) -> None:
     """Print every resource that a proxy or agent would get, with the manifest lines it comes from."""
+    from xdsbpf.compile.views import is_mesh_client
     from xdsbpf.model.names import parse_node_id
     from xdsbpf.report.translation import preview, translation
     from xdsbpf.serve import view_of
@@ -108,20 +118,19 @@ def translate(
     wanted = _types(type_)
     findings: tuple[Diagnostic, ...] = ()
     try:
-        node_id = parse_node_id(proxy)
-        partly = preview(node_id)
-        if partly is None:
-            view = view_of(node_id)
-        else:
-            view, types, finding = partly
-            findings = (finding,)
-            wanted = set(types) if wanted is None else wanted & set(types)
+        partly = preview(parse_node_id(proxy)) if is_mesh_client(proxy) else None
+        view = view_of(proxy) if partly is None else partly[0]
     except ProtocolError as error:
         raise CommandError(f"--proxy: {error}", Exit.USAGE, hint=error.hint) from error
-    catalog, compiler = load(filename, service_cidr, trust_domain)
+    catalog, compiler = load(filename, envoy_resources, service_cidr, trust_domain)
     if view.node:
         compiler.add_nodes([view.node])
     compiler.compile()
+    if partly is None:
+        view = view_of(proxy, compiler.globs)
+    else:
+        findings = (partly[2],)
+        wanted = set(partly[1]) if wanted is None else wanted & set(partly[1])
     resources = translation(compiler, catalog, view, wanted)
     diagnostics = (*findings, *all_diagnostics(catalog, compiler))
     if output is Format.TABLE:
@@ -144,12 +153,14 @@ def translate(
     else:
         import yaml
 
-        document = {"apiVersion": "xdsbpf.io/v1", "kind": "Translation", **body}
+        # Through JSON: an Any of a body is an OrderedDict, which no YAML writer takes.
+        document = json.loads(json.dumps({"apiVersion": "xdsbpf.io/v1", "kind": "Translation", **body}))
         sys.stdout.write(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
 
 
 def analyze(
     filename: list[str] = FILENAME,
+    envoy_resources: list[str] = ENVOY_RESOURCES,
     output: Format = typer.Option(Format.TABLE, "--output", "-o", help="table, json or yaml"),
     failure_threshold: Threshold = typer.Option(Threshold.WARNING, help="least severity that exits 79"),
     service_cidr: str = SERVICE_CIDR,
@@ -161,7 +172,7 @@ def analyze(
     """
     from xdsbpf.sources.report import as_json, format_lines
 
-    catalog, compiler = load(filename, service_cidr, trust_domain)
+    catalog, compiler = load(filename, envoy_resources, service_cidr, trust_domain)
     compiler.compile()
     diagnostics = all_diagnostics(catalog, compiler)
     if output is Format.TABLE:

@@ -86,7 +86,10 @@ def _expected(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 def serve(
-    filename: list[Path] = typer.Option(..., "--filename", "-f", help="manifest file or directory (repeatable)"),
+    filename: list[Path] = typer.Option([], "--filename", "-f", help="manifest file or directory (repeatable)"),
+    envoy_resources: list[Path] = typer.Option(
+        [], "--envoy-resources", help="file or directory of raw Envoy resources (repeatable)"
+    ),
     listen: list[str] = typer.Option(
         ["127.0.0.1:15010"], "--listen", help="xDS address: loopback host:port or unix:PATH (repeatable)"
     ),
@@ -104,15 +107,18 @@ def serve(
     from xdsbpf.web.admin import admin_app
     from xdsbpf.web.listening import bind_admin, serve_http
 
-    missing = [path for path in filename if not path.exists()]
+    if not filename and not envoy_resources:
+        fail("there is nothing to serve", Exit.USAGE, hint="name manifests with -f, Envoy's own with --envoy-resources")
+    missing = [path for path in (*filename, *envoy_resources) if not path.exists()]
     if missing:
-        fail(f"{missing[0]} does not exist", Exit.BAD_INPUT, hint="-f takes files and directories")
+        fail(f"{missing[0]} does not exist", Exit.BAD_INPUT, hint="name files and directories")
     try:
         ipaddress.ip_network(service_cidr)
     except ValueError as error:
         fail(f"--service-cidr: {error}", Exit.USAGE, hint="for example 240.240.0.0/16")
     config = ServeConfig(
         paths=tuple(filename),
+        envoy_paths=tuple(envoy_resources),
         listen=tuple(listen),
         settings=MeshSettings(trust_domain=trust_domain, service_cidr=service_cidr),
     )

@@ -14,6 +14,7 @@ from xdsbpf.diagnostics import ObjectId
 from xdsbpf.incremental import ABSENT, Database, Index, Table, query
 from xdsbpf.model.authorization_policy import AuthorizationPolicy
 from xdsbpf.model.destination_rule import DestinationRule
+from xdsbpf.model.envoy_resource import EnvoyResource
 from xdsbpf.model.kube import EndpointSlice, Namespace, Node, Pod, Service
 from xdsbpf.model.meta import GROUPS, Manifest, age_order
 from xdsbpf.model.scalars import lookup
@@ -46,6 +47,7 @@ NAMESPACES = Table[ObjectId, Namespace]("namespaces", order=age_order)
 VIRTUAL_SERVICES = Table[ObjectId, VirtualService]("virtual_services", order=age_order)
 DESTINATION_RULES = Table[ObjectId, DestinationRule]("destination_rules", order=age_order)
 AUTHORIZATION_POLICIES = Table[ObjectId, AuthorizationPolicy]("authorization_policies", order=age_order)
+ENVOY_RESOURCES = Table[ObjectId, EnvoyResource]("envoy_resources", order=age_order)
 
 MESH: Final = "mesh"
 """The one key of SETTINGS."""
@@ -165,6 +167,7 @@ _TABLES: Final[dict[str, Table[ObjectId, Any]]] = {
     "VirtualService": VIRTUAL_SERVICES,
     "DestinationRule": DESTINATION_RULES,
     "AuthorizationPolicy": AUTHORIZATION_POLICIES,
+    "EnvoyResource": ENVOY_RESOURCES,
 }
 
 

@@ -1,7 +1,8 @@
 """The only table of diagnostic codes of reading and validation: code -> title.
 
 Codes are stable: one is never given another meaning. XB10xx are found by the reader and the catalog
-of sources, XB11xx by the validation of metadata and shared fields, XB12xx to XB15xx per kind.
+of sources, XB11xx by the validation of metadata and shared fields, XB12xx to XB15xx per kind, XB16xx in raw Envoy
+resources.
 """
 
 from __future__ import annotations
@@ -86,6 +87,10 @@ KUBE_SERVICE = "XB1501"
 KUBE_PORTS = "XB1502"
 KUBE_ADDRESS = "XB1503"
 KUBE_WORKLOAD = "XB1504"
+ENVOY_FILE = "XB1601"
+ENVOY_TYPE = "XB1602"
+ENVOY_NAME = "XB1603"
+ENVOY_CHOICE = "XB1604"
 
 TITLES: dict[str, str] = {
     SYNTAX: "the text is not YAML; nothing of the file is taken",
@@ -168,4 +173,8 @@ TITLES: dict[str, str] = {
     KUBE_PORTS: "ports are not valid",
     KUBE_ADDRESS: "an address is not valid or must not be used",
     KUBE_WORKLOAD: "a Pod, Deployment or Node is not valid",
+    ENVOY_FILE: "a file of Envoy resources has the wrong form; nothing of it is taken",
+    ENVOY_TYPE: "the @type of an Envoy resource is missing or not known",
+    ENVOY_NAME: "an Envoy resource has no name, or two",
+    ENVOY_CHOICE: "two fields of an Envoy resource exclude each other",
 }

@@ -45,6 +45,7 @@ GROUPS = {
     "VirtualService": "networking.istio.io",
     "DestinationRule": "networking.istio.io",
     "AuthorizationPolicy": "security.istio.io",
+    "EnvoyResource": "envoy",
 }
 """API group of each kind that has one; core kinds are not listed."""
 

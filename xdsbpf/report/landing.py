@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from xdsbpf.compile.views import view_scopes
+from xdsbpf.compile.views import client_scopes
 from xdsbpf.compiler import Compiler
 from xdsbpf.diagnostics import Diagnostic, ObjectId, Severity
-from xdsbpf.model.names import parse_node_id
 from xdsbpf.model.resource import Resource
 from xdsbpf.xds.status import NodeStatus
 from xdsbpf.xds.store import View
@@ -34,7 +33,7 @@ def landings(compiler: Compiler, statuses: Iterable[NodeStatus]) -> tuple[Diagno
     found: dict[Diagnostic, None] = {}
     objects: dict[tuple[str, str, str], tuple[ObjectId, ...]] = {}
     for status in statuses:
-        scopes = view_scopes(parse_node_id(status.node_id))
+        scopes = client_scopes(status.node_id, compiler.globs)
         for type_url, name, version, code, text in _troubles(status):
             held = _resource(compiler, scopes, type_url, name)
             if held is None or version not in ("", held[1].version):

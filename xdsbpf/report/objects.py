@@ -22,7 +22,7 @@ from xdsbpf.sources.report import as_json
 from xdsbpf.sources.status import ObjectStatus, SourceStatus
 from xdsbpf.xds.status import NodeStatus
 
-REFERENCE = re.compile(r"(?P<kind>\w+)/(?P<first>[^/\s]+)(?:/(?P<second>[^/\s]+))?(?:\s+(?P<path>\S+))?$")
+REFERENCE = re.compile(r"(?P<kind>\w+)/(?P<first>[^/\s]+)(?:/(?P<second>\S+))?(?:\s+(?P<path>\S+))?$")
 
 NOT_ENFORCED_CODES: Final = frozenset({"XB2001", "XB2034", "XB2035", "XB2041", "XB2053", "XB2056"})
 """Warnings that say that what the object asks for is not done; every error finding says so as well."""

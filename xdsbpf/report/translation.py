@@ -65,7 +65,8 @@ def translation(
 ) -> dict[str, list[dict[str, Any]]]:
     """type URL -> resources of `view`, in push order and sorted by name; `wanted` limits the types."""
     result: dict[str, list[dict[str, Any]]] = {}
-    for type_url in PUSH_ORDER:
+    held = {kind for scope in view.scopes for kind in compiler.store.types(scope)}
+    for type_url in (*PUSH_ORDER, *sorted(held.difference(PUSH_ORDER))):
         if wanted is not None and type_url not in wanted:
             continue
         rows = [

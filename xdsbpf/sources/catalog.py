@@ -45,12 +45,12 @@ class CatalogDelta(msgspec.Struct, frozen=True):
 class _File:
     """One file: its last good content, what it claims, and a content that is not trusted yet."""
 
-    __slots__ = ("claims", "order", "parsed", "problem", "suspect", "suspect_until")
+    __slots__ = ("claims", "order", "parsed", "problems", "suspect", "suspect_until")
 
     def __init__(self, order: Order) -> None:
         self.order = order
         self.parsed: ParsedFile | None = None
-        self.problem: Diagnostic | None = None
+        self.problems: tuple[Diagnostic, ...] = ()
         self.suspect: ParsedFile | None = None
         self.suspect_until = 0.0
         self.claims: dict[ObjectId, Claim] = {}
@@ -80,8 +80,8 @@ class Catalog:
         for claim in entry.claims.values():
             claim.order = order
         self._source_problems.pop(parsed.file, None)
-        entry.problem, entry.suspect = parsed.problem, None
-        if parsed.problem is not None:
+        entry.problems, entry.suspect = parsed.problems, None
+        if parsed.problems:
             return CatalogDelta()
         if entry.parsed is not None and entry.claims and looks_half_written(entry.parsed.data, parsed.data):
             entry.suspect, entry.suspect_until = parsed, now + HOLD_S
@@ -261,8 +261,8 @@ def looks_half_written(before: bytes, after: bytes) -> bool:
 
 
 def _source_status(file: str, entry: _File) -> SourceStatus:
-    if entry.problem is not None:
-        return SourceStatus(file, "broken", (entry.problem,))
+    if entry.problems:
+        return SourceStatus(file, "broken", entry.problems)
     if entry.suspect is not None:
         message = "the file looks half-written; its last content stays in force for a moment"
         hint = "if it is meant, it is taken after 2 s without a change"

@@ -21,12 +21,14 @@ import msgspec
 import structlog
 import watchfiles
 
-from xdsbpf.errors import ConfigError, SourceError
+from xdsbpf.errors import SourceError
 from xdsbpf.sources.catalog import Catalog, CatalogDelta
+from xdsbpf.sources.envoy_reader import parse_envoy_steps
 from xdsbpf.sources.loading import (
     MAX_FILE_BYTES,
     STDIN,
     Found,
+    check_arguments,
     is_manifest_name,
     read_bytes,
     scan,
@@ -104,25 +106,25 @@ def _identity_of(argument: str) -> tuple[int, int] | None:
 
 
 class FileSource:
-    """Manifests from paths. `synced` is set when the first content was taken and handed on."""
+    """Manifests and raw Envoy resources from paths. `synced` is set when the first content was taken and handed on."""
 
     def __init__(
         self,
         paths: Sequence[str | Path],
         on_batch: Callable[[CatalogDelta], None],
         *,
+        envoy_paths: Sequence[str | Path] = (),
         clock: Callable[[], float] = time.monotonic,
         settle_s: float = SETTLE_S,
         poll_s: float = POLL_S,
     ) -> None:
-        """Raises: ConfigError if a path does not exist."""
+        """Raises: ConfigError if a path does not exist, or is given for both formats."""
         self.catalog = Catalog()
         self.synced = asyncio.Event()
-        self._arguments = tuple(str(path) for path in paths)
-        for argument in self._arguments:
-            if argument != STDIN and not os.path.exists(argument):
-                hint = "name manifest files or directories"
-                raise ConfigError(f"{argument}: no such file or directory", hint=hint)
+        manifests, raw = [str(path) for path in paths], [str(path) for path in envoy_paths]
+        check_arguments(manifests, raw)
+        self._arguments = (*manifests, *raw)
+        self._raw = frozenset(raw)
         self._on_batch = on_batch
         self._clock = clock
         self._poll_s = poll_s
@@ -210,7 +212,8 @@ class FileSource:
     async def _parse(self, file: str, data: bytes) -> ParsedFile:
         result: ParsedFile | None = None
         began = self._clock()
-        for step in parse_steps(file, data, self.catalog.previous(file)):
+        parse = parse_envoy_steps if self._scanner.argument_of(file) in self._raw else parse_steps
+        for step in parse(file, data, self.catalog.previous(file)):
             result = step
             if self._clock() - began >= STEP_S:
                 await asyncio.sleep(0)

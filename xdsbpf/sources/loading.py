@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -17,11 +17,15 @@ import msgspec
 
 from xdsbpf.errors import ConfigError, SourceError
 from xdsbpf.sources.catalog import Catalog, Order
+from xdsbpf.sources.envoy_reader import parse_envoy_file
 from xdsbpf.sources.yaml_reader import ParsedFile, parse_file, unreadable_file
 
 SUFFIXES: Final = (".yaml", ".yml", ".json")
 STDIN: Final = "-"
 MAX_FILE_BYTES: Final = 64 << 20
+
+Parser = Callable[[str, bytes], ParsedFile]
+"""(name of the file, content) -> what is in it."""
 
 
 class Stamp(msgspec.Struct, frozen=True):
@@ -40,26 +44,47 @@ class Found(msgspec.Struct, frozen=True):
     stamp: Stamp
 
 
-def load_once(paths: Sequence[str | Path], *, stdin: bytes | None = None) -> Catalog:
+def load_once(
+    paths: Sequence[str | Path], *, envoy_paths: Sequence[str | Path] = (), stdin: bytes | None = None
+) -> Catalog:
     """Read files and directories into a new catalog, without waiting for files to settle.
 
     Args:
         paths: files, directories (recursive: *.yaml, *.yml, *.json in path order) or `-`.
+        envoy_paths: files and directories of raw Envoy resources.
         stdin: content of `-`; read from the process's own standard input if left out.
 
     Raises: ConfigError if a path does not exist. What cannot be read is a diagnostic of the catalog.
     """
     catalog = Catalog()
-    for index, argument in enumerate(str(path) for path in paths):
+    manifests, raw = [str(path) for path in paths], [str(path) for path in envoy_paths]
+    check_arguments(manifests, raw)
+    readers: list[tuple[str, Parser]] = [(path, parse_file) for path in manifests]
+    readers += [(path, parse_envoy_file) for path in raw]
+    for index, (argument, read) in enumerate(readers):
         if argument == STDIN:
             data = sys.stdin.buffer.read(MAX_FILE_BYTES + 1) if stdin is None else stdin
             catalog.put_file(parse_file("<stdin>", data), (index, "<stdin>"), 0.0)
             continue
-        if not os.path.exists(argument):
-            raise ConfigError(f"{argument}: no such file or directory", hint="name manifest files or directories")
         for file, found in scan(index, argument):
-            catalog.put_file(read_file(file), found.order, 0.0)
+            catalog.put_file(read_file(file, read), found.order, 0.0)
     return catalog
+
+
+def check_arguments(paths: Sequence[str], envoy_paths: Sequence[str]) -> None:
+    """Raises: ConfigError for a path that does not exist, or whose files would be read in both formats."""
+    for argument in (*paths, *envoy_paths):
+        if argument != STDIN and not os.path.exists(argument):
+            raise ConfigError(f"{argument}: no such file or directory", hint="name manifest files or directories")
+    manifests = [Path(path).resolve() for path in paths if path != STDIN]
+    for envoy_path in envoy_paths:
+        if envoy_path == STDIN:
+            raise ConfigError("Envoy resources cannot be read from standard input", hint="name a file")
+        raw = Path(envoy_path).resolve()
+        for manifest in manifests:
+            if raw == manifest or raw in manifest.parents or manifest in raw.parents:
+                text = f"{envoy_path} holds Envoy resources, and -f reads it as manifests as well"
+                raise ConfigError(text, hint="keep the two in directories of their own")
 
 
 def scan(index: int, argument: str) -> Iterator[tuple[str, Found]]:
@@ -114,7 +139,7 @@ def read_bytes(file: str, *, waits: bool = False) -> bytes:
     return data
 
 
-def read_file(file: str, previous: ParsedFile | None = None) -> ParsedFile:
+def read_file(file: str, parse: Parser = parse_file) -> ParsedFile:
     """Read and parse one file; a failure to read is the parsed file's problem."""
     try:
         data = read_bytes(file, waits=True)
@@ -122,4 +147,4 @@ def read_file(file: str, previous: ParsedFile | None = None) -> ParsedFile:
         return unreadable_file(file, f"the file cannot be read: {err.strerror}")
     except SourceError as err:
         return unreadable_file(file, f"the file cannot be read: {err}")
-    return parse_file(file, data, previous)
+    return parse(file, data)

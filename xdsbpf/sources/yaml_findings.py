@@ -68,10 +68,11 @@ class Budget:
 class Walk:
     """Findings of one object, and the bounds on visiting it."""
 
-    __slots__ = ("_budget", "_depth", "findings", "overflowed", "strict")
+    __slots__ = ("_budget", "_depth", "_max_depth", "findings", "overflowed", "strict")
 
-    def __init__(self, budget: Budget, *, strict: bool) -> None:
+    def __init__(self, budget: Budget, *, strict: bool, max_depth: int = MAX_DEPTH) -> None:
         self.strict = strict
+        self._max_depth = max_depth
         self._budget = budget
         self.findings: list[Finding] = []
         self.overflowed = False
@@ -98,8 +99,8 @@ class Walk:
         """Go one level down into a mapping or list of `size` entries; False if a bound is reached."""
         self._depth += 1
         self._budget.left -= size + 1
-        if self._depth > MAX_DEPTH:
-            self._overflow(node, path, f"nested deeper than {MAX_DEPTH} levels")
+        if self._depth > self._max_depth:
+            self._overflow(node, path, f"nested deeper than {self._max_depth} levels")
         elif self._budget.left < 0:
             self._overflow(node, path, "too many values once its aliases are expanded")
         else:

@@ -168,10 +168,16 @@ def child(node: Node, segment: Segment) -> tuple[Node, Node] | None:
 
 
 def find(root: Node, path: tuple[Segment, ...]) -> Node:
-    """Node that marks the place of `path`, or of its nearest parent that exists."""
+    """Node that marks the place of `path`, or of its nearest parent that exists.
+
+    A field of a protobuf message may be written as `typed_config` or as `typedConfig`.
+    """
     place = current = root
     for segment in path:
         step = child(current, segment)
+        if step is None and isinstance(segment, str) and "_" in segment:
+            head, *rest = segment.split("_")
+            step = child(current, head + "".join(part.capitalize() for part in rest))
         if step is None:
             break
         place, current = step

@@ -11,7 +11,7 @@ from __future__ import annotations
 import codecs
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import msgspec
@@ -37,14 +37,14 @@ class Chunk(msgspec.Struct, frozen=True):
 class ParsedFile(msgspec.Struct, frozen=True):
     """One version of one file.
 
-    `chunks` holds (line in the file where the chunk starts, chunk). `problem` is set when the text
-    as a whole cannot be used; then nothing of it is to be taken.
+    `chunks` holds (line in the file where the chunk starts, chunk). `problems` says why the text
+    as a whole cannot be used; if there are any, nothing of it is to be taken.
     """
 
     file: str
     data: bytes
     chunks: tuple[tuple[int, Chunk], ...]
-    problem: Diagnostic | None = None
+    problems: tuple[Diagnostic, ...] = ()
 
     def objects(self) -> Iterator[tuple[int, Chunk, ReadObject]]:
         """(first line of the chunk, chunk, object) in the order of the file."""
@@ -117,19 +117,16 @@ def parse_steps(file: str, data: bytes, previous: ParsedFile | None = None) -> I
         data: its content.
         previous: what was read from the same file before; its unchanged chunks are taken over.
     """
-    try:
-        text = decode(data)
-    except UnicodeDecodeError as err:
-        line = data.count(b"\n", 0, err.start) + 1
-        message = f"the file is neither UTF-8 nor UTF-16 with a byte order mark: {err.reason}"
-        yield _broken(file, codes.SYNTAX, message, line)
+    text = text_of(file, data)
+    if isinstance(text, ParsedFile):
+        yield text
         return
     known = {chunk.text: chunk for _, chunk in previous.chunks} if previous is not None else {}
     chunks: list[tuple[int, Chunk]] = []
     for first_line, piece in split_documents(text):
         chunk = known.get(piece) or read_chunk(piece)
         if chunk.problem is not None:
-            yield ParsedFile(file, data, (), chunk.problem.diagnostic(None, file, first_line))
+            yield broken_file(file, data, [chunk.problem.diagnostic(None, file, first_line)])
             return
         chunks.append((first_line, chunk))
         yield None
@@ -144,6 +141,21 @@ def parse_file(file: str, data: bytes, previous: ParsedFile | None = None) -> Pa
     return result if result is not None else ParsedFile(file, data, ())
 
 
+def text_of(file: str, data: bytes) -> str | ParsedFile:
+    """The text of a file, or its parsed form if it is no text."""
+    try:
+        return decode(data)
+    except UnicodeDecodeError as err:
+        line = data.count(b"\n", 0, err.start) + 1
+        message = f"the file is neither UTF-8 nor UTF-16 with a byte order mark: {err.reason}"
+        return _broken(file, codes.SYNTAX, message, line)
+
+
+def broken_file(file: str, data: bytes, problems: Iterable[Diagnostic]) -> ParsedFile:
+    """The parsed form of a text of which nothing is to be taken."""
+    return ParsedFile(file, data, (), tuple(problems))
+
+
 def unreadable_file(file: str, reason: str) -> ParsedFile:
     """The parsed form of a file that could not be read."""
     return _broken(file, codes.UNREADABLE_FILE, reason, 0)
@@ -152,7 +164,7 @@ def unreadable_file(file: str, reason: str) -> ParsedFile:
 def _broken(file: str, code: str, message: str, line: int) -> ParsedFile:
     hint = "the last good content of the file stays in force"
     location = Location(file, line, 1 if line else 0)
-    return ParsedFile(file, b"", (), Diagnostic(code, Severity.ERROR, None, "", message, hint, location))
+    return ParsedFile(file, b"", (), (Diagnostic(code, Severity.ERROR, None, "", message, hint, location),))
 
 
 def diagnostics_of(read: ReadObject, file: str, first_line: int) -> tuple[Diagnostic, ...]:
@@ -161,6 +173,6 @@ def diagnostics_of(read: ReadObject, file: str, first_line: int) -> tuple[Diagno
 
 
 __all__ = [
-    "Chunk", "ObjectId", "ParsedFile", "ReadObject", "decode", "diagnostics_of", "parse_file", "parse_steps",
-    "read_chunk", "split_documents", "unreadable_file",
+    "Chunk", "ObjectId", "ParsedFile", "ReadObject", "broken_file", "decode", "diagnostics_of", "parse_file",
+    "parse_steps", "read_chunk", "split_documents", "text_of", "unreadable_file",
 ]  # fmt: skip

@@ -19,6 +19,7 @@ Key = tuple[str, str]
 
 NODE_ENVOY = "node-envoy"
 AGENT = "agent"
+ENVOY = "envoy"
 
 
 class View(msgspec.Struct, frozen=True):
@@ -137,6 +138,10 @@ class ResourceStore:
     def names(self, scope: str, type_url: str) -> tuple[str, ...]:
         """Names of that type in one scope, sorted."""
         return tuple(sorted(self._scopes.get(scope, {}).get(type_url, {})))
+
+    def types(self, scope: str) -> tuple[str, ...]:
+        """Types of which one scope holds something, sorted."""
+        return tuple(sorted(kind for kind, held in self._scopes.get(scope, {}).items() if held))
 
     def scopes(self) -> tuple[str, ...]:
         """Every scope that holds something, sorted."""

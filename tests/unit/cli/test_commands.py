@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[3]
 EXAMPLES = "deploy/examples/bookinfo"
@@ -154,11 +155,17 @@ def test_a_sidecar_is_shown_what_exists_by_now_and_told_what_does_not() -> None:
     assert "not served yet" in document["diagnostics"][0]["message"]
 
 
-@pytest.mark.parametrize("proxy", ["nonsense", "waypoint~10.0.0.1~a.default~default.svc.cluster.local"])
+@pytest.mark.parametrize("proxy", ["node~10.0.0.1", "waypoint~10.0.0.1~a.default~default.svc.cluster.local"])
 def test_a_proxy_that_is_not_served_is_refused_with_a_hint(proxy: str) -> None:
     result = xdsbpf("translate", "-f", EXAMPLES, "--proxy", proxy)
     assert result.returncode == 64
     assert "hint:" in result.stderr
+
+
+def test_yaml_says_the_same_as_json() -> None:
+    result = xdsbpf("translate", "-f", EXAMPLES, "--proxy", NODE, "-o", "yaml")
+    assert result.returncode == 0, result.stderr
+    assert yaml.safe_load(result.stdout) == translation(NODE)
 
 
 def test_two_runs_translate_to_the_same_bytes() -> None:

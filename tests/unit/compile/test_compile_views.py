@@ -6,7 +6,7 @@ import pytest
 
 from tests.builders import Mesh, bookinfo
 from xdsbpf.compile.outputs import generators
-from xdsbpf.compile.views import known_nodes, view_scopes
+from xdsbpf.compile.views import client_scopes, known_nodes, view_scopes
 from xdsbpf.errors import ProtocolError
 from xdsbpf.model.names import NodeId
 
@@ -38,3 +38,16 @@ def test_the_generators_of_known_nodes_cover_the_scopes_that_views_open() -> Non
 def test_a_scope_and_type_has_one_generator() -> None:
     keys = [(generator.scope, generator.type_url) for generator in generators(("a", "b"))]
     assert len(keys) == len(set(keys))
+
+
+def test_any_other_envoy_sees_the_mesh_by_name_and_the_raw_resources_addressed_to_it() -> None:
+    globs = ((), ("*",), ("core-*",), ("edge-?", "x"))
+    assert client_scopes("edge-1", globs) == ("mesh", "raw", "raw/*", "raw/edge-?,x")
+    assert client_scopes("a~b", ()) == ("mesh", "raw")
+
+
+def test_raw_resources_add_to_a_proxy_of_the_mesh_only_where_they_name_it_and_replace_nothing() -> None:
+    globs = ((), ("node~*",), ("edge-?",))
+    own = ("mesh", "node-envoy", "node-envoy/n1")
+    assert client_scopes("node~10.0.0.1~n1~x", globs) == ("raw/node~*", *own)
+    assert client_scopes("node~10.0.0.1~n1~x", ((),)) == own

@@ -1,0 +1,49 @@
+"""`bootstrap`: what a stock Envoy or a gRPC client needs to start against this control plane."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import typer
+
+from xdsbpf.cli.exits import Exit, fail
+from xdsbpf.cli.manifests import Format
+
+
+def bootstrap(
+    node_id: str = typer.Option(..., "--node-id", help="xDS node id: any text, or node~…, sidecar~…"),
+    xds: str = typer.Option("127.0.0.1:15010", "--xds", help="control plane: host:port or unix:PATH"),
+    cluster: str = typer.Option("xdsbpf", help="node.cluster, a name for the group of proxies"),
+    admin: str = typer.Option("envoy-admin.sock", "--admin", help="unix socket of Envoy's admin interface"),
+    delta: bool = typer.Option(True, "--delta/--sotw", help="incremental xDS, or state of the world"),
+    grpc: bool = typer.Option(False, "--grpc", help="print the bootstrap of a gRPC client (GRPC_XDS_BOOTSTRAP)"),
+    tls_cert: Path | None = typer.Option(None, "--tls-cert", help="client certificate chain (PEM)"),
+    tls_key: Path | None = typer.Option(None, "--tls-key", help="its private key (PEM)"),
+    tls_ca: Path | None = typer.Option(None, "--tls-ca", help="CA of the control plane (PEM)"),
+    tls_server_name: str = typer.Option("", "--tls-server-name", help="name in its certificate; default: the host"),
+    output: Format = typer.Option(Format.YAML, "--output", "-o", help="yaml or json"),
+) -> None:
+    """Print a bootstrap with which a stock Envoy takes listeners and clusters from the control plane."""
+    from xdsbpf.compile.raw.bootstrap import ClientBootstrap, TlsFiles, envoy_bootstrap, grpc_bootstrap
+
+    given = [path for path in (tls_cert, tls_key, tls_ca) if path is not None]
+    tls = None
+    if tls_cert is not None and tls_key is not None and tls_ca is not None:
+        tls = TlsFiles(str(tls_cert), str(tls_key), str(tls_ca), tls_server_name)
+    elif given:
+        fail("mutual TLS needs --tls-cert, --tls-key and --tls-ca", Exit.USAGE)
+    options = ClientBootstrap(node_id=node_id, xds=xds, cluster=cluster, admin=admin, is_delta=delta, tls=tls)
+    document = grpc_bootstrap(options) if grpc else envoy_bootstrap(options)
+    if grpc or output is Format.JSON:
+        sys.stdout.write(json.dumps(document, indent=2) + "\n")
+        return
+    import yaml
+
+    sys.stdout.write(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+
+
+def register(app: typer.Typer) -> None:
+    """Add this command to the tree."""
+    app.command()(bootstrap)
