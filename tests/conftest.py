@@ -13,6 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from xdsbpf.xds.grpcio import GrpcTransport
+from xdsbpf.xds.h2.server import H2Transport
+from xdsbpf.xds.server import XdsServer
+
 # Kernel tests fork children into pods. gRPC, once loaded, would wait in that fork for its own threads, at times for
 # ever; the children use no gRPC. Read when gRPC is imported, hence here.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
@@ -41,6 +45,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if marker in required:
                 raise pytest.UsageError(f"{item.nodeid}: {reason}, and XDSBPF_REQUIRE asks for it")
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+TRANSPORTS = {"grpcio": GrpcTransport, "fast": H2Transport}
+
+
+@pytest.fixture(params=sorted(TRANSPORTS))
+def each_transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every `XdsServer` of the test uses this transport: for tests that must hold over both."""
+    monkeypatch.setitem(XdsServer.__init__.__kwdefaults__, "transport", TRANSPORTS[request.param])
+    return str(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from xdsbpf.xds.services import METHODS
 from xdsbpf.xds.status import NodeStatus
 from xdsbpf.xds.store import Changes, ResourceStore
 from xdsbpf.xds.streams import Streams, ViewResolver
-from xdsbpf.xds.transport import Handler
+from xdsbpf.xds.transport import Handler, Transport
 
 __all__ = ["ViewResolver", "XdsServer"]
 
@@ -38,11 +38,12 @@ class XdsServer:
         *,
         quarantine: bool = True,
         more_handlers: Mapping[str, Handler] | None = None,
+        transport: Callable[[Mapping[str, Handler]], Transport] = GrpcTransport,
     ) -> None:
         self.streams = Streams(store, resolve_view, clock, quarantine=quarantine)
         self.handlers: dict[str, Handler] = dict.fromkeys(METHODS, self.streams.serve) | dict(more_handlers or {})
         """What a transport serves: method path -> handler."""
-        self._transport = GrpcTransport(self.handlers)
+        self._transport = transport(self.handlers)
         self._bound: tuple[str, ...] = ()
 
     @property

@@ -7,7 +7,7 @@ the call with OK; one that raises ProtocolError ends it with that status and tex
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
 import msgspec
@@ -44,4 +44,17 @@ class Call(Protocol):
 
 
 Handler = Callable[[Call], Awaitable[None]]
-"""Serves one call to its end."""
+"""Serves one call to its end. Cancelled when the client gives up, or its deadline passes."""
+
+
+class Transport(Protocol):
+    """Listening sockets in front of handlers."""
+
+    async def start(self, addresses: Iterable[str]) -> tuple[str, ...]:
+        """Listen on loopback TCP (port 0 picks one) and unix sockets (mode 0660); returns the bound addresses.
+
+        Raises: ConfigError if an address is not local, or taken.
+        """
+
+    async def stop(self, grace: float) -> None:
+        """Take no new calls, wait at most `grace` seconds for the open ones, end the rest."""

@@ -25,6 +25,8 @@ from xdsbpf.xds.services import METHODS, Method, Variant
 from xdsbpf.xds.status import SyncState
 from xdsbpf.xds.store import Batch, ResourceStore, View
 
+pytestmark = pytest.mark.usefixtures("each_transport")
+
 ENVOY_ID = "node~10.0.0.1~node1~cluster.local"
 AGENT_ID = "agent~10.0.0.1~node1~cluster.local"
 DEADLINE_S = 10.0

@@ -1,0 +1,54 @@
+"""What a connection has spent: frames that move nothing, resets, and the connection's own receive window.
+
+Called by the frame handlers with what a peer has just sent; raises when it is too much. Time is set by the owner. Pure.
+"""
+
+from __future__ import annotations
+
+from xdsbpf.xds.h2 import frames
+from xdsbpf.xds.h2.faults import ConnectionFault, ErrorCode
+from xdsbpf.xds.h2.limits import Bucket, Limits
+
+
+class Accounts:
+    """The accounts of one connection; `now` is the monotonic time of the bytes that are being looked at."""
+
+    __slots__ = ("_idle", "_resets", "_returnable", "_window", "_window_size", "now")
+
+    def __init__(self, limits: Limits, now: float) -> None:
+        self.now = now
+        self._idle = Bucket(limits.idle_frames, limits.idle_frames_per_s, now)
+        self._resets = Bucket(limits.resets, limits.resets_per_s, now)
+        self._window = self._window_size = limits.connection_window
+        self._returnable = 0
+
+    def spend_idle(self, cost: float = 1.0) -> None:
+        """A frame that moves nothing. Raises: ConnectionFault for a flood of them (CVE-2019-9512, -9515, -9518)."""
+        if not self._idle.take(self.now, cost):
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that move nothing")
+
+    def refund_idle(self) -> None:
+        """Something was moved that may cause such a frame."""
+        self._idle.refund()
+
+    def spend_reset(self) -> None:
+        """A stream was reset. Raises: ConnectionFault for a flood of them (CVE-2023-44487, CVE-2025-8671)."""
+        if not self._resets.take(self.now):
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many streams were reset")
+
+    def take_data(self, size: int) -> bytes:
+        """DATA of `size` bytes, padding included; the WINDOW_UPDATE that is due, b"" for none.
+
+        The connection's credit is returned whether the data is read or not, so that one unread stream never stops
+        another. Raises: ConnectionFault if the peer had no credit (section 6.9.1).
+        """
+        if size > self._window:
+            raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "DATA beyond the connection's window")
+        self._window -= size
+        self._returnable += size
+        if self._returnable < self._window_size // 4:
+            return b""
+        returned = self._returnable
+        self._window += returned
+        self._returnable = 0
+        return frames.window_update(0, returned)

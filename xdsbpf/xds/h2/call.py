@@ -1,0 +1,95 @@
+"""One call on an HTTP/2 stream: the `Call` of `xds.transport`.
+
+Events of its stream in, messages out. Made by `protocol`, used by one handler; its reader and its writer may be two
+tasks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Protocol
+
+from xdsbpf.errors import ProtocolError
+from xdsbpf.xds.h2.stream import Stream
+from xdsbpf.xds.transport import Peer
+
+
+class Carrier(Protocol):
+    """What a call needs of its connection."""
+
+    def read(self, stream: Stream) -> bytes | None:
+        """The next message, None if there is none yet. Raises: ProtocolError if there never will be."""
+
+    def send(self, stream: Stream, message: bytes) -> bool:
+        """Send; False if `message_sent` will tell when the message has left."""
+
+
+class H2Call:
+    """One call. `ending` is the status it gets if its handler is cancelled by us."""
+
+    __slots__ = ("_carrier", "_reader", "_writer", "deadline", "ending", "method", "peer", "stream", "task")
+
+    def __init__(self, carrier: Carrier, stream: Stream, method: str, peer: Peer) -> None:
+        self.method = method
+        self.peer = peer
+        self.stream = stream
+        self.task: asyncio.Task[None] | None = None
+        self.deadline: asyncio.TimerHandle | None = None
+        self.ending: ProtocolError | None = None
+        self._carrier = carrier
+        self._reader: asyncio.Future[None] | None = None
+        self._writer: asyncio.Future[None] | None = None
+
+    async def read(self) -> bytes | None:
+        """See `Call.read`; one reader at a time. Raises: ProtocolError for a message that can never be complete."""
+        stream = self.stream
+        while (message := self._carrier.read(stream)) is None:
+            if stream.is_remote_ended:
+                if len(stream.inbox):
+                    raise ProtocolError("INTERNAL", "the request ends inside a message")
+                return None
+            self._reader = asyncio.get_running_loop().create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+        return message
+
+    async def write(self, message: bytes) -> None:
+        """See `Call.write`; one writer at a time. A stream that is over swallows what is written.
+
+        Returns at once while the peer keeps up; `message` is not copied and must not change.
+        """
+        if self._carrier.send(self.stream, message):
+            return
+        self._writer = asyncio.get_running_loop().create_future()
+        try:
+            await self._writer
+        finally:
+            self._writer = None
+
+    def start(self, serving: Awaitable[None]) -> asyncio.Task[None]:
+        """Run the handler in a task of its own."""
+
+        async def serve() -> None:
+            await serving
+
+        self.task = asyncio.get_running_loop().create_task(serve())
+        return self.task
+
+    def readable(self) -> None:
+        """Wake the reader: there is a message, a failure or the end."""
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    def message_sent(self) -> None:
+        """Wake the writer."""
+        if self._writer is not None and not self._writer.done():
+            self._writer.set_result(None)
+
+    def cancel(self, ending: ProtocolError) -> None:
+        """Stop the handler; the call ends with that status."""
+        if self.task is not None and not self.task.done():
+            self.ending = ending
+            self.task.cancel()

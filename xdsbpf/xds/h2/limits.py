@@ -1,0 +1,81 @@
+"""How much of everything one connection may ask for, for how long, and buckets for what may come only so often.
+
+Values in, numbers out; time is passed in. Read by every part of the transport. Pure.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """Limits of one connection; the defaults leave ten times what an Envoy or a gRPC client needs."""
+
+    max_streams: int = 1_000
+    """Calls at once, those whose handler has not ended yet included (CVE-2023-44487, rapid reset)."""
+    max_header_block: int = 32_768
+    """Bytes of one compressed header block, CONTINUATION included (CVE-2024-27316, CONTINUATION flood)."""
+    max_continuations: int = 16
+    max_header_list: int = 16_384
+    """Announced; a request over it is refused with RESOURCE_EXHAUSTED. Counted as RFC 9113 section 6.5.2 does."""
+    hard_header_list: int = 65_536
+    """Decoding stops there, and the connection with it: a header bomb."""
+    stream_window: int = 1 << 20
+    """Bytes of unread requests that one stream holds, apart from the message that it is in the middle of."""
+    connection_window: int = 4 << 20
+    max_message: int = 64 << 20
+    """A reconnecting client lists every name and version that it has."""
+    max_buffered: int = 68 << 20
+    """Unread bytes of all streams together."""
+    idle_frames: int = 2_000
+    """Burst of frames that move nothing: PING, SETTINGS, PRIORITY, WINDOW_UPDATE, empty or tiny DATA, unknown ones."""
+    idle_frames_per_s: float = 500.0
+    resets: int = 1_000
+    """Burst of streams that end by RST_STREAM, the client's or ours in answer to its mistakes."""
+    resets_per_s: float = 33.0
+
+
+class Timing(msgspec.Struct, frozen=True):
+    """Seconds after which a connection that does nothing useful is let go."""
+
+    handshake_s: float = 10.0
+    """From the accepted socket to the client's first SETTINGS; the TLS handshake has as long again."""
+    keepalive_s: float = 30.0
+    """Silence after which the peer gets a PING."""
+    keepalive_timeout_s: float = 10.0
+    stall_s: float = 60.0
+    """How long the peer may leave a full socket unread."""
+    idle_s: float = 300.0
+    """A connection without calls is ended gracefully."""
+    close_s: float = 5.0
+    """How long the last bytes may take to leave."""
+    tick_s: float = 1.0
+
+
+class Bucket:
+    """A token bucket on the caller's clock (seconds); refilled only when it is empty, so that a take costs little."""
+
+    __slots__ = ("_at", "_capacity", "_level", "_per_s")
+
+    def __init__(self, capacity: float, per_s: float, now: float) -> None:
+        self._capacity = capacity
+        self._per_s = per_s
+        self._level = capacity
+        self._at = now
+
+    def take(self, now: float, cost: float = 1.0) -> bool:
+        """Spend `cost` at time `now` (seconds); False if there is not enough."""
+        level = self._level - cost
+        if level < 0.0:
+            level = min(self._capacity, self._level + (now - self._at) * self._per_s) - cost
+            self._at = now
+            if level < 0.0:
+                self._level = level + cost
+                return False
+        self._level = level
+        return True
+
+    def refund(self) -> None:
+        """One more may come: we have caused it."""
+        if self._level < self._capacity:
+            self._level += 1.0

@@ -1,0 +1,227 @@
+"""The HTTP/2 transport: listening sockets, plaintext and mutual TLS, and the connections that they accept.
+
+In: addresses, and a handler per method path. Out: bound addresses; every call ends with OK when its handler returns,
+with a status when it raises ProtocolError, and its handler is cancelled when the client gives up. The counterpart of
+`xds.grpcio`; knows no xDS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import structlog
+
+from xdsbpf.errors import ConfigError, ProtocolError
+from xdsbpf.unix_listener import bind_unix
+from xdsbpf.xds.addresses import listen_target
+from xdsbpf.xds.h2.limits import Bucket, Limits, Timing
+from xdsbpf.xds.h2.protocol import H2Protocol
+from xdsbpf.xds.h2.sender import FrameCache
+from xdsbpf.xds.h2.tls import TlsFiles, server_context
+from xdsbpf.xds.transport import Handler
+
+MAX_CONNECTIONS = 10_000
+_BACKLOG = 4_096
+_END_S = 1.0
+
+log = structlog.get_logger(__name__)
+
+
+class _TlsListener:
+    """A listening socket whose certificates can be replaced."""
+
+    def __init__(self, files: TlsFiles, sock: socket.socket) -> None:
+        self.files = files
+        self.sock = sock
+        self.server: asyncio.Server | None = None
+
+
+class H2Transport:
+    """Serves gRPC over HTTP/2. Raises on `start`: ConfigError if an address is not local, or taken."""
+
+    def __init__(
+        self,
+        handlers: Mapping[str, Handler],
+        *,
+        limits: Limits | None = None,
+        timing: Timing | None = None,
+        max_connections: int = MAX_CONNECTIONS,
+    ) -> None:
+        self.limits = limits or Limits()
+        self.timing = timing or Timing()
+        self.frame_cache = FrameCache()
+        self.events: Counter[str] = Counter()
+        """"accepted", "closed" and "failed" connections, for the metrics."""
+        self._handlers = handlers
+        self._max_connections = max_connections
+        self._connections: set[H2Protocol] = set()
+        self._plain: list[asyncio.Server] = []
+        self._tls: list[_TlsListener] = []
+        self._paths: list[Path] = []
+        self._changed = asyncio.Event()
+        self._tick: asyncio.TimerHandle | None = None
+        self._log_budget = Bucket(20, 1.0, 0.0)
+        self._unlogged = 0
+
+    async def start(self, addresses: Iterable[str]) -> tuple[str, ...]:
+        """Listen on loopback TCP (port 0 picks one) and unix sockets (mode 0660); returns the bound addresses."""
+        loop = asyncio.get_running_loop()
+        bound = []
+        for target in [listen_target(address) for address in addresses]:
+            if target.startswith("unix:"):
+                path = Path(target.removeprefix("unix:"))
+                sock = bind_unix(path, 0o660)
+                path.chmod(0o660)  # whatever the umask has taken away
+                self._paths.append(path)
+                server = await loop.create_unix_server(self._protocol, sock=sock, backlog=_BACKLOG)
+                bound.append(target)
+            else:
+                sock = _bind_tcp(target)
+                bound.append(_name(sock))
+                server = await loop.create_server(self._protocol, sock=sock, backlog=_BACKLOG)
+            self._plain.append(server)
+        self._start_clock()
+        return tuple(bound)
+
+    async def start_tls(self, address: str, files: TlsFiles) -> str:
+        """Listen with mutual TLS on HOST:PORT, any address; returns the bound one. Raises: ConfigError."""
+        context = server_context(files)
+        listener = _TlsListener(files, _bind_tcp(address))
+        self._tls.append(listener)
+        await self._listen(listener, context)
+        self._start_clock()
+        return _name(listener.sock)
+
+    async def reload_tls(self) -> None:
+        """Read the certificates again, for connections from now on; open ones and waiting ones lose nothing.
+
+        Raises: ConfigError if they cannot be used; the former ones stay in force.
+        """
+        contexts = [server_context(listener.files) for listener in self._tls]
+        for listener, context in zip(self._tls, contexts, strict=True):
+            await self._listen(listener, context)
+
+    async def stop(self, grace: float) -> None:
+        """Take no new connections, wait at most `grace` seconds for open calls, end the rest with UNAVAILABLE."""
+        for server in self._plain:
+            server.close()
+        for listener in self._tls:
+            if listener.server is not None:
+                listener.server.close()
+            listener.sock.close()
+        for path in self._paths:
+            path.unlink(missing_ok=True)
+        for connection in self._connections:
+            connection.announce_goaway()
+        if not await self._wait(self._has_no_calls, grace):
+            ending = ProtocolError("UNAVAILABLE", "the server is stopping")
+            for connection in self._connections:
+                connection.end_calls(ending)
+            await self._wait(self._has_no_calls, _END_S)
+        for connection in self._connections:
+            connection.finish()
+        if not await self._wait(lambda: not self._connections, _END_S):
+            for connection in self._connections:
+                connection.abort()
+            await self._wait(lambda: not self._connections, _END_S)
+        if self._tick is not None:
+            self._tick.cancel()
+
+    # Owner, for the connections
+
+    def handler(self, method: str) -> Handler | None:
+        """See `Owner.handler`."""
+        return self._handlers.get(method)
+
+    def accept(self, connection: H2Protocol) -> bool:
+        """See `Owner.accept`."""
+        if len(self._connections) >= self._max_connections:
+            return False
+        self._connections.add(connection)
+        self.events["accepted"] += 1
+        return True
+
+    def lost(self, connection: H2Protocol) -> None:
+        """See `Owner.lost`."""
+        if connection in self._connections:
+            self._connections.remove(connection)
+            self.events["closed"] += 1
+        self._changed.set()
+
+    def failed(self, peer: str, reason: str) -> None:
+        """See `Owner.failed`. At most about one line a second: a peer can fail as often as it can connect."""
+        self.events["failed"] += 1
+        if self._log_budget.take(asyncio.get_running_loop().time()):
+            log.warning("xds.connection_failed", peer=peer, reason=reason, unlogged=self._unlogged)
+            self._unlogged = 0
+        else:
+            self._unlogged += 1
+
+    def call_ended(self) -> None:
+        """See `Owner.call_ended`."""
+        self._changed.set()
+
+    def _protocol(self) -> H2Protocol:
+        return H2Protocol(self)
+
+    async def _listen(self, listener: _TlsListener, context: ssl.SSLContext) -> None:
+        """Accept from the socket with that context. The new acceptor takes over before the former one lets go."""
+        before = listener.server
+        listener.server = await asyncio.get_running_loop().create_server(
+            self._protocol,
+            sock=listener.sock.dup(),
+            backlog=_BACKLOG,
+            ssl=context,
+            ssl_handshake_timeout=self.timing.handshake_s,
+        )
+        if before is not None:
+            before.close()
+
+    def _has_no_calls(self) -> bool:
+        return not any(connection.calls for connection in self._connections)
+
+    async def _wait(self, condition: Callable[[], bool], seconds: float) -> bool:
+        """Until the condition holds; False after `seconds`."""
+        try:
+            async with asyncio.timeout(seconds):
+                while not condition():
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _start_clock(self) -> None:
+        if self._tick is None:
+            self._tick = asyncio.get_running_loop().call_later(self.timing.tick_s, self._on_tick)
+
+    def _on_tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for connection in list(self._connections):
+            connection.tick(now)
+        self._tick = loop.call_later(self.timing.tick_s, self._on_tick)
+
+
+def _bind_tcp(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, int(port)))
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise ConfigError(f"cannot listen on {address}: {error.strerror}") from error
+    return sock
+
+
+def _name(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if sock.family == socket.AF_INET6 else f"{host}:{port}"
