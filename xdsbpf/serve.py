@@ -25,8 +25,9 @@ from xdsbpf.mesh.inputs import MeshSettings
 from xdsbpf.model.names import parse_node_id
 from xdsbpf.sources.catalog import Catalog, CatalogDelta
 from xdsbpf.sources.files import FileSource
-from xdsbpf.xds import load_reporting
+from xdsbpf.xds import client_status, load_reporting
 from xdsbpf.xds.addresses import listen_target
+from xdsbpf.xds.client_status import ClientStatus
 from xdsbpf.xds.health import Health
 from xdsbpf.xds.load_reporting import LoadReporting
 from xdsbpf.xds.load_reports import LoadReports
@@ -45,7 +46,7 @@ SLICE_S = 0.005
 BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Buckets of the compile histogram, in seconds."""
 
-SERVICES = (*dict.fromkeys(path.split("/")[1] for path in METHODS), load_reporting.SERVICE)
+SERVICES = (*dict.fromkeys(path.split("/")[1] for path in METHODS), load_reporting.SERVICE, client_status.SERVICE)
 """Full names of the gRPC services, for health and reflection."""
 
 KINDS = {"node": NODE_ENVOY, "agent": AGENT}
@@ -95,6 +96,7 @@ class ControlPlane:
             more_handlers={
                 **self.health.handlers(),
                 **reflection_handlers(SERVICES),
+                **ClientStatus(self.compiler.store, lambda: self.server.streams.sessions()).handlers(),
                 **LoadReporting(self.load_reports, _admit).handlers(),
             },
         )

@@ -6,6 +6,7 @@ GET /proxies    sync state of every client (`xdsbpf ps`)
 GET /objects    every object's state and the files' states, with their findings
 GET /loads      load that clients reported, by cluster
 GET /locate     ?ref=Kind/namespace/name path (repeatable): where that is written
+GET /debug/whynot  ?node=ID&resource=NAME[&type=cds]: why a client does not have a resource, or that it has
 GET /metrics    Prometheus text
 POST /confirm   accept a mass deletion that is being held
 
@@ -22,9 +23,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from xdsbpf.model.names import SHORT_TYPES
 from xdsbpf.report.objects import find_reference, object_rows, source_rows
 from xdsbpf.report.proxies import proxy_rows
 from xdsbpf.report.services import service_rows
+from xdsbpf.report.whynot import whynot_rows
 from xdsbpf.serve import ControlPlane
 from xdsbpf.web.metrics import registry_of
 
@@ -64,6 +67,17 @@ def admin_app(control_plane: ControlPlane) -> Starlette:
         items = [{"ref": ref, "location": find_reference(catalog, ref)} for ref in references]
         return JSONResponse({"items": items})
 
+    async def whynot(request: Request) -> Response:
+        node, name = request.query_params.get("node", ""), request.query_params.get("resource", "")
+        short = request.query_params.get("type", "")
+        if not node or not name or (short and short not in SHORT_TYPES):
+            types = ", ".join(SHORT_TYPES)
+            raise HTTPException(400, f"ask /debug/whynot?node=ID&resource=NAME, with type= one of {types} if you like")
+        items = whynot_rows(control_plane.server, node, name, SHORT_TYPES.get(short, ""))
+        if not items:
+            raise HTTPException(404, f"no client with the node id {node!r} is connected")
+        return JSONResponse({"items": items})
+
     async def metrics(_: Request) -> Response:
         return PlainTextResponse(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
@@ -81,6 +95,7 @@ def admin_app(control_plane: ControlPlane) -> Starlette:
             Route("/objects", objects),
             Route("/loads", loads),
             Route("/locate", locate),
+            Route("/debug/whynot", whynot),
             Route("/metrics", metrics),
             Route("/confirm", confirm, methods=["POST"]),
         ],

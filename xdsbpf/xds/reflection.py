@@ -21,6 +21,7 @@ from envoy.service.route.v3 import rds_pb2 as _rds
 from envoy.service.route.v3 import srds_pb2 as _srds
 from envoy.service.runtime.v3 import rtds_pb2 as _rtds
 from envoy.service.secret.v3 import sds_pb2 as _sds
+from envoy.service.status.v3 import csds_pb2 as _csds
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2 as _health
 from grpc_reflection.v1alpha.reflection import ReflectionServicer
@@ -31,7 +32,7 @@ from xdsbpf.xds.transport import Call, Handler
 
 SERVICES: Final = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 
-_DESCRIBED: Final = (_ads, _lds, _rds, _srds, _cds, _eds, _leds, _sds, _rtds, _ecds, _lrs, _health)
+_DESCRIBED: Final = (_ads, _lds, _rds, _srds, _cds, _eds, _leds, _sds, _rtds, _ecds, _csds, _lrs, _health)
 
 
 def reflection_handlers(services: Iterable[str]) -> Mapping[str, Handler]:

@@ -133,9 +133,13 @@ class Streams:
                     stream.end = ProtocolError("UNAVAILABLE", "the client's view has changed: connect again")
             self._wake(stream)
 
+    def sessions(self) -> tuple[Session, ...]:
+        """Every live session, to look at."""
+        return tuple(stream.session for stream in self._open)
+
     def status(self) -> tuple[NodeStatus, ...]:
         """The status of every connected client, sorted by node id."""
-        return node_statuses((stream.session for stream in self._open), self.gate, self._clock())
+        return node_statuses(self.sessions(), self.gate, self._clock())
 
     def stop(self) -> None:
         """End every stream with UNAVAILABLE, so that Envoy reconnects at once; new ones end at once as well."""

@@ -12,10 +12,13 @@ from typing import Any
 
 import pytest
 from envoy.service.load_stats.v3.lrs_pb2 import LoadStatsRequest
+from grpc import aio
 from web_client import Client
 
+from xdsbpf.model.names import CLUSTER
 from xdsbpf.serve import ControlPlane, ServeConfig
 from xdsbpf.web.admin import admin_app
+from xdsbpf.xds import protocol
 
 MANIFEST = """apiVersion: v1
 kind: Service
@@ -155,3 +158,24 @@ async def test_load_that_clients_reported_is_shown_by_cluster_and_counted_withou
         text = (await client.get("/metrics")).text
         assert 'xdsbpf_load_requests_total{outcome="success"} 5.0' in text
         assert "outbound|9080||reviews" not in text
+
+
+async def test_whynot_wants_to_be_asked_properly(idle: ControlPlane) -> None:
+    async with started(idle) as client:
+        for query in ("", "?node=a", "?resource=b", "?node=a&resource=b&type=nonsense"):
+            response = await client.get(f"/debug/whynot{query}")
+            assert response.status_code == 400, query
+            assert "node=ID&resource=NAME" in response.json()["error"]
+        assert (await client.get("/debug/whynot?node=a&resource=b")).status_code == 404
+        async with aio.insecure_channel(idle.bound[0]) as channel:
+            stream = channel.stream_stream(protocol.DELTA_ADS)()
+            node_id = "node~127.0.0.1~node1~cluster.local"
+            await stream.write(protocol.encode_request(CLUSTER, node_id=node_id, subscribe=["nowhere"]))
+            await stream.read()
+            (row,) = (await get(client, f"/debug/whynot?node={node_id}&resource=nowhere"))["items"]
+            assert (row["type"], row["answer"]) == (CLUSTER, "no manifest makes such a resource")
+            host = "outbound|9080||reviews.default.svc.cluster.local"
+            path = f"/debug/whynot?node={node_id}&type=cds&resource={urllib.parse.quote(host)}"
+            (row,) = (await get(client, path))["items"]
+            assert row["answer"] == "it is in the client's view, but the client has not asked for it"
+            stream.cancel()
