@@ -110,6 +110,7 @@ class ControlPlane:
             registry=None,
         )
         self._failures: Mapping[Slot, str] = {}
+        self._globs: tuple[Globs, ...] = ()
         self._dirty = asyncio.Event()
 
     @property
@@ -168,9 +169,16 @@ class ControlPlane:
         self._log_failures()
         if changes:
             self.server.changed(changes)
+            self._follow_globs()
             count = sum(len(keys) for keys in changes.by_scope.values())
             elapsed_ms = round((time.monotonic() - started) * 1e3, 1)
             log.info("compile.finished", revision=changes.revision, resources=count, duration_ms=elapsed_ms)
+
+    def _follow_globs(self) -> None:
+        """Raw resources for other nodes came or went: open streams see what their node id opens now."""
+        if self.compiler.globs != self._globs:
+            self._globs = self.compiler.globs
+            self.server.views_changed()
 
     def _log_failures(self) -> None:
         """Once each: a failure is a defect of ours, and stays visible in `/objects` and the metrics."""

@@ -250,8 +250,9 @@ async def test_a_broken_edit_changes_nothing_and_a_removed_file_removes(envoy: s
         await fixture.until_answer("")
 
 
-async def test_what_envoy_refuses_is_rejected_at_its_line(envoy: str, tmp_path: Path) -> None:
-    async with running(envoy, tmp_path) as fixture:
+@pytest.mark.parametrize("protocol", ["--delta", "--sotw"])
+async def test_what_envoy_refuses_is_rejected_at_its_line(envoy: str, tmp_path: Path, protocol: str) -> None:
+    async with running(envoy, tmp_path, protocol) as fixture:
         port = fixture.servers["one"].sockets[0].getsockname()[1]
         bad = "\n  lb_policy: RING_HASH\n  ring_hash_lb_config: {minimum_ring_size: 9, maximum_ring_size: 3}"
         fixture.write("one.yaml", cluster("one", port, bad))
@@ -263,3 +264,16 @@ async def test_what_envoy_refuses_is_rejected_at_its_line(envoy: str, tmp_path: 
         assert await fixture.get() == "one"
         fixture.write("one.yaml", cluster("one", port))
         await fixture.until_true(lambda: fixture.rows()[name][0] == "APPLIED")
+
+
+async def test_files_for_some_nodes_reach_an_envoy_that_is_connected_already(envoy: str, tmp_path: Path) -> None:
+    async with running(envoy, tmp_path) as fixture:
+        second = await fixture.serve("two")
+        fixture.write("not-mine.yaml", "nodes: [core-*]\n" + cluster("not-mine", second))
+        fixture.write("two.yaml", "nodes: [edge-?]\n" + cluster("two", second))
+        await fixture.until_true(lambda: fixture.holds("Cluster", 2))
+        assert "EnvoyResource/Cluster/not-mine@core-*" in fixture.rows()
+        fixture.write("mine.yaml", "nodes: [edge-?]\n" + routes("two"))
+        await fixture.until_answer("two")
+        (fixture.files / "mine.yaml").unlink()  # the routes for everybody are there still
+        await fixture.until_answer("one")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from xdsbpf.compile.raw.checks import checked
 from xdsbpf.diagnostics import Origin
 from xdsbpf.incremental import ABSENT, Absent, Database, Index, query
 from xdsbpf.mesh.inputs import ENVOY_RESOURCES
@@ -49,4 +50,5 @@ def raw_resource(db: Database, nodes: Globs, type_url: str, name: str) -> Resour
     if entry is ABSENT or entry.type_url != type_url:
         return ABSENT
     db.cite(Origin(id))
+    checked(db, id)
     return Resource(type_url, name, entry.version or version_of(entry.body), entry.body)
