@@ -38,7 +38,7 @@ class _Stream:
     def __init__(self, client: Client, method: str) -> None:
         self.is_fresh = True
         self.call: Any = client.channel.stream_stream(method)()
-        self.reader = asyncio.create_task(self._read(client))
+        self.reader = asyncio.create_task(self._read(client) if client.reads else self.call.code())
 
     async def _read(self, client: Client) -> None:
         try:
@@ -51,11 +51,25 @@ class _Stream:
 
 
 class Client:
-    """One proxy: one connection, with one stream (ADS) or one for each type."""
+    """One proxy: one connection, with one stream (ADS) or one for each type.
 
-    def __init__(self, address: str, variant: Variant, *, node_id: str, quiet_s: float) -> None:
+    `features` are the client features of its node; with `reads=False` it never takes a byte of a response.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        variant: Variant,
+        *,
+        node_id: str,
+        quiet_s: float,
+        features: tuple[str, ...] = (),
+        reads: bool = True,
+    ) -> None:
         self.variant = variant
         self.node_id = node_id
+        self.features = features
+        self.reads = reads
         self.channel = aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
         self.arrived = asyncio.Event()
         self.log: list[Response] = []
@@ -95,6 +109,7 @@ class Client:
         if node_id:
             request.node.id = node_id
             request.node.user_agent_name = "conformance"
+            request.node.client_features.extend(self.features)
         if error is not None:
             request.error_detail.code = 13
             request.error_detail.message = error

@@ -13,13 +13,13 @@ import pytest
 
 from tests.xds.drivers import Directory, Driver, InProcess
 from tests.xds.lab import Lab, running_lab
-from tests.xds.wire import ALL, DELTA, Variant
+from tests.xds.wire import ALL, Variant
 
 QUIET_OWN_S = 0.08
 """The quiet window in one process with the server: it answers within a few milliseconds."""
 QUIET_OTHER_S = 0.5
 
-SERVED = DELTA
+SERVED = ALL
 """The variants that our server serves; `--xds-variants` asks for others."""
 
 

@@ -34,10 +34,17 @@ class Lab:
         assert isinstance(self.driver, InProcess)
         return self.driver
 
-    def client(self, variant: Variant | None = None) -> Client:
-        """Another proxy, with a connection and a node id of its own."""
+    def client(self, *, features: tuple[str, ...] = (), reads: bool = True) -> Client:
+        """Another proxy, with a connection and a node id of its own; see `Client`."""
         node_id = f"conformance-{next(_numbers)}"
-        client = Client(self.driver.address, variant or self.variant, node_id=node_id, quiet_s=self._quiet_s)
+        client = Client(
+            self.driver.address,
+            self.variant,
+            node_id=node_id,
+            quiet_s=self._quiet_s,
+            features=features,
+            reads=reads,
+        )
         self._clients.append(client)
         return client
 

@@ -19,6 +19,7 @@ from envoy.config.route.v3.route_components_pb2 import VirtualHost
 from envoy.config.route.v3.route_pb2 import RouteConfiguration
 from envoy.config.route.v3.scoped_route_pb2 import ScopedRouteConfiguration
 from envoy.extensions.filters.http.header_mutation.v3.header_mutation_pb2 import HeaderMutation
+from envoy.extensions.filters.http.router.v3.router_pb2 import Router
 from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import (
     HttpConnectionManager,
 )
@@ -92,8 +93,7 @@ def listener(name: str, edition: int = 1, *, route: str = "") -> Served:
         manager.rds.config_source.resource_api_version = 2
     else:
         manager.route_config.name = f"{name}-inline"
-    router = manager.http_filters.add(name="envoy.filters.http.router")
-    router.typed_config.type_url = PREFIX + "envoy.extensions.filters.http.router.v3.Router"
+    manager.http_filters.add(name="envoy.filters.http.router").typed_config.Pack(Router())
     network = message.filter_chains.add().filters.add(name="envoy.filters.network.http_connection_manager")
     network.typed_config.Pack(manager)
     return Served(name, message)

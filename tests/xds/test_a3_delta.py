@@ -6,7 +6,7 @@ import pytest
 
 from tests.xds.lab import Lab
 from tests.xds.resources import BUILDERS, CDS, EDS, RTDS, SDS, VHDS, cluster, endpoints, runtime, virtual_host
-from tests.xds.wire import DELTA
+from tests.xds.wire import ALL, DELTA
 
 
 @pytest.mark.rule(17, on=DELTA)
@@ -241,6 +241,30 @@ async def test_an_empty_first_request_of_runtime_and_virtual_hosts_is_a_wildcard
     assert "layer" in (await client.receive(RTDS)).holds
     await client.send(VHDS)
     await client.expect(VHDS, {"r/a": 1})
+
+
+@pytest.mark.rule(26, on=ALL)
+async def test_a_glob_collection_is_a_wildcard_of_its_prefix(lab: Lab) -> None:
+    inside, outside = "xdstp://mesh/envoy.config.cluster.v3.Cluster/blue/", "xdstp://mesh/other/"
+    await lab.put(cluster(inside + "a"), cluster(outside + "a"))
+    client = lab.client()
+    await client.subscribe(CDS, inside + "*")
+    await client.expect(CDS, {inside + "a": 1})
+    await lab.put(cluster(inside + "b"), cluster(outside + "b"))
+    whole = {} if lab.variant.is_delta else {inside + "a": 1}
+    await client.expect(CDS, {inside + "b": 1, **whole})
+    await client.quiet()
+
+
+@pytest.mark.rule(26, on=DELTA)
+async def test_a_resource_that_leaves_a_glob_collection_is_removed(lab: Lab) -> None:
+    prefix = "xdstp://mesh/envoy.config.cluster.v3.Cluster/blue/"
+    await lab.put(cluster(prefix + "a"))
+    client = lab.client()
+    await client.subscribe(CDS, prefix + "*")
+    await client.expect(CDS, {prefix + "a": 1})
+    await lab.remove((CDS, prefix + "a"))
+    await client.expect(CDS, {}, removed=(prefix + "a",))
 
 
 @pytest.mark.rule(27, on=DELTA)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import struct
 
 import grpc
 import pytest
 
 from tests.xds.lab import Lab
-from tests.xds.resources import CDS, EDS, cluster, endpoints
-from tests.xds.wire import ALL, DELTA, Variant
+from tests.xds.resources import BUILDERS, CDS, EDS, LDS, cluster, endpoints
+from tests.xds.wire import ALL, DELTA, SOTW, Variant
 
 CHANGES = 100
 MIB = 1 << 20
@@ -88,7 +89,7 @@ async def test_a_client_that_claims_two_hundred_thousand_names_is_served(lab: La
     await client.expect(EDS, {"a": 1})
 
 
-@pytest.mark.rule(46, on=tuple(variant for variant in ALL if not variant.is_delta))
+@pytest.mark.rule(46, on=SOTW)
 async def test_a_client_that_names_two_hundred_thousand_resources_is_served(lab: Lab) -> None:
     await lab.put(endpoints("a"))
     client = lab.client()
@@ -148,6 +149,58 @@ async def test_a_burst_of_changes_reaches_a_client_in_few_responses(lab: Lab) ->
         await client.ack(response)
     await burst_task
     assert len(client.log) <= 20
+
+
+@pytest.mark.rule(42, on=DELTA, needs="own server")
+async def test_clients_that_do_not_read_cost_names_and_no_bytes(lab: Lab) -> None:
+    """Each asks 300 times for 200 KB: 1.2 GB if the answers were queued."""
+    await lab.put(endpoints("a", size=6000))
+    stalled = [lab.client(reads=False) for _ in range(20)]
+    before = resident_bytes()
+    for _ in range(300):
+        for client in stalled:
+            await client.send(EDS, resource_names_subscribe=["a"])
+    await stalled[0].quiet()
+    assert resident_bytes() - before < 150 << 20
+    reading = lab.client()
+    await reading.subscribe(EDS, "a")
+    await reading.expect(EDS, {"a": 1})
+
+
+@pytest.mark.rule(55, on=ALL)
+@pytest.mark.parametrize("type_url", [CDS, EDS, LDS])
+async def test_a_refused_resource_does_not_hold_back_the_others(lab: Lab, type_url: str) -> None:
+    build = BUILDERS[type_url]
+    await lab.put(build("bad"), build("good"))
+    client = lab.client()
+    await client.subscribe(type_url, "bad", "good")
+    await client.nack(await client.receive(type_url), "bad: is refused")
+    await client.expect(type_url, {"good": 1})
+    await client.quiet()
+    await lab.put(build("good", 2))
+    await client.expect(type_url, {"good": 2})
+    await lab.put(build("bad", 2))
+    response = await client.receive(type_url)
+    assert response.holds["bad"] == 2
+
+
+@pytest.mark.rule(55, on=SOTW)
+async def test_of_a_refused_cluster_the_accepted_version_stays_in_the_set(lab: Lab) -> None:
+    await lab.put(cluster("bad"), cluster("good"))
+    client = lab.client()
+    await client.subscribe(CDS)
+    await client.expect(CDS, {"bad": 1, "good": 1})
+    await lab.put(cluster("bad", 2), cluster("good", 2))
+    response = await client.receive(CDS)
+    assert response.holds == {"bad": 2, "good": 2}
+    await client.nack(response, "bad: is refused")
+    await client.expect(CDS, {"bad": 1, "good": 2})
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process, the server and the clients."""
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _frame(kind: int, payload: bytes) -> bytes:
