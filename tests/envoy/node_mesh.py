@@ -1,13 +1,14 @@
 """A compiled mesh served to a real Envoy, with stand-in servers and clients, moved onto loopback.
 
 The mesh refuses loopback addresses, so manifests use 100.1.x.y and what was compiled is moved to
-127.1.x.y: endpoint addresses, identity table, and the listener, which then binds to the service port
-itself (so that the original destination is what eBPF would have reported).
+127.1.x.y: endpoint addresses, identity table, TCP clusters, and the listeners, which then bind to the service
+port itself (so that the original destination is what eBPF would have reported).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import time
@@ -20,7 +21,8 @@ from envoy.config.listener.v3.listener_pb2 import Listener
 
 from tests.compiling import NODE, Mesh
 from tests.envoy.real_envoy import RealEnvoy, unchunked, until
-from xdsbpf.model.names import ENDPOINTS, EXTENSION, LISTENER
+from xdsbpf.compile.envoy.names import OUT_TCP
+from xdsbpf.model.names import CLUSTER, ENDPOINTS, EXTENSION, LISTENER
 from xdsbpf.model.resource import Resource, make_resource
 from xdsbpf.xds.server import XdsServer
 from xdsbpf.xds.status import SyncState
@@ -57,19 +59,21 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def moved(resource: Resource, port: int) -> Resource:
-    """The same resource for loopback; `port` is where the listener binds."""
-    if resource.type_url not in (LISTENER, ENDPOINTS, EXTENSION):
+def moved(resource: Resource, port: int, tcp_port: int) -> Resource:
+    """The same resource for loopback; the ports are where the listeners for HTTP and for TCP bind."""
+    if resource.type_url not in (CLUSTER, LISTENER, ENDPOINTS, EXTENSION):
         return resource
     body = resource.body.replace(MESH_PREFIX.encode(), LOOPBACK_PREFIX.encode())
     if resource.type_url == LISTENER:
         message = Listener.FromString(body)
-        message.address.socket_address.address = "127.0.0.1"
-        message.address.socket_address.port_value = port
+        address = message.address.socket_address
+        # Each TCP service has an address of its own.
+        is_tcp = resource.name == OUT_TCP
+        address.address, address.port_value = ("0.0.0.0", tcp_port) if is_tcp else ("127.0.0.1", port)
         body = message.SerializeToString(deterministic=True)
     return make_resource(
         resource.type_url,
-        resource.name,
+        loopback(resource.name),
         body,
         on_demand=resource.on_demand,
         requires=resource.requires,
@@ -84,9 +88,10 @@ def loopback(address: str) -> str:
 class NodeMesh:
     """Control plane, Envoy and stand-in servers of one node."""
 
-    def __init__(self, mesh: Mesh, binary: str, directory: Path, port: int) -> None:
+    def __init__(self, mesh: Mesh, binary: str, directory: Path, port: int, tcp_port: int = 0) -> None:
         self.mesh = mesh
         self.port = port
+        self.tcp_port = tcp_port or free_port()
         self.store = ResourceStore()
         view = View(scopes=("mesh", "node-envoy", f"node-envoy/{NODE}"), node=NODE, kind="node-envoy")
         self.server = XdsServer(self.store, lambda node_id, metadata: view, time.monotonic)
@@ -115,7 +120,11 @@ class NodeMesh:
 
     def publish(self) -> None:
         """Compile again and push what changed."""
-        current = {key: moved(found, self.port) for key, found in self.mesh.resources().items()}
+        resources = self.mesh.resources().items()
+        current = {
+            (scope, type_url, loopback(name)): moved(found, self.port, self.tcp_port)
+            for (scope, type_url, name), found in resources
+        }
         batches = []
         for scope in {key[0] for key in (*current, *self._published)}:
             puts = tuple(found for key, found in current.items() if key[0] == scope)
@@ -158,6 +167,41 @@ class NodeMesh:
                 writer.close()
 
         self._servers.append(await asyncio.start_server(handle, loopback(address), port))
+
+    async def greet(self, name: str, address: str, port: int) -> None:
+        """A server at a mesh address that speaks first: its name and a line feed, then an echo."""
+
+        async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self.requests[name] += 1
+            writer.write(f"{name}\n".encode())
+            with contextlib.suppress(ConnectionError):
+                while data := await reader.read(65536):
+                    writer.write(data)
+            writer.close()
+
+        self._servers.append(await asyncio.start_server(handle, loopback(address), port))
+
+    async def dial(self, source: str, address: str, data: bytes = b"") -> bytes:
+        """What a client gets on a TCP connection from a pod's address to a service's, to which it says `data`.
+
+        It reads until it has a line and the echo of `data`, or the connection ends.
+        """
+        received = b""
+        reader, writer = await asyncio.open_connection(
+            loopback(address), self.tcp_port, local_addr=(loopback(source), 0)
+        )
+        try:
+            writer.write(data)
+            while b"\n" not in received or len(received.partition(b"\n")[2]) < len(data):
+                some = await asyncio.wait_for(reader.read(65536), 10.0)
+                if not some:
+                    return received
+                received += some
+        except ConnectionError:
+            return received
+        finally:
+            writer.close()
+        return received
 
     async def _answer(self, name: str, reader: asyncio.StreamReader) -> bytes:
         head = await reader.readuntil(b"\r\n\r\n")

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 
+import msgspec
 import pytest
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DiscoveryRequest
 from hypothesis import given, settings
@@ -55,7 +56,7 @@ def store() -> ResourceStore:
 
 
 def session(held: ResourceStore, gate: Gate) -> DeltaSession:
-    return DeltaSession(VIEW, held, node_id=NODE_ID, gate=gate, ledger=gate.open("node1"))
+    return DeltaSession(VIEW, held, node_id=NODE_ID, gate=gate, ledger=gate.open(VIEW, held))
 
 
 @settings(max_examples=400, deadline=None)
@@ -162,10 +163,10 @@ def test_a_huge_error_text_costs_no_more_than_a_long_one() -> None:
 
 
 def test_the_gate_keeps_nothing_of_nodes_that_are_gone() -> None:
-    gate = Gate()
+    held, gate = store(), Gate()
     agent_saw = gate.revision("n1")
     for number in range(100):
-        ledger = gate.open(f"n{number}")
+        ledger = gate.open(msgspec.structs.replace(VIEW, node=f"n{number}"), held)
         assert gate.revision(f"n{number}") != agent_saw
         gate.close(ledger)
     assert (gate._streams, gate._revisions) == ({}, {})

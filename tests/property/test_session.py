@@ -166,7 +166,7 @@ class World(RuleBasedStateMachine):
         if kind == NODE_ENVOY:
             if self.ledger is not None:
                 self.gate.close(self.ledger)
-            self.ledger = self.gate.open("n")
+            self.ledger = self.gate.open(VIEWS[kind], self.store)
         self.sessions[kind] = DeltaSession(
             VIEWS[kind],
             self.store,

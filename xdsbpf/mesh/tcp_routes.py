@@ -1,6 +1,6 @@
 """Where connections to a TCP port go, by the `tcp` routes of the VirtualService that owns the host.
 
-The kernel applies one list of weights per service port, so what depends on the client or on the
+Both planes apply one list of weights per service port, so what depends on the client or on the
 original destination address is reported and left out (istio-translation 2.16).
 """
 
@@ -15,6 +15,11 @@ from xdsbpf.mesh.routes import weights_of
 from xdsbpf.mesh.services import service
 from xdsbpf.mesh.virtual_services import MESH_GATEWAY, owners
 from xdsbpf.model.virtual_service import L4MatchAttributes, TCPRoute
+
+
+def tcp_targets(db: Database, host: str, port: int) -> tuple[RouteTarget, ...]:
+    """Where connections to a TCP service port go: by its tcp route, or else to the service itself."""
+    return tcp_destinations(db, host, port) or (RouteTarget(host, port),)
 
 
 @query
@@ -65,7 +70,7 @@ def _matches(db: Database, id: ObjectId, path: str, match: L4MatchAttributes, po
         "XB2037",
         id,
         f"{path}.{field}",
-        f"{field} is not supported in the kernel yet: the match is left out",
+        f"{field} is not supported for TCP yet: the match is left out",
     )
     return False
 

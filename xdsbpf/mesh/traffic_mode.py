@@ -1,8 +1,8 @@
 """Which plane carries a service port, L4 (kernel) or L7 (the node's proxy), and why.
 
 L7 when the port speaks HTTP and something asks for what only a proxy can do; else L4 (DESIGN 7). The
-annotation `xdsbpf.io/dataplane` on the Service, or else its Namespace, overrides; what a manifest
-asks for and the chosen plane does not do is reported as not enforced.
+annotation `xdsbpf.io/dataplane` on the Service, or else its Namespace, overrides, for TCP as for HTTP; what a
+manifest asks for and the chosen plane does not do is reported as not enforced.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from xdsbpf.mesh.codes import warn
 from xdsbpf.mesh.destination_rules import EffectivePolicy, effective_policy, subsets
 from xdsbpf.mesh.inputs import NAMESPACES, SERVICES, object_id
 from xdsbpf.mesh.routes import http_rule_origins
-from xdsbpf.mesh.services import MeshService, PortInfo, http_ports, service
+from xdsbpf.mesh.services import MeshService, PortInfo, service, service_ports
 from xdsbpf.mesh.virtual_services import owners
 from xdsbpf.model.meta import Manifest
 from xdsbpf.model.scalars import lookup
 
 DATAPLANE: Final = "xdsbpf.io/dataplane"
 """Annotation "l7" or "l4" of a Service or Namespace."""
+_ALSO_FOR_TCP: Final = ("outlierDetection", "loadBalancer.warmup")
+"""Fields that a proxy acts on for TCP as it does for HTTP."""
 
 
 class Plane(enum.StrEnum):
@@ -92,7 +94,7 @@ def traffic_mode(db: Database, host: str, port: int) -> TrafficMode:
 @query
 def l7_ports(db: Database) -> tuple[tuple[str, int], ...]:
     """(host, port) of every service port that the proxies carry, sorted."""
-    return tuple(pair for pair in http_ports(db) if traffic_mode(db, *pair).plane is Plane.L7)
+    return tuple(pair for pair in service_ports(db) if traffic_mode(db, *pair).plane is Plane.L7)
 
 
 @query
@@ -122,9 +124,6 @@ def _wish(db: Database, owner: MeshService) -> _Wish:
 
 
 def _tcp_mode(db: Database, owner: MeshService, info: PortInfo, wish: _Wish) -> TrafficMode:
-    if wish.plane == "l7" and wish.origin is not None and wish.origin.object == owner.object:
-        text = f"L7 is not supported yet for port {info.number} ({info.protocol}): it stays in the kernel"
-        warn(db, "XB2042", wish.origin.object, wish.origin.path, text)
     for entry in owners(db, owner.host):
         spec = entry.virtual_service.spec
         id = entry.virtual_service.id
@@ -141,9 +140,9 @@ def _tcp_mode(db: Database, owner: MeshService, info: PortInfo, wish: _Wish) -> 
             )
         if spec.tls:
             warn(db, "XB2038", id, "spec.tls", "NOT-ENFORCED: TLS routes are not supported yet")
-    _report_not_in_kernel(db, owner.host, info.number)
+    gaps = _tcp_gaps_of_proxy if wish.plane == "l7" else _l7_fields
     for subset in ("", *(rule.name for rule in subsets(db, owner.host))):
-        for text, origin in _l7_fields(effective_policy(db, owner.host, info.number, subset)):
+        for text, origin in gaps(effective_policy(db, owner.host, info.number, subset)):
             warn(
                 db,
                 "XB2041",
@@ -151,7 +150,12 @@ def _tcp_mode(db: Database, owner: MeshService, info: PortInfo, wish: _Wish) -> 
                 origin.path,
                 f"NOT-ENFORCED: {text}, but port {info.number} is TCP",
             )
-    return TrafficMode(Plane.L4, (Reason(f"port {info.number} is {info.protocol}"),))
+    if wish.plane != "l7":
+        _report_not_in_kernel(db, owner.host, info.number)
+        return TrafficMode(Plane.L4, (Reason(f"port {info.number} is {info.protocol}"),))
+    if wish.origin is not None:
+        db.cite(wish.origin)
+    return TrafficMode(Plane.L7, (Reason(f"annotation {DATAPLANE}: l7", wish.origin),))
 
 
 def _route_reasons(db: Database, host: str, port: int) -> tuple[Reason, ...]:
@@ -191,6 +195,17 @@ def _l7_fields(policy: EffectivePolicy) -> list[tuple[str, Origin]]:
     return [_place(policy, block, field) for block, field, is_set in asked if is_set]
 
 
+def _tcp_gaps_of_proxy(policy: EffectivePolicy) -> list[tuple[str, Origin]]:
+    """What of a policy the proxy does not do for TCP: what is about requests, and what its one chain would fix."""
+    tcp = policy.connection_pool.tcp if policy.connection_pool is not None else None
+    found = [(name, at) for name, at in _l7_fields(policy) if name not in _ALSO_FOR_TCP]
+    asked = (
+        ("connectionPool", "tcp.maxConnectionDuration", tcp is not None and tcp.max_connection_duration),
+        ("connectionPool", "tcp.idleTimeout", tcp is not None and tcp.idle_timeout),
+    )
+    return found + [_place(policy, block, field) for block, field, is_set in asked if is_set]
+
+
 def _place(policy: EffectivePolicy, block: str, field: str) -> tuple[str, Origin]:
     """(name of a field, where it stands)."""
     at = dict(policy.blocks)[block]
@@ -203,7 +218,7 @@ def _report_not_in_kernel(db: Database, host: str, port: int) -> None:
         policy = effective_policy(db, host, port, subset)
         for name, at in _kernel_gaps(policy):
             text = f"NOT-ENFORCED: the kernel does not act on {name} yet ({host}:{port})"
-            hint = f"an HTTP service can be carried by the proxy: annotate it {DATAPLANE}: l7"
+            hint = f"a service can be carried by the proxy: annotate it {DATAPLANE}: l7"
             warn(db, "XB2024", at.object, at.path, text, hint)
 
 

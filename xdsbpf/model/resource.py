@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Final
 
 import msgspec
 
+AS_SERVED: Final = ""
+"""Version of a requirement: the one that is served to that Envoy, whichever it is."""
+
 
 class Requirement(msgspec.Struct, frozen=True, order=True):
-    """A resource that a node's Envoy must have ACKed before a datapath resource may leave."""
+    """A resource that a node's Envoy must have ACKed before a datapath resource may leave.
+
+    `version` is the one that the datapath resource was compiled with, or AS_SERVED.
+    """
 
     type_url: str
     name: str

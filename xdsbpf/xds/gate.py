@@ -9,16 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from xdsbpf.model.resource import Requirement, Resource
-from xdsbpf.xds.store import Key
+from xdsbpf.model.resource import AS_SERVED, Requirement, Resource
+from xdsbpf.xds.response import Reader
+from xdsbpf.xds.store import Key, View
 
 
 class EnvoyLedger:
-    """What one stream of a node's Envoy is known to have accepted: (type_url, name) -> version."""
+    """What one stream of a node's Envoy is known to have accepted: (type_url, name) -> version.
 
-    def __init__(self, gate: Gate, node: str) -> None:
+    `store` and `view` say what the stream is to have.
+    """
+
+    def __init__(self, gate: Gate, view: View, store: Reader) -> None:
         self._gate = gate
-        self.node = node
+        self._view = view
+        self._store = store
+        self.node = view.node
         self.accepted: dict[Key, str] = {}
         self.refused: dict[Key, tuple[str, str]] = {}
 
@@ -36,6 +42,18 @@ class EnvoyLedger:
             self.refused[type_url, name] = (version, text)
         if versions:
             self._gate.touch(self.node)
+
+    def needed(self, need: Requirement) -> str:
+        """The version that meets a requirement; "" if there is none that could."""
+        if need.version != AS_SERVED:
+            return need.version
+        served = self._store.get(self._view, need.type_url, need.name)
+        return served.version if served is not None else ""
+
+    def meets(self, need: Requirement) -> bool:
+        """Whether the Envoy holds what is required."""
+        version = self.needed(need)
+        return bool(version) and self.accepted.get((need.type_url, need.name)) == version
 
     def forget(self, type_url: str, names: Iterable[str]) -> None:
         """Drop names that the client no longer holds (removed or unsubscribed)."""
@@ -56,11 +74,11 @@ class Gate:
         self._revisions: dict[str, int] = {}
         self._changes = 0
 
-    def open(self, node: str) -> EnvoyLedger:
-        """A ledger for a new stream of that node's Envoy; give it back with `close`."""
-        ledger = EnvoyLedger(self, node)
-        self._streams.setdefault(node, []).append(ledger)
-        self.touch(node)
+    def open(self, view: View, store: Reader) -> EnvoyLedger:
+        """A ledger for a new stream of the Envoy of the view's node; give it back with `close`."""
+        ledger = EnvoyLedger(self, view, store)
+        self._streams.setdefault(view.node, []).append(ledger)
+        self.touch(view.node)
         return ledger
 
     def close(self, ledger: EnvoyLedger) -> None:
@@ -88,8 +106,7 @@ class Gate:
         streams = self._streams.get(node)
         if not streams:
             return resource.requires
-        accepted = streams[-1].accepted
-        return tuple(need for need in resource.requires if accepted.get((need.type_url, need.name)) != need.version)
+        return tuple(need for need in resource.requires if not streams[-1].meets(need))
 
     def explain(self, node: str, need: Requirement) -> str:
         """One sentence for the status: why that requirement is not met."""
@@ -97,9 +114,10 @@ class Gate:
         if not streams:
             return f"the Envoy of node {node} is not connected"
         refused = streams[-1].refused.get((need.type_url, need.name))
-        if refused is not None and refused[0] == need.version:
+        version = streams[-1].needed(need)
+        if refused is not None and refused[0] == version:
             return f"Envoy refused {need.name}: {refused[1]}"
         held = streams[-1].accepted.get((need.type_url, need.name))
         if held is None:
             return f"Envoy has not acknowledged {need.name} yet"
-        return f"Envoy holds version {held} of {need.name}, {need.version} is needed"
+        return f"Envoy holds version {held} of {need.name}, {version or 'another one'} is needed"

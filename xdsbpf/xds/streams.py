@@ -170,7 +170,7 @@ class Streams:
         variant: type[Session] = DeltaSession if method.variant is Variant.DELTA else SotwSession
         request: Request = decode_delta(first) if method.variant is Variant.DELTA else decode_sotw(first)
         node_id, metadata, view = self._resolve(method, request)
-        ledger = self.gate.open(view.node) if view.kind == NODE_ENVOY else None
+        ledger = self.gate.open(view, self.store) if view.kind == NODE_ENVOY else None
         session = variant(
             view,
             self.store,

@@ -40,6 +40,7 @@ def frontend(address: bytes, **plane: object) -> Resource:
     return make_resource(FRONTEND, name, message.SerializeToString(), requires=requires)
 
 
+ENVOY = View(("node-envoy",), "n", NODE_ENVOY)
 REDIRECTED = frontend(L7, redirect=pb.Redirect(proxy_port=15001))
 BALANCED = frontend(L4, balance=pb.Balance(backends="web:80"))
 ENDPOINTS = make_resource(
@@ -60,9 +61,7 @@ class ControlPlane:
         self.store.apply("node-envoy", [HOST])
 
     def envoy_acks(self) -> None:
-        session = DeltaSession(
-            View(("node-envoy",), "n", NODE_ENVOY), self.store, ledger=self.gate.open("n"), gate=self.gate
-        )
+        session = DeltaSession(ENVOY, self.store, ledger=self.gate.open(ENVOY, self.store), gate=self.gate)
         session.on_request(decode_delta(protocol.encode_request(VIRTUAL_HOST)))
         for sent in session.poll():
             answer = protocol.encode_request(sent.type_url, nonce=sent.nonce)

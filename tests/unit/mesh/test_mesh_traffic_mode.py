@@ -185,14 +185,46 @@ def test_an_unknown_annotation_value_is_reported_and_ignored() -> None:
     assert len(mesh.findings("XB2040")) == 1
 
 
-def test_a_tcp_port_stays_in_the_kernel_even_if_annotated() -> None:
+def test_a_tcp_port_is_in_the_kernel_unless_an_annotation_asks_for_the_proxy() -> None:
+    ports = (ServicePort(80, "http"), ServicePort(5432, "tcp"), ServicePort(8443, "https"))
+    mesh = Mesh(service("db", *ports))
+    assert [mode(mesh, host("db"), port)[0] for port in (80, 5432, 8443)] == ["L4", "L4", "L4"]
+    mesh.put(service("db", *ports, annotations={"xdsbpf.io/dataplane": "l7"}))
+    expected = ["annotation xdsbpf.io/dataplane: l7 <- Service/default/db metadata.annotations[xdsbpf.io/dataplane]"]
+    assert [mode(mesh, host("db"), port) for port in (5432, 8443)] == [("L7", expected)] * 2
+    assert l7_ports(mesh.db) == ((host("db"), 80), (host("db"), 5432), (host("db"), 8443))
+    mesh.put(service("db", *ports), namespace("default", {"xdsbpf.io/dataplane": "l7"}))
+    assert mode(mesh, host("db"), 5432)[0] == "L7"
+    mesh.put(service("db", *ports, annotations={"xdsbpf.io/dataplane": "l4"}))
+    assert mode(mesh, host("db"), 5432)[0] == "L4"
+
+
+def test_http_routes_do_not_move_a_tcp_port_and_are_reported() -> None:
     mesh = Mesh(
-        service("db", ServicePort(5432, "tcp"), annotations={"xdsbpf.io/dataplane": "l7"}),
+        service("db", ServicePort(5432, "tcp")),
         virtual_service("db", "db", route(to("db")), tcp=(tcp_route(tcp_to("db")),)),
     )
     assert mode(mesh, host("db"), 5432)[0] == "L4"
-    assert len(mesh.findings("XB2042")) == 1
     assert [found.path for found in mesh.findings("XB2038")] == ["spec.http"]
+
+
+def test_what_the_proxy_does_for_tcp_is_not_reported_and_what_no_plane_does_is() -> None:
+    tcp = TCPSettings(max_connections=7, connect_timeout=10**9, idle_timeout=10**9)
+    asked = TrafficPolicy(
+        outlier_detection=OutlierDetection(),
+        connection_pool=ConnectionPoolSettings(tcp=tcp, http=HTTPSettings(http2_max_requests=1)),
+    )
+    rule = destination_rule("db", "db", traffic_policy=asked)
+    mesh = Mesh(service("db", ServicePort(5432, "tcp")), rule)
+    paths = {(found.code, found.path.removeprefix("spec.trafficPolicy.")) for found in mesh.findings()}
+    pool = "connectionPool"
+    in_kernel = {"maxConnections", "connectTimeout", "idleTimeout"}
+    assert paths == {("XB2041", "outlierDetection"), ("XB2041", f"{pool}.http")} | {
+        ("XB2024", f"{pool}.tcp.{field}") for field in in_kernel
+    }
+    mesh.put(service("db", ServicePort(5432, "tcp"), annotations={"xdsbpf.io/dataplane": "l7"}))
+    paths = {(found.code, found.path.removeprefix("spec.trafficPolicy.")) for found in mesh.findings()}
+    assert paths == {("XB2041", f"{pool}.http"), ("XB2041", f"{pool}.tcp.idleTimeout")}
 
 
 def test_http_routes_are_not_missed_on_the_tcp_port_beside_an_http_port() -> None:

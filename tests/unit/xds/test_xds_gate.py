@@ -5,6 +5,7 @@ from __future__ import annotations
 from xds_stream_client import AGENT_VIEW, CDS, ENVOY_VIEW, NODE_ID, VHDS, StreamClient, need, resource, sent
 
 from xdsbpf.model import names
+from xdsbpf.model.resource import AS_SERVED, Requirement
 from xdsbpf.xds import protocol
 from xdsbpf.xds.delta import DeltaSession
 from xdsbpf.xds.gate import Gate
@@ -253,3 +254,26 @@ def test_the_newest_stream_of_a_node_decides() -> None:
     assert planes.to_agent() == (), "the old stream may be a dead connection"
     fresh.ack(planes.first[0])
     assert planes.to_agent()[0].resources == (GATED,)
+
+
+LISTENERS = names.LISTENER
+BY_LISTENER = resource(FRONTEND, "db", "l7", requires=(Requirement(LISTENERS, "out_tcp", AS_SERVED),))
+
+
+def test_a_requirement_of_what_is_served_is_met_by_the_present_version_alone() -> None:
+    planes = l4()
+    first, second = resource(LISTENERS, "out_tcp", "1"), resource(LISTENERS, "out_tcp", "2")
+    planes.store.apply("node-envoy", [first])
+    planes.envoy.ack_all(planes.envoy.on(LISTENERS))
+    to_envoy, to_agent = planes.change(Batch("node-envoy", (second,)), Batch("datapath", (BY_LISTENER,)))
+    assert to_agent == (), "Envoy has a listener, but not the one that goes with the frontend"
+    (reason,) = planes.reasons()
+    assert reason == f"Envoy holds version {first.version} of out_tcp, {second.version} is needed"
+    planes.envoy.ack(to_envoy[0])
+    assert planes.to_agent()[0].resources == (BY_LISTENER,)
+
+
+def test_a_requirement_of_what_is_not_served_is_never_met() -> None:
+    planes = l4()
+    assert planes.change(Batch("datapath", (BY_LISTENER,)))[1] == ()
+    assert planes.reasons() == ("Envoy has not acknowledged out_tcp yet",)

@@ -51,7 +51,7 @@ class StreamClient:
     ) -> None:
         self.store = store
         self.now = 0.0
-        self.ledger: EnvoyLedger | None = gate.open(view.node) if gate and view.kind == NODE_ENVOY else None
+        self.ledger: EnvoyLedger | None = gate.open(view, store) if gate and view.kind == NODE_ENVOY else None
         self.session = DeltaSession(
             view,
             store,
@@ -123,7 +123,7 @@ class SotwClient:
     ) -> None:
         self.store = store
         self.now = 0.0
-        self.ledger: EnvoyLedger | None = gate.open(view.node) if gate else None
+        self.ledger: EnvoyLedger | None = gate.open(view, store) if gate else None
         self.session = SotwSession(
             view,
             store,

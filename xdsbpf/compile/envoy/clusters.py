@@ -1,35 +1,22 @@
 """Clusters: one EDS cluster per (service port, subset), handed out on demand (CDS).
 
 A node's Envoy asks for the clusters that its pods really call; only those that requests are mirrored to
-are sent unasked, because Envoy does not ask for those. A cluster whose DestinationRule asks for
-TLS that cannot be originated yet is withheld: Envoy answers 503 instead of sending plaintext.
+are sent unasked, because Envoy does not ask for those. The clusters of `out_tcp` are in `tcp_clusters`.
 """
 
 from __future__ import annotations
 
-import functools
-
-from envoy.config.cluster.v3.cluster_pb2 import Cluster
-
-from xdsbpf.compile.envoy.codes import TLS_UNSUPPORTED, at, fail, ignored
-from xdsbpf.compile.envoy.connection_pool import set_connection_pool
-from xdsbpf.compile.envoy.encoding import over_ads, resource
-from xdsbpf.compile.envoy.load_balancing import (
-    default_load_balancing_policy,
-    load_balancing_policy,
-    set_outlier_detection,
-)
+from xdsbpf.compile.envoy.cluster_message import eds_cluster, is_withheld
+from xdsbpf.compile.envoy.encoding import resource
 from xdsbpf.compile.envoy.names import ClusterKey, parse_cluster
-from xdsbpf.diagnostics import ObjectId, Origin
+from xdsbpf.diagnostics import Origin
 from xdsbpf.incremental import ABSENT, Absent, Database, Index, query
-from xdsbpf.mesh.destination_rules import DEFAULTS, EffectivePolicy, effective_policy, subsets
+from xdsbpf.mesh.destination_rules import effective_policy, subsets
 from xdsbpf.mesh.inputs import VIRTUAL_SERVICES, host_key, host_keys, settings
-from xdsbpf.mesh.services import PortInfo, hosts, service
+from xdsbpf.mesh.services import hosts, service
 from xdsbpf.model.names import CLUSTER
 from xdsbpf.model.resource import Resource
 from xdsbpf.model.virtual_service import VirtualService
-
-EDS = over_ads()
 
 
 def _mirror_hosts(virtual_service: VirtualService) -> tuple[tuple[str, str], ...]:
@@ -73,7 +60,7 @@ def cluster(db: Database, name: str) -> Resource | Absent:
     where = policy.origins[-1] if policy.origins else Origin(owner.object, "spec")
     if is_withheld(db, policy, where, owner.object):
         return ABSENT
-    message = _message(db, name, info, policy, where)
+    message = eds_cluster(db, name, name, name, info, policy, where)
     return resource(CLUSTER, name, message, on_demand=not _is_mirrored_to(db, key.host))
 
 
@@ -92,57 +79,3 @@ def _is_mirrored_to(db: Database, host: str) -> bool:
     """Whether any VirtualService mirrors requests to a host. Reads the buckets of that host only."""
     keys = (key for key in host_keys(host, settings(db).domain) if key[0] != "suffix")
     return any(db.bucket(VIRTUAL_SERVICES_BY_MIRROR, key) for key in keys)
-
-
-def is_withheld(db: Database, policy: EffectivePolicy, where: Origin, owner: ObjectId) -> bool:
-    """Whether a cluster asks for TLS, reported. Security: what was asked to be encrypted never leaves as plaintext."""
-    if policy.tls is None or policy.tls.mode == "DISABLE":
-        return False
-    fail(
-        db.report,
-        TLS_UNSUPPORTED,
-        at(where, "tls.mode"),
-        f"TLS mode {policy.tls.mode} is not supported yet: requests to {owner.name} by the proxy fail (503)",
-        "remove the tls block or set mode: DISABLE",
-    )
-    return True
-
-
-def _message(db: Database, name: str, info: PortInfo, policy: EffectivePolicy, where: Origin) -> Cluster:
-    message = Cluster()
-    if policy == DEFAULTS:
-        message.CopyFrom(_default_message(info.is_http, info.is_http2))
-    else:
-        _set_policy(db, message, info, policy, where)
-    message.name = name
-    message.alt_stat_name = f"{name};"
-    message.type = Cluster.EDS
-    message.eds_cluster_config.eds_config.CopyFrom(EDS)
-    message.eds_cluster_config.service_name = name
-    return message
-
-
-@functools.cache
-def _default_message(is_http: bool, is_http2: bool) -> Cluster:
-    """What every cluster without a DestinationRule has in common: half of the cost of one. Copy before changing."""
-    message = Cluster()
-    message.load_balancing_policy.CopyFrom(default_load_balancing_policy())
-    message.common_lb_config.SetInParent()
-    set_connection_pool(message, None, None, is_http=is_http, is_http2=is_http2)
-    return message
-
-
-def _set_policy(db: Database, message: Cluster, info: PortInfo, policy: EffectivePolicy, where: Origin) -> None:
-    message.load_balancing_policy.CopyFrom(
-        load_balancing_policy(policy.load_balancer, at(where, "loadBalancer"), db.report)
-    )
-    message.common_lb_config.SetInParent()
-    if policy.outlier_detection is not None:
-        set_outlier_detection(message, policy.outlier_detection, at(where, "outlierDetection"), db.report)
-    set_connection_pool(
-        message, policy.connection_pool, policy.retry_budget, is_http=info.is_http, is_http2=info.is_http2
-    )
-    if policy.tunnel is not None:
-        ignored(db.report, where, "tunnel")
-    if policy.proxy_protocol is not None:
-        ignored(db.report, where, "proxyProtocol", "servers that expect a PROXY header refuse connections")

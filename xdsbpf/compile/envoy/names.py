@@ -19,10 +19,18 @@ SCOPE: Final = "node-envoy"
 
 OUT_HTTP: Final = "out_http"
 OUT_HTTP_PORT: Final = 15001
+OUT_TCP: Final = "out_tcp"
+OUT_TCP_PORT: Final = 15002
 
 SOURCE_IDENTITY: Final = "srcid"
 ORIGINAL_DST: Final = "envoy.filters.listener.original_dst"
 CONNECTION_MANAGER: Final = "envoy.filters.network.http_connection_manager"
+SET_CLUSTER: Final = "envoy.filters.network.set_filter_state"
+TCP_PROXY: Final = "envoy.filters.network.tcp_proxy"
+TCP_CHAIN: Final = "tcp"
+"""The one filter chain of `out_tcp` that serves."""
+CLOSED_CHAIN: Final = "closed"
+"""A filter chain without filters: Envoy closes what reaches it."""
 
 EARLY_MUTATION: Final = "envoy.http.early_header_mutation.header_mutation"
 
@@ -37,6 +45,10 @@ HTTP_FILTERS: Final = (CORS, AUTHZ_DENY, AUTHZ_ALLOW, FAULT, ON_DEMAND, ROUTER)
 
 PRINCIPAL_KEY: Final = "xb.principal"
 ATTRIBUTES_KEY: Final = "xb.attrs"
+TCP_CLUSTER_KEY: Final = "envoy.tcp_proxy.cluster"
+"""Filter state by which Envoy's TCP proxy is told its cluster."""
+TCP_PREFIX: Final = "tcp|"
+"""How the name of a cluster of `out_tcp` starts."""
 
 NO_ROUTE: Final = "no_route"
 DEFAULT_ROUTE: Final = "default"
@@ -64,6 +76,20 @@ def parse_cluster(name: str) -> ClusterKey | None:
         return None
     port = parse_port(fields[1])
     return None if port is None else ClusterKey(port, fields[2], fields[3])
+
+
+def tcp_cluster_name(address: str, port: int) -> str:
+    """`tcp|10.96.0.7:3306`, the cluster of a TCP service: the prefix and what Envoy prints of its address."""
+    return f"{TCP_PREFIX}[{address}]:{port}" if ":" in address else f"{TCP_PREFIX}{address}:{port}"
+
+
+def parse_tcp_cluster(name: str) -> tuple[str, int] | None:
+    """Address and port in `tcp|<address>:<port>`, or None for any other name."""
+    address, colon, text = name.removeprefix(TCP_PREFIX).rpartition(":")
+    port = parse_port(text)
+    if not name.startswith(TCP_PREFIX) or not colon or port is None:
+        return None
+    return (address.removeprefix("[").removesuffix("]"), port)
 
 
 def virtual_host_name(port: int, host: str) -> str:

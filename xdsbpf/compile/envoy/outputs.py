@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from xdsbpf.compile.envoy import clusters, endpoints, identity_table, listeners, names, routes, virtual_hosts
+from xdsbpf.compile.envoy import (
+    clusters,
+    endpoints,
+    identity_table,
+    listeners,
+    names,
+    routes,
+    tcp_clusters,
+    virtual_hosts,
+)
 from xdsbpf.compile.generator import Generator
 from xdsbpf.model.names import CLUSTER, ENDPOINTS, EXTENSION, LISTENER, ROUTES, VIRTUAL_HOST
 
@@ -12,6 +21,8 @@ def envoy_generators(nodes: tuple[str, ...]) -> tuple[Generator, ...]:
     shared = (
         Generator(names.MESH_SCOPE, CLUSTER, clusters.cluster_names, clusters.cluster),
         Generator(names.MESH_SCOPE, ENDPOINTS, endpoints.endpoint_names, endpoints.endpoints_resource),
+        Generator(names.SCOPE, CLUSTER, tcp_clusters.tcp_cluster_names, tcp_clusters.tcp_cluster),
+        Generator(names.SCOPE, ENDPOINTS, tcp_clusters.tcp_assignment_names, tcp_clusters.tcp_assignment),
         Generator(names.SCOPE, ROUTES, routes.route_config_names, routes.route_config),
         Generator(names.SCOPE, VIRTUAL_HOST, virtual_hosts.virtual_host_names, virtual_hosts.virtual_host),
         Generator(names.SCOPE, LISTENER, listeners.listener_names, listeners.listener),

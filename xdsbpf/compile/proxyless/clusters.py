@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from envoy.config.cluster.v3.cluster_pb2 import Cluster
 
-from xdsbpf.compile.envoy.clusters import EDS, is_withheld, known_cluster
+from xdsbpf.compile.envoy.cluster_message import EDS, is_withheld
+from xdsbpf.compile.envoy.clusters import known_cluster
 from xdsbpf.compile.envoy.codes import Report, at
 from xdsbpf.compile.envoy.encoding import resource
 from xdsbpf.compile.envoy.hash_policy import consistent_hash

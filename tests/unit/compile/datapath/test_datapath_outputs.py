@@ -38,7 +38,8 @@ from xdsbpf.mesh.policy_groups import GroupPort
 from xdsbpf.mesh.services import service as mesh_service
 from xdsbpf.model.kube import ServicePort
 from xdsbpf.model.meta import Manifest
-from xdsbpf.model.resource import Requirement, Resource
+from xdsbpf.model.names import LISTENER
+from xdsbpf.model.resource import AS_SERVED, Requirement, Resource
 from xdsbpf.model.virtual_service import HTTPDirectResponse
 
 REVIEWS = host("reviews")
@@ -77,6 +78,41 @@ def test_a_service_on_l7_is_redirected_once_the_proxy_has_its_virtual_host() -> 
     assert isinstance(needed, Resource)
     assert isinstance(found, Resource)
     assert found.requires == (Requirement(needed.type_url, f"9080/{REVIEWS}", needed.version),)
+
+
+def database(**fields: Any) -> tuple[Manifest, ...]:
+    """A TCP service on the proxy with two versions."""
+    members = (endpoint("10.0.0.1", "db-v1"), endpoint("10.0.0.2", "db-v2"))
+    return (
+        service("db", ServicePort(3306, "tcp"), annotations={"xdsbpf.io/dataplane": "l7"}, **fields),
+        workload("db", "v1", "10.0.0.1"),
+        workload("db", "v2", "10.0.0.2"),
+        endpoint_slice("db", *members, ports=(("tcp", 3306),)),
+    )
+
+
+def test_a_tcp_service_on_l7_is_redirected_once_the_proxy_has_the_listener_as_it_is() -> None:
+    found = frontend_resource(Mesh(*database()).db, host("db"), 3306)
+    message = decoded(pb.Frontend(), found)
+    assert (message.redirect.proxy_port, message.redirect.policy) == (15002, "")
+    assert isinstance(found, Resource)
+    assert found.requires == (Requirement(LISTENER, "out_tcp", AS_SERVED),)
+
+
+def test_a_redirected_tcp_service_comes_from_its_own_manifests_alone() -> None:
+    """The listener that it waits for is made from every guarded service; the frontend is not."""
+    others = (*bookinfo(), policy("other", selector={"app": "ratings"}))
+    mesh = Mesh(*database(), *others)
+    listed = {text.partition(" ")[0] for text in mesh.origins(frontend_resource, host("db"), 3306)}
+    assert listed <= {"Service/default/db", "Pod/default/db-v1", "Pod/default/db-v2", "EndpointSlice/default/db-1"}
+
+
+def test_a_tcp_service_is_checked_at_connect_by_the_one_policy_behind_it() -> None:
+    guard = policy("guard", rule(from_source(namespaces=("x",))), selector={"app": "db"})
+    message = front(Mesh(*database(), guard), host("db"), 3306)
+    assert (message.redirect.policy, message.redirect.policy_port) == ("default/guard", 3306)
+    of_one = policy("of-one", selector={"version": "v2"})
+    assert front(Mesh(*database(), guard, of_one), host("db"), 3306).redirect.policy == ""
 
 
 def test_a_service_on_l4_requires_nothing_of_the_proxy() -> None:

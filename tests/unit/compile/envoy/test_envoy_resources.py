@@ -195,7 +195,7 @@ def test_every_http_port_has_a_chain_a_route_configuration_and_its_virtual_hosts
     assert not mesh.message(LISTENER, names.OUT_HTTP).HasField("default_filter_chain")
 
 
-def test_a_mesh_without_http_has_no_listener():
+def test_a_mesh_without_http_has_no_listener_for_it():
     assert Mesh(service("db", "5432/tcp")).message(LISTENER, names.OUT_HTTP) is None
 
 
