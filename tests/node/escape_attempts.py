@@ -229,7 +229,7 @@ def reused_port(to: Place, host: str) -> str:
         first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         first.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
         first.setblocking(False)
-        first.connect_ex((os.environ["REDIRECTED_ADDRESS"], 9080))
+        first.connect_ex((os.environ["REDIRECTED_ADDRESS"], int(os.environ.get("REDIRECTED_PORT", "9080"))))
         port = first.getsockname()[1]
     with tcp() as second:
         second.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -20,6 +20,7 @@ from xdsbpf.lab.lab import Lab
 from xdsbpf.unix_http import UnixConnection
 
 LISTENER_CONNECTIONS = "listener.0.0.0.0_15001.downstream_cx_total"
+TCP_LISTENER_CONNECTIONS = "listener.0.0.0.0_15002.downstream_cx_total"
 
 
 def share_of_version(answer: dict[str, Any], version: str) -> float:
@@ -100,9 +101,9 @@ def envoy_stat(admin_socket: Path, name: str) -> int:
     return 0
 
 
-def envoy_connections(lab: Lab) -> int:
-    """Connections that the outbound listeners of all nodes have taken so far."""
-    return sum(envoy_stat(lab.envoy_admin(node), LISTENER_CONNECTIONS) for node in lab.node_names)
+def envoy_connections(lab: Lab, listener: str = LISTENER_CONNECTIONS) -> int:
+    """Connections that an outbound listener, of HTTP unless said, has taken so far on all nodes."""
+    return sum(envoy_stat(lab.envoy_admin(node), listener) for node in lab.node_names)
 
 
 def planes(lab: Lab) -> str:

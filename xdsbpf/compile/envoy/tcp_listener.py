@@ -52,12 +52,13 @@ class Guard(msgspec.Struct, frozen=True, order=True):
 def tcp_guards(db: Database) -> tuple[Guard, ...]:
     """Every TCP service port that does not admit everybody, whichever plane carries it, sorted by host.
 
+    And those with the listener's own port number, which else stands for a dial of the proxy itself.
     Security: clusters exist for all of them, so all must be guarded: a connection can still be on its way to the
     proxy when its service has gone back to the kernel.
     """
-    if not any(True for _ in db.bucket_keys(POLICIES_BY_NAMESPACE)):
-        return ()
-    found = (_guard(db, host, port) for host, port in service_ports(db))
+    has_policies = bool(tuple(db.bucket_keys(POLICIES_BY_NAMESPACE)))
+    asked = (pair for pair in service_ports(db) if has_policies or pair[1] == names.OUT_TCP_PORT)
+    found = (_guard(db, host, port) for host, port in asked)
     return tuple(guard for guard in found if guard is not None)
 
 
@@ -68,7 +69,8 @@ def _guard(db: Database, host: str, port: int) -> Guard | None:
     if owner is None or info is None or info.is_http:
         return None
     admission = tcp_admission(db, host, port)
-    if admission.default is Verdict.ALLOW and not admission.exceptions:
+    is_open = admission.default is Verdict.ALLOW and not admission.exceptions
+    if is_open and port != names.OUT_TCP_PORT:
         return None
     return Guard(owner.address, port, admission)
 
@@ -98,27 +100,33 @@ def tcp_decision(guards: tuple[Guard, ...]) -> Message:
     ports: dict[str, dict[str, Message]] = {}
     for guard in guards:
         ports.setdefault(guard.address, {})[str(guard.port)] = _by_source(guard.admission)
-    addresses = {address: _switch("port", DestinationPortInput(), found, True) for address, found in ports.items()}
-    return _switch("address", DestinationIPInput(), addresses, True)
+    addresses = {address: _by_port(found) for address, found in ports.items()}
+    return _switch("address", DestinationIPInput(), addresses, _by_port({}))
+
+
+def _by_port(cases: dict[str, Message]) -> Message:
+    """Security: who dials the proxy itself has no original destination, and is closed before a cluster is asked for."""
+    direct = {str(names.OUT_TCP_PORT): _chain(False)}
+    return _switch("port", DestinationPortInput(), direct | cases, _chain(True))
 
 
 def _by_source(admission: Admission) -> Message:
     default = admission.default is Verdict.ALLOW
     exceptions = {identity: _chain(not default) for identity in admission.exceptions}
-    return _switch(names.PRINCIPAL_KEY, FilterStateInput(key=names.PRINCIPAL_KEY), exceptions, default)
+    return _switch(names.PRINCIPAL_KEY, FilterStateInput(key=names.PRINCIPAL_KEY), exceptions, _chain(default))
 
 
-def _switch(name: str, input_: Message, cases: dict[str, Message], is_open: bool) -> Message:
-    """The case of the input's text; for any other text the chain that serves, or closes."""
+def _switch(name: str, input_: Message, cases: dict[str, Message], default: Message) -> Message:
+    """The case of the input's text, or else the default."""
     if not cases:
-        return _chain(is_open)
+        return default
     found = Matcher.OnMatch()
     tree = found.matcher.matcher_tree
     tree.input.name = name
     tree.input.typed_config.CopyFrom(any_of(input_))
     for text, case in cases.items():
         tree.exact_match_map.map[text].CopyFrom(case)
-    found.matcher.on_no_match.CopyFrom(_chain(is_open))
+    found.matcher.on_no_match.CopyFrom(default)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from google.protobuf.wrappers_pb2 import StringValue
 
 from tests.compiling import Mesh, pod, service, slice_of
 from xdsbpf.compile.envoy import names
@@ -169,3 +170,21 @@ def test_the_names_of_tcp_clusters_are_what_envoy_prints() -> None:
     for address, name in (("10.96.0.7", "tcp|10.96.0.7:3306"), ("fd00::7", "tcp|[fd00::7]:3306")):
         assert names.tcp_cluster_name(address, 3306) == name
         assert names.parse_tcp_cluster(name) == (address, 3306)
+
+
+def test_a_dial_of_the_proxy_itself_is_closed_and_a_service_on_its_port_number_is_not() -> None:
+    def outcome(mesh: Mesh, address: str) -> str:
+        found = mesh.message(LISTENER, names.OUT_TCP).filter_chain_matcher.matcher_list.matchers[0].on_match
+        answers = {"address": address, "port": "15002"}
+        while found.WhichOneof("on_match") == "matcher":
+            tree = found.matcher.matcher_tree
+            cases = dict(tree.exact_match_map.map)
+            found = cases.get(answers[tree.input.name], found.matcher.on_no_match)
+        value = StringValue()
+        assert found.action.typed_config.Unpack(value)
+        return str(value.value)
+
+    for text in (BASE, BASE + policy("p", "db", "mallory")):
+        assert outcome(Mesh(text), "10.88.255.1") == outcome(Mesh(text), DB) == "closed"
+        busy = Mesh(text + service("busy", "15002/tcp", address="10.96.0.12"))
+        assert (outcome(busy, "10.96.0.12"), outcome(busy, "10.88.255.1")) == ("tcp", "closed")
