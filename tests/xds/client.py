@@ -63,6 +63,7 @@ class Client:
         *,
         node_id: str,
         quiet_s: float,
+        deadline_s: float = DEADLINE_S,
         features: tuple[str, ...] = (),
         reads: bool = True,
     ) -> None:
@@ -75,6 +76,7 @@ class Client:
         self.log: list[Response] = []
         """Every response in order of arrival."""
         self._quiet_s = quiet_s
+        self._deadline_s = deadline_s
         self._unread: list[Response] = []
         self._types: dict[str, _TypeState] = {}
         self._streams: dict[str, _Stream] = {}
@@ -173,8 +175,8 @@ class Client:
             await self._send_names(response.type_url, self._state(response.type_url), nonce=response.nonce, error=text)
 
     async def receive(self, type_url: str | None = None) -> Response:
-        """The next response, of that type or of any; not ACKed. Fails after DEADLINE_S, or if a stream ended."""
-        async with _deadline(f"no response of {type_url or 'any type'}"):
+        """The next response, of that type or of any; not ACKed. Fails after the deadline, or if a stream ended."""
+        async with _deadline(f"no response of {type_url or 'any type'}", self._deadline_s):
             while True:
                 for response in self._unread:
                     if type_url in (None, response.type_url):
@@ -233,7 +235,7 @@ class Client:
     async def end(self, type_url: str = "") -> tuple[grpc.StatusCode, str]:
         """Wait for the end of the stream (that of the type, if each has its own): its status and text."""
         stream = self._stream(type_url)
-        async with _deadline("the stream is still open"):
+        async with _deadline("the stream is still open", self._deadline_s):
             await asyncio.wait((stream.reader,))
             return await stream.call.code(), str(await stream.call.details())
 
@@ -297,9 +299,10 @@ class Client:
 class _deadline:
     """`asyncio.timeout` that fails as an assertion, with what was waited for."""
 
-    def __init__(self, waited_for: str) -> None:
+    def __init__(self, waited_for: str, seconds: float) -> None:
         self._waited_for = waited_for
-        self._timeout = asyncio.timeout(DEADLINE_S)
+        self._seconds = seconds
+        self._timeout = asyncio.timeout(seconds)
 
     async def __aenter__(self) -> None:
         await self._timeout.__aenter__()
@@ -308,4 +311,4 @@ class _deadline:
         try:
             await self._timeout.__aexit__(*exc)
         except TimeoutError as error:
-            raise AssertionError(f"{self._waited_for} within {DEADLINE_S:.0f} s") from error
+            raise AssertionError(f"{self._waited_for} within {self._seconds} s") from error

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
-from tests.xds.client import Client
+from tests.xds.client import DEADLINE_S, Client
 from tests.xds.drivers import Driver, InProcess, Key
 from tests.xds.resources import Served
 from tests.xds.wire import Variant
@@ -22,10 +22,11 @@ _numbers = itertools.count(1)
 class Lab:
     """A server under test and the clients of one test."""
 
-    def __init__(self, driver: Driver, variant: Variant, quiet_s: float) -> None:
+    def __init__(self, driver: Driver, variant: Variant, quiet_s: float, deadline_s: float) -> None:
         self.driver = driver
         self.variant = variant
         self._quiet_s = quiet_s
+        self._deadline_s = deadline_s
         self._clients: list[Client] = []
 
     @property
@@ -42,6 +43,7 @@ class Lab:
             self.variant,
             node_id=node_id,
             quiet_s=self._quiet_s,
+            deadline_s=self._deadline_s,
             features=features,
             reads=reads,
         )
@@ -67,9 +69,11 @@ class Lab:
 
 
 @asynccontextmanager
-async def running_lab(driver: Driver, variant: Variant, quiet_s: float) -> AsyncIterator[Lab]:
+async def running_lab(
+    driver: Driver, variant: Variant, quiet_s: float, deadline_s: float = DEADLINE_S
+) -> AsyncIterator[Lab]:
     """A lab over a started driver; whatever happens, clients and server are gone afterwards."""
-    lab = Lab(driver, variant, quiet_s)
+    lab = Lab(driver, variant, quiet_s, deadline_s)
     try:
         await driver.start()
         yield lab

@@ -18,6 +18,7 @@ async def test_a_request_with_a_stale_nonce_is_ignored_with_its_names(lab: Lab) 
     await client.ack(first)
     await lab.put(endpoints("a", 2))
     second = await client.receive(EDS)
+    await client.ack(second)
     stale = {"response_nonce": first.nonce, "version_info": first.version}
     await client.send(EDS, resource_names=["a", "b"], **stale)
     await client.quiet()

@@ -1,0 +1,254 @@
+"""Broken servers: for a rule, the smallest change of the product's source that breaks it, and the test that must see it.
+
+In: a function and a piece of its source. Out: the same function with that piece replaced, for the time of one test. A
+piece that is no longer in the source is an error: whoever changes the code says how to break it now.
+"""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from tests.xds import test_a1_streams as a1
+from tests.xds import test_a2_sotw as a2
+from tests.xds import test_a3_delta as a3
+from tests.xds import test_a4_ordering as a4
+from tests.xds import test_a5_flow as a5
+from tests.xds.resources import CDS, EDS
+from tests.xds.wire import Variant
+from xdsbpf.xds import delta, protocol, response, session, sotw, subscription
+
+SOTW, SOTW_TYPE = Variant.SOTW_ADS, Variant.SOTW_TYPE
+DELTA, DELTA_TYPE = Variant.DELTA_ADS, Variant.DELTA_TYPE
+
+
+class Edit(msgspec.Struct, frozen=True):
+    """In the function `name` of `owner` (a class or a module), `old` becomes `new`."""
+
+    owner: Any
+    name: str
+    old: str
+    new: str
+
+    def apply(self) -> Any:
+        """The function as edited."""
+        original = inspect.getattr_static(self.owner, self.name)
+        source = textwrap.dedent(inspect.getsource(original))
+        assert self.old in source, f"{self.name} has no {self.old!r} any more: say how to break it now"
+        found: dict[str, Any] = {}
+        code = compile(source.replace(self.old, self.new), f"<mutant of {self.name}>", "exec", dont_inherit=True)
+        exec(code, original.__globals__, found)
+        return found[self.name]
+
+
+class Value(msgspec.Struct, frozen=True):
+    """A constant of a module becomes `new`."""
+
+    owner: Any
+    name: str
+    new: Any
+
+    def apply(self) -> Any:
+        """The other value."""
+        assert hasattr(self.owner, self.name), f"no constant {self.name} any more"
+        return self.new
+
+
+class Mutant(msgspec.Struct, frozen=True):
+    """A rule broken: in one sentence, by an edit, seen by `test` in `variant`."""
+
+    rule: int
+    breaks: str
+    edit: Edit | Value
+    test: Callable[..., Any]
+    variant: Variant
+    arguments: dict[str, Any] = {}
+
+
+_D, _S, _B, _SUB = delta.DeltaSession, sotw.SotwSession, session.Session, subscription.Subscription
+_TRUE_NONCE = "if request.nonce != subscription.last_nonce:"
+
+MUTANTS: tuple[Mutant, ...] = (
+    Mutant(
+        1,
+        "an empty type is no type of the service",
+        Edit(_B, "_type_of", " or self._service_type", ""),
+        a1.test_on_a_stream_of_one_type_an_empty_type_url_means_that_type,
+        DELTA_TYPE,
+    ),
+    Mutant(
+        1,
+        "a service serves any type",
+        Edit(_B, "_type_of", 'self._service_type not in ("", type_url)', "False"),
+        a1.test_on_a_stream_of_one_type_another_type_is_an_invalid_argument,
+        DELTA_TYPE,
+    ),
+    Mutant(
+        2,
+        "a node may change",
+        Edit(_B, "_type_of", "request.node.id != self.node_id", "False"),
+        a1.test_a_node_that_changes_ends_the_stream_and_one_that_is_repeated_does_not,
+        DELTA,
+    ),
+    Mutant(
+        3,
+        "an ACK settles nothing",
+        Edit(_SUB, "answered", "if nonce not in self.in_flight:", "if True:"),
+        a1.test_each_type_has_a_state_of_its_own,
+        DELTA,
+    ),
+    Mutant(
+        4,
+        "a first request with a nonce is none",
+        Edit(
+            _D,
+            "_first_request",
+            "subscription.subscribe(asked)",
+            "if request.nonce: return\n    subscription.subscribe(asked)",
+        ),
+        a1.test_a_first_request_is_answered_whatever_nonce_it_carries,
+        DELTA,
+        {"leaked": {}},
+    ),
+    Mutant(
+        8,
+        "names of a stale request count",
+        Edit(_S, "_later_request", _TRUE_NONCE, "if False:"),
+        a2.test_a_request_with_a_stale_nonce_is_ignored_with_its_names,
+        SOTW,
+    ),
+    Mutant(
+        10,
+        "a refused whole set is sent again",
+        Edit(_S, "_refuse", "others = ", "subscription.answer_due = True\n    others = "),
+        a2.test_what_was_refused_is_not_sent_again_until_it_changes,
+        SOTW,
+        {"type_url": CDS},
+    ),
+    Mutant(
+        11,
+        "an equal version spares nothing",
+        Edit(_S, "_first_request", "and request.version and", "and False and"),
+        a2.test_on_a_new_stream_an_equal_version_spares_a_wildcard_and_never_names,
+        SOTW,
+    ),
+    Mutant(
+        12,
+        "new names wait for a change",
+        Edit(_S, "_take_names", "for name in new:", "for name in ():"),
+        a2.test_a_new_name_is_answered_though_nothing_changed,
+        SOTW,
+    ),
+    Mutant(
+        13,
+        "a whole set is sent as differences",
+        Value(sotw, "_is_whole", lambda found: False),
+        a2.test_clusters_and_listeners_always_come_as_the_full_set,
+        SOTW,
+        {"type_url": CDS},
+    ),
+    Mutant(
+        17,
+        "a stale nonce drops the lists",
+        Edit(_D, "_later_request", "star = ", "if request.nonce and sent is None: return\n    star = "),
+        a3.test_a_request_with_a_stale_nonce_still_subscribes_and_unsubscribes,
+        DELTA,
+    ),
+    Mutant(
+        19,
+        "a name asked for again is not answered",
+        Edit(
+            _D,
+            "_later_request",
+            "if name != protocol.WILDCARD:",
+            "if name != protocol.WILDCARD and name not in subscription.held:",
+        ),
+        a3.test_a_name_that_is_subscribed_again_is_answered_again,
+        DELTA,
+    ),
+    Mutant(
+        20,
+        "claims spare nothing",
+        Edit(_D, "_first_request", "(name not in claimed or name in owed)", "True"),
+        a3.test_names_that_a_reconnecting_client_holds_are_not_sent_again,
+        DELTA,
+    ),
+    Mutant(
+        21,
+        "missing names are not reported",
+        Edit(_D, "_settle_missing", "if forced and ", "if False and "),
+        a3.test_a_missing_name_is_reported_as_removed_and_sent_when_it_is_created,
+        DELTA,
+        {"type_url": EDS},
+    ),
+    Mutant(
+        22,
+        "deletions are not sent",
+        Edit(_D, "_next_removal", "if stamp < limit and ", "if False and "),
+        a3.test_a_deletion_reaches_every_stream_that_was_sent_it_and_no_other,
+        DELTA,
+    ),
+    Mutant(
+        25,
+        "an empty request of endpoints is a wildcard",
+        Value(protocol, "NAMED_ONLY", frozenset()),
+        a3.test_an_empty_first_request_of_a_named_type_subscribes_to_nothing,
+        DELTA,
+        {"type_url": EDS},
+    ),
+    Mutant(
+        27,
+        "claims of what is gone are forgotten",
+        Edit(_D, "_take_claims", "if current is None:", "if current is None:\n            continue\n        if False:"),
+        a3.test_a_reconnecting_client_gets_what_changed_and_learns_what_went,
+        DELTA,
+    ),
+    Mutant(
+        33,
+        "endpoints do not follow their cluster",
+        Edit(_B, "_owe_endpoints", "for name in clusters:", "for name in ():"),
+        a4.test_the_endpoints_of_a_changed_cluster_follow_it_though_unchanged,
+        DELTA,
+    ),
+    Mutant(
+        34,
+        "what is owed to a reconnect is forgotten",
+        Edit(_D, "_first_request", " or name in owed", ""),
+        a4.test_after_a_reconnect_the_endpoints_of_a_changed_cluster_come_though_held,
+        DELTA,
+        {"first": CDS},
+    ),
+    Mutant(
+        41,
+        "changes do not wait for the ACK",
+        Edit(_D, "_next_update", "if not subscription.in_flight and ", "if "),
+        a5.test_while_an_ack_is_out_changes_collect_and_the_latest_wins,
+        DELTA,
+    ),
+    Mutant(
+        44,
+        "pages have no limit of bytes",
+        Value(response, "PAGE_BYTES", 64 << 20),
+        a5.test_five_megabytes_of_endpoints_come_in_pages,
+        DELTA,
+    ),
+    Mutant(
+        45,
+        "pages have no limit of resources",
+        Value(response, "PAGE_RESOURCES", 100_000),
+        a5.test_a_first_sync_of_many_clusters_comes_in_pages,
+        DELTA,
+    ),
+    Mutant(
+        55,
+        "what came with a refused resource is not sent again",
+        Edit(_D, "_later_request", "for name in others if self._quarantine else ():", "for name in ():"),
+        a5.test_a_refused_resource_does_not_hold_back_the_others,
+        DELTA,
+        {"type_url": CDS},
+    ),
+)
