@@ -1,4 +1,4 @@
-"""Broken servers: for a rule, the smallest change of the product's source that breaks it, and the test that must see it.
+"""Broken servers: for a rule, the smallest change of the product that breaks it, and the test that must see it.
 
 In: a function and a piece of its source. Out: the same function with that piece replaced, for the time of one test. A
 piece that is no longer in the source is an error: whoever changes the code says how to break it now.
