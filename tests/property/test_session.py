@@ -15,12 +15,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tests.conftest import LONG
 from xdsbpf.model.names import BACKENDS, CLUSTER, ENDPOINTS, FRONTEND, VIRTUAL_HOST
 from xdsbpf.model.resource import Requirement, Resource, make_resource
-from xdsbpf.xds import protocol, response
+from xdsbpf.xds import protocol, shared
 from xdsbpf.xds.delta import DeltaSession
 from xdsbpf.xds.gate import EnvoyLedger, Gate
 from xdsbpf.xds.request import decode_delta
 from xdsbpf.xds.response import Response, encode
 from xdsbpf.xds.store import AGENT, NODE_ENVOY, Batch, Key, ResourceStore, View
+from xdsbpf.xds.subscription import Subscription
 
 NAMES = ("a", "b", "c")
 PAGE = 2
@@ -140,6 +141,12 @@ class ModelClient:
             self.asked[key] -= 1
 
 
+def _answers(subscription: Subscription) -> set[str]:
+    """Names that are to be answered at once."""
+    pages = subscription.backlog or () if subscription.backlog_named else ()
+    return {*subscription.forced, *(name for page in pages for name in page.names)}
+
+
 class World(RuleBasedStateMachine):
     """A store, a gate, and one stream of each client; every hop is a step of its own."""
 
@@ -254,7 +261,7 @@ class World(RuleBasedStateMachine):
             self.clients[kind].read(refuse)
 
     def send_one(self, kind: str) -> bool:
-        busy = {item.type_url: set(item.forced) for item in self.sessions[kind].subscriptions() if item.in_flight}
+        busy = {item.type_url: _answers(item) for item in self.sessions[kind].subscriptions() if item.in_flight}
         sent: Response | None = self.sessions[kind].next_response()
         if sent is None:
             return False
@@ -343,7 +350,8 @@ class World(RuleBasedStateMachine):
 @pytest.fixture(autouse=True)
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages of three resources, so that paging happens."""
-    monkeypatch.setattr(response, "PAGE_RESOURCES", PAGE)
+    monkeypatch.setattr(shared, "PAGE_RESOURCES", PAGE)
+    monkeypatch.setattr(shared, "MIN_NAMES", 1)
 
 
 TestSession = World.TestCase

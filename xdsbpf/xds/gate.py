@@ -15,7 +15,7 @@ from xdsbpf.xds.store import Key, View
 
 
 class EnvoyLedger:
-    """What one stream of a node's Envoy is known to have accepted: (type_url, name) -> version.
+    """What one stream of a node's Envoy is known to have accepted: type URL -> name -> version.
 
     `store` and `view` say what the stream is to have.
     """
@@ -25,16 +25,17 @@ class EnvoyLedger:
         self._view = view
         self._store = store
         self.node = view.node
-        self.accepted: dict[Key, str] = {}
+        self.accepted: dict[str, dict[str, str]] = {}
         self.refused: dict[Key, tuple[str, str]] = {}
 
     def accept(self, type_url: str, versions: Mapping[str, str]) -> None:
         """Record an ACK, or versions that the client claims to hold."""
-        for name, version in versions.items():
-            self.accepted[type_url, name] = version
+        if not versions:
+            return
+        self.accepted.setdefault(type_url, {}).update(versions)
+        for name in versions if self.refused else ():
             self.refused.pop((type_url, name), None)
-        if versions:
-            self._gate.touch(self.node)
+        self._gate.touch(self.node)
 
     def refuse(self, type_url: str, versions: Mapping[str, str], text: str) -> None:
         """Record a NACK: an earlier accepted version stays accepted, these are not."""
@@ -50,15 +51,20 @@ class EnvoyLedger:
         served = self._store.get(self._view, need.type_url, need.name)
         return served.version if served is not None else ""
 
+    def version(self, need: Requirement) -> str | None:
+        """The version that was accepted of what `need` names, or None."""
+        return self.accepted.get(need.type_url, {}).get(need.name)
+
     def meets(self, need: Requirement) -> bool:
         """Whether the Envoy holds what is required."""
         version = self.needed(need)
-        return bool(version) and self.accepted.get((need.type_url, need.name)) == version
+        return bool(version) and self.version(need) == version
 
     def forget(self, type_url: str, names: Iterable[str]) -> None:
         """Drop names that the client no longer holds (removed or unsubscribed)."""
+        accepted = self.accepted.get(type_url, {})
         for name in names:
-            self.accepted.pop((type_url, name), None)
+            accepted.pop(name, None)
             self.refused.pop((type_url, name), None)
 
 
@@ -117,7 +123,7 @@ class Gate:
         version = streams[-1].needed(need)
         if refused is not None and refused[0] == version:
             return f"Envoy refused {need.name}: {refused[1]}"
-        held = streams[-1].accepted.get((need.type_url, need.name))
+        held = streams[-1].version(need)
         if held is None:
             return f"Envoy has not acknowledged {need.name} yet"
         return f"Envoy holds version {held} of {need.name}, {version or 'another one'} is needed"

@@ -55,6 +55,10 @@ STATELESS_SETS = frozenset({*NAMED_ONLY, RUNTIME})
 DELTA_ONLY = frozenset({names.VIRTUAL_HOST, LOCALITY_ENDPOINTS})
 """Types that have no state-of-the-world variant."""
 
+SHARED_TYPES = KNOWN_TYPES - {names.VIRTUAL_HOST, *names.DATAPATH_TYPES}
+"""Types whose pages depend on nothing but the view; a missing virtual host is answered in its own way, and a datapath
+resource may have to wait."""
+
 MAX_ERROR_BYTES = 4096
 
 # Field tags of DeltaDiscoveryResponse, Resource and Any: (number << 3) | 2, all length-delimited.

@@ -6,6 +6,7 @@ node, which is looked at once per stream. Called by `xds.streams`; must not know
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import msgspec
@@ -19,7 +20,8 @@ MAX_NAMES = 200_000
 """Names that one request may hold, and that one stream may subscribe to of one type."""
 _MAX_NODE_ID = 1024
 _SHORT = 0x80  # lengths below this take one byte on the wire
-_TYPE_TAG, _NONCE_TAG = 0x12, 0x32  # of DeltaDiscoveryRequest: (number << 3) | 2
+_WORTH_KEEPING, _KEPT_AT_MOST = 512, 256 << 10
+_NODE_TAG, _TYPE_TAG, _NONCE_TAG = 0x0A, 0x12, 0x32  # of DeltaDiscoveryRequest: (number << 3) | 2
 
 
 class DeltaRequest(msgspec.Struct, frozen=True):
@@ -57,6 +59,38 @@ def decode_delta(data: bytes) -> DeltaRequest:
     found = _bare_ack(data)
     if found is not None:
         return found
+    start = _end_of_node(data)
+    if _WORTH_KEEPING <= len(data) - start <= _KEPT_AT_MOST:
+        kept = _decode_kept(data[start:])
+        if not start:
+            return kept
+        message = DeltaDiscoveryRequest()
+        _parse(message, data[:start])
+        return msgspec.structs.replace(kept, node=message.node)
+    return _decode_message(data)
+
+
+@functools.lru_cache(maxsize=16)
+def _decode_kept(data: bytes) -> DeltaRequest:
+    """Long requests are often equal but for the node: all proxies ask for the same names, and share the strings."""
+    return _decode_message(data)
+
+
+def _end_of_node(data: bytes) -> int:
+    """Where the rest of a request begins whose first field is the node; 0 if another one is first."""
+    if not data or data[0] != _NODE_TAG:
+        return 0
+    length, shift = 0, 0
+    for position in range(1, min(len(data), 5)):
+        length |= (data[position] & 0x7F) << shift
+        if data[position] < _SHORT:
+            end = position + 1 + length
+            return end if end <= len(data) else 0
+        shift += 7
+    return 0
+
+
+def _decode_message(data: bytes) -> DeltaRequest:
     message = DeltaDiscoveryRequest()
     _parse(message, data)
     locators = (message.resource_locators_subscribe, message.resource_locators_unsubscribe)

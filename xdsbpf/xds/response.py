@@ -12,18 +12,18 @@ from typing import Protocol
 import msgspec
 
 from xdsbpf.model.resource import Resource, version_of
-from xdsbpf.xds import protocol
+from xdsbpf.xds import protocol, shared
+from xdsbpf.xds.shared import PageCache, SharedPage
 from xdsbpf.xds.store import View
-
-PAGE_RESOURCES = 1000
-PAGE_BYTES = 1 << 20
-"""Limits of one response; the next page of a type goes after the ACK of the one before."""
 
 
 class Reader(Protocol):
     """What a session needs of the store."""
 
     revision: int
+    shared: PageCache
+
+    def wildcard_pages(self, view: View, type_url: str) -> tuple[SharedPage, ...]: ...
 
     def get(self, view: View, type_url: str, name: str) -> Resource | None: ...
 
@@ -50,11 +50,16 @@ class Response(msgspec.Struct, frozen=True):
     withheld: tuple[str, ...] = ()
     version: str = ""
     """Of the content as a whole; state of the world only."""
+    segments: bytes = b""
+    """The resources as delta entries, where they have been joined already."""
 
 
 def encode(response: Response, reader: Reader) -> bytes:
     """Join the stored headers and bodies into a DeltaDiscoveryResponse; nothing is serialised again."""
-    segments = [part for item in response.resources for part in (reader.header(item), item.body)]
+    if response.segments:
+        segments = [response.segments]
+    else:
+        segments = [part for item in response.resources for part in (reader.header(item), item.body)]
     segments.extend(protocol.missing_entry(name) for name in response.missing)
     segments.extend(protocol.withheld_entry(name) for name in response.withheld)
     return protocol.encode_response(response.type_url, response.nonce, segments, response.removed, response.revision)
@@ -112,7 +117,7 @@ class Page:
     def fits(self, size: int) -> bool:
         """Whether `size` more bytes go on this page."""
         count = len(self.resources) + len(self.removed) + len(self.missing) + len(self.withheld)
-        return self._whole or not count or (count < PAGE_RESOURCES and self._bytes + size <= PAGE_BYTES)
+        return self._whole or not count or (count < shared.PAGE_RESOURCES and self._bytes + size <= shared.PAGE_BYTES)
 
     def size(self, resource: Resource) -> int:
         """Bytes of the resource on the wire."""

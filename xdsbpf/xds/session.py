@@ -148,6 +148,7 @@ class Session(abc.ABC):
         self.view = view
         self._stamp += 1
         for subscription in self._subscriptions.values():
+            subscription.unfold_backlog()
             for name in (*subscription.names, *subscription.held, *subscription.withheld):
                 if name != protocol.WILDCARD:
                     subscription.mark(name, self._stamp)
@@ -208,10 +209,13 @@ class Session(abc.ABC):
     def _accepted(self, subscription: Subscription, sent: Sent) -> None:
         """The client took a response."""
         subscription.last_error = ""
-        for name in (*sent.versions, *sent.removed):
-            subscription.nacks.pop(name, None)
+        if subscription.nacks:
+            for name in (*sent.versions, *sent.removed):
+                subscription.nacks.pop(name, None)
         if self._ledger is not None:
-            still = {name: version for name, version in sent.versions.items() if name in subscription.held}
+            still = sent.versions
+            if not still.keys() <= subscription.held.keys():
+                still = {name: version for name, version in still.items() if name in subscription.held}
             self._ledger.accept(subscription.type_url, still)
 
     def _refused(self, subscription: Subscription, sent: Sent, error: str) -> tuple[str, ...]:
@@ -332,6 +336,5 @@ class Session(abc.ABC):
         if endpoints is None:
             self._clusters_sent.update(clusters)
             return
-        for name in clusters:
-            if name in endpoints.names:
-                endpoints.force(name, self._stamp)
+        for name in endpoints.names & clusters.keys():
+            endpoints.force(name, self._stamp)

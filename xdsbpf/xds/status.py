@@ -107,8 +107,7 @@ def _state(subscription: Subscription, now: float) -> SyncState:
         return SyncState.NACKED
     if any(now - sent.at >= STALE_AFTER_S for sent in subscription.in_flight.values()):
         return SyncState.STALE
-    owed = subscription.forced or subscription.dirty or subscription.removals or subscription.answer_due
-    if subscription.in_flight or subscription.withheld or owed:
+    if subscription.in_flight or subscription.withheld or subscription.has_work:
         return SyncState.PENDING
     if not subscription.held and not subscription.last_nonce:
         return SyncState.NOT_SENT

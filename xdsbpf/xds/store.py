@@ -13,9 +13,12 @@ import msgspec
 
 from xdsbpf.model.resource import Resource
 from xdsbpf.xds import protocol
+from xdsbpf.xds.shared import PageCache, SharedPage
 
 Key = tuple[str, str]
 """(type_url, name)"""
+
+_NOTHING: Mapping[str, Resource] = {}
 
 NODE_ENVOY = "node-envoy"
 AGENT = "agent"
@@ -64,6 +67,9 @@ class ResourceStore:
         self._headers: dict[tuple[str, str, str, int], bytes] = {}
         self._wildcards: dict[tuple[tuple[str, ...], str], tuple[Resource, ...]] = {}
         self._types: set[str] = set()
+        self._changed: dict[tuple[str, str], int] = {}
+        """(scope, type) -> revision of its last change"""
+        self.shared = PageCache(self)
         self.revision = 0
 
     def apply(self, scope: str, puts: Iterable[Resource] = (), removes: Iterable[Key] = ()) -> Changes:
@@ -97,16 +103,30 @@ class ResourceStore:
         by_scope = {scope: tuple(keys) for scope, keys in touched.items() if keys}
         if by_scope:
             self.revision += 1
-            self._wildcards.clear()
+            self._forget_wildcards(by_scope)
         return Changes(self.revision, by_scope)
 
     def get(self, view: View, type_url: str, name: str) -> Resource | None:
         """The resource that `view` sees under that name, on demand or not; None if there is none."""
-        for scope in reversed(view.scopes):
-            resource = self._scopes.get(scope, {}).get(type_url, {}).get(name)
+        return self.lookup(view.scopes, type_url, name)
+
+    def lookup(self, scopes: tuple[str, ...], type_url: str, name: str) -> Resource | None:
+        """As `get`, by the scopes of a view."""
+        for scope in reversed(scopes):
+            types = self._scopes.get(scope)
+            resource = types.get(type_url, _NOTHING).get(name) if types is not None else None
             if resource is not None:
                 return resource
         return None
+
+    def revision_of(self, scopes: tuple[str, ...], type_url: str) -> int:
+        """The revision of the last change of a type in any of the scopes; 0 before the first."""
+        return max((self._changed.get((scope, type_url), 0) for scope in scopes), default=0)
+
+    def wildcard_pages(self, view: View, type_url: str) -> tuple[SharedPage, ...]:
+        """What a wildcard subscription is sent that starts from nothing, in pages that streams share."""
+        everything = self.wildcard(view, type_url)
+        return self.shared.pages(view.scopes, type_url, tuple(resource.name for resource in everything))
 
     def wildcard(self, view: View, type_url: str) -> tuple[Resource, ...]:
         """Everything of that type that a wildcard subscription covers (not on demand), sorted by name.
@@ -122,6 +142,14 @@ class ResourceStore:
             found = tuple(merged[name] for name in sorted(merged) if not merged[name].on_demand)
             self._wildcards[key] = found
         return found
+
+    def _forget_wildcards(self, by_scope: Mapping[str, tuple[Key, ...]]) -> None:
+        changed = {(scope, type_url) for scope, keys in by_scope.items() for type_url, _ in keys}
+        for scope, type_url in changed:
+            self._changed[scope, type_url] = self.revision
+        for scopes, type_url in tuple(self._wildcards):
+            if any((scope, type_url) in changed for scope in scopes):
+                del self._wildcards[scopes, type_url]
 
     def knows_type(self, type_url: str) -> bool:
         """True for a type of xDS or of ours, or one that the store has held."""

@@ -50,6 +50,8 @@ class _Stream:
         self.ledger = ledger
         self.metadata = metadata
         self.wake = asyncio.Event()
+        self.writer: asyncio.Task[None] | None = None
+        self.writing_since: float | None = None
         self.end: ProtocolError | None = None
 
 
@@ -73,7 +75,10 @@ class Streams:
         self._quarantine = quarantine
         self._nonces = itertools.count(1)
         self._open: set[_Stream] = set()
+        self._agents: dict[str, set[_Stream]] = {}
+        """Agents' streams by node."""
         self._to_wake: deque[_Stream] = deque()
+        self._watchdog: asyncio.TimerHandle | None = None
         self._is_stopping = False
 
     async def serve(self, call: Call) -> None:
@@ -144,6 +149,9 @@ class Streams:
     def stop(self) -> None:
         """End every stream with UNAVAILABLE, so that Envoy reconnects at once; new ones end at once as well."""
         self._is_stopping = True
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+            self._watchdog = None
         for stream in self._open:
             stream.wake.set()
 
@@ -184,6 +192,10 @@ class Streams:
         )
         stream = _Stream(method, session, ledger, metadata)
         self._open.add(stream)
+        if self._watchdog is None:
+            self._watch_writes()
+        if view.kind == AGENT:
+            self._agents.setdefault(view.node, set()).add(stream)
         try:
             session.on_request(request)
         except ProtocolError:
@@ -199,23 +211,41 @@ class Streams:
         if stream not in self._open:
             return
         self._open.discard(stream)
+        node = stream.session.view.node
+        agents = self._agents.get(node, set())
+        agents.discard(stream)
+        if not agents:
+            self._agents.pop(node, None)
         if stream.ledger is not None:
             self.gate.close(stream.ledger)
             self._wake_agents(stream.ledger.node)
         log.info("xds.stream_closed", node=stream.session.node_id, streams=len(self._open))
 
     async def _run(self, stream: _Stream, call: Call) -> None:
-        """Read and write at once; whichever ends first ends the stream. A client's half-close ends it with OK."""
-        reader = asyncio.create_task(self._read(stream, call))
-        writer = asyncio.create_task(self._write(stream, call))
+        """Read here and write in a task; whichever ends first ends the stream. A half-close ends it with OK."""
+        reader = asyncio.current_task()
+        assert reader is not None
+        is_reading = True
+
+        def interrupt(_: asyncio.Task[None]) -> None:
+            if is_reading:
+                reader.cancel()
+
+        writer = stream.writer = asyncio.create_task(self._write(stream, call))
+        writer.add_done_callback(interrupt)
         try:
-            done, _ = await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            await self._read(stream, call)
+        except asyncio.CancelledError:
+            if not writer.done():
+                raise
+            reader.uncancel()
+            if stream.end is not None:
+                raise stream.end from None
+            writer.result()
         finally:
-            reader.cancel()
+            is_reading = False
             writer.cancel()
-            await asyncio.gather(reader, writer, return_exceptions=True)
+            await asyncio.gather(writer, return_exceptions=True)
 
     async def _read(self, stream: _Stream, call: Call) -> None:
         session = stream.session
@@ -244,18 +274,28 @@ class Streams:
             await stream.wake.wait()
             stream.wake.clear()
             while not self._is_over(stream) and (response := session.next_response()) is not None:
-                try:
-                    async with asyncio.timeout(WRITE_TIMEOUT_S):
-                        await call.write(session.encode(response))
-                    self._count("sent", response.type_url)
-                except TimeoutError as error:
-                    raise ProtocolError(
-                        "DEADLINE_EXCEEDED", f"the client took no data for {WRITE_TIMEOUT_S:.0f} s"
-                    ) from error
+                stream.writing_since = self._clock()
+                await call.write(session.encode(response))
+                stream.writing_since = None
+                self._count("sent", response.type_url)
             if self._is_stopping:
                 raise ProtocolError("UNAVAILABLE", "the server is stopping")
             if stream.end is not None:
                 raise stream.end
+
+    def _look_for_stalled(self) -> None:
+        """End streams whose client takes no data. One look at all of them costs less than a timer per write."""
+        limit = self._clock() - WRITE_TIMEOUT_S
+        for stream in self._open:
+            if stream.writing_since is not None and stream.writing_since <= limit and stream.writer is not None:
+                text = f"the client took no data for {WRITE_TIMEOUT_S:.0f} s"
+                stream.end = ProtocolError("DEADLINE_EXCEEDED", text)
+                stream.writer.cancel()
+        self._watch_writes()
+
+    def _watch_writes(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._watchdog = loop.call_later(WRITE_TIMEOUT_S / 8, self._look_for_stalled) if self._open else None
 
     def _is_over(self, stream: _Stream) -> bool:
         return self._is_stopping or stream.end is not None
@@ -278,6 +318,5 @@ class Streams:
 
     def _wake_agents(self, node: str) -> None:
         """The gate of that node may have moved: let its agents' sessions look again."""
-        for stream in self._open:
-            if stream.session.view.kind == AGENT and stream.session.view.node == node:
-                stream.wake.set()
+        for stream in self._agents.get(node, ()):
+            stream.wake.set()

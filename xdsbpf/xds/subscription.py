@@ -7,6 +7,7 @@ into responses. Holds names and versions only, never bytes, so a stalled stream 
 from __future__ import annotations
 
 import enum
+from collections import deque
 from collections.abc import Iterable
 
 import msgspec
@@ -14,6 +15,7 @@ import msgspec
 from xdsbpf.model import names as model_names
 from xdsbpf.model.resource import Requirement, Resource
 from xdsbpf.xds import protocol
+from xdsbpf.xds.shared import SharedPage
 
 
 class Wildcard(enum.Enum):
@@ -50,7 +52,8 @@ class Subscription:
     def __init__(self, type_url: str) -> None:
         self.type_url = type_url
         self.wildcard = Wildcard.NONE
-        self.names: set[str] = set()
+        self.names: set[str] | frozenset[str] = frozenset()
+        """Shared with other streams until it changes."""
         self.globs: set[str] = set()
         """Glob collections (`xdstp://authority/type/path/*`): every name below a path."""
         self.held: dict[str, str] = {}
@@ -59,6 +62,10 @@ class Subscription:
         """Names to answer at once, current or not."""
         self.dirty: dict[str, int] = {}
         """Names that may differ from `held`."""
+        self.backlog: deque[SharedPage] | None = None
+        """What a question that starts from nothing is still to be answered, in pages shared with other streams."""
+        self.backlog_stamp = 0
+        self.backlog_named = False
         self.removals: dict[str, int] = {}
         """Names known to be gone, waiting for their turn."""
         self.withheld: dict[str, tuple[Requirement, ...]] = {}
@@ -85,11 +92,11 @@ class Subscription:
     @property
     def has_work(self) -> bool:
         """Whether anything waits to be sent, now or after an ACK."""
-        return bool(self.forced or self.dirty or self.removals or self.answer_due)
+        return bool(self.forced or self.dirty or self.removals or self.answer_due or self.backlog)
 
     @property
     def has_names_queued(self) -> bool:
-        return bool(self.forced or self.dirty)
+        return bool(self.forced or self.dirty or self.backlog)
 
     def covers(self, name: str) -> bool:
         """Whether the client asked for `name`, alone or with others; what is on demand must be in `names`."""
@@ -113,6 +120,22 @@ class Subscription:
         self.removals.pop(name, None)
         self.forced.setdefault(name, stamp)
 
+    def queue_pages(self, pages: Iterable[SharedPage], stamp: int, *, named: bool) -> None:
+        """Answer with these pages, in order; `named`: their names were asked for, and wait for no ACK."""
+        if not self.backlog:
+            self.backlog, self.backlog_stamp, self.backlog_named = deque(), stamp, named
+        self.backlog.extend(pages)
+
+    def unfold_backlog(self) -> None:
+        """Queue the names of pages one by one instead: some of them are about to be treated differently."""
+        pages, self.backlog = self.backlog or (), None
+        for page in pages:
+            for name in page.names:
+                if name in self.names:
+                    self.force(name, self.backlog_stamp)
+                else:
+                    self.mark(name, self.backlog_stamp)
+
     def subscribe(self, names: Iterable[str]) -> bool:
         """Add names; true if `*` was among them."""
         star = False
@@ -121,7 +144,7 @@ class Subscription:
                 self.wildcard = Wildcard.EXPLICIT
                 star = True
             else:
-                self.names.add(name)
+                self._own_names().add(name)
                 # The catch-all virtual host of a route configuration is called `<route configuration>/*`.
                 if self.type_url != model_names.VIRTUAL_HOST and protocol.is_glob(name):
                     self.globs.add(name)
@@ -134,6 +157,7 @@ class Subscription:
         it, else as removed.
         """
         forgotten: list[str] = []
+        self.unfold_backlog()
         for name in names:
             if name == protocol.WILDCARD:
                 if self.is_wildcard:
@@ -141,7 +165,7 @@ class Subscription:
                     self.answer_due = False
                     forgotten.extend(other for other in self._queued() if not self.covers(other))
             elif name in self.names:
-                self.names.discard(name)
+                self._own_names().discard(name)
                 if name in self.globs:
                     self.globs.discard(name)
                     forgotten.extend(other for other in self._queued() if not self.covers(other))
@@ -159,6 +183,8 @@ class Subscription:
         """Stamp of the oldest change that was not sent, or sent and not answered; None if all is settled."""
         stamps = [sent.stamp for sent in self.in_flight.values() if sent.versions]
         stamps.extend(next(iter(queue.values())) for queue in (self.forced, self.dirty) if queue)
+        if self.backlog:
+            stamps.append(self.backlog_stamp)
         return min(stamps, default=None)
 
     def answered(self, nonce: str) -> Sent | None:
@@ -174,6 +200,11 @@ class Subscription:
             if older == nonce:
                 return sent
         return None
+
+    def _own_names(self) -> set[str]:
+        if isinstance(self.names, frozenset):
+            self.names = set(self.names)
+        return self.names
 
     def _queued(self) -> tuple[str, ...]:
         return (*self.held, *self.forced, *self.dirty, *self.removals, *self.withheld)

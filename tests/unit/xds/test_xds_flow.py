@@ -7,7 +7,8 @@ from xds_stream_client import AGENT_VIEW, CDS, EDS, LDS, RDS, VHDS, StreamClient
 
 from xdsbpf.model import names
 from xdsbpf.xds import protocol
-from xdsbpf.xds.response import PAGE_BYTES, PAGE_RESOURCES, encode
+from xdsbpf.xds.response import encode
+from xdsbpf.xds.shared import PAGE_BYTES, PAGE_RESOURCES
 from xdsbpf.xds.store import Batch, ResourceStore
 
 NODE_CONFIG, IDENTITY, POLICY, BACKENDS, FRONTEND = names.DATAPATH_TYPES

@@ -11,7 +11,7 @@ from xdsbpf.model import names
 from xdsbpf.model.resource import Resource
 from xdsbpf.xds import protocol
 from xdsbpf.xds.request import SotwRequest
-from xdsbpf.xds.response import PAGE_RESOURCES
+from xdsbpf.xds.shared import PAGE_RESOURCES
 from xdsbpf.xds.store import Batch, ResourceStore
 
 MADE_UP = "type.googleapis.com/acme.v1.Widget"
@@ -311,4 +311,4 @@ def test_what_a_state_of_the_world_envoy_acks_is_known_to_the_gate() -> None:
     response = client.on(RDS, "r")[0]
     assert client.ledger.accepted == {}
     client.ack(response)
-    assert client.ledger.accepted == {(RDS, "r"): item.version}
+    assert client.ledger.accepted == {RDS: {"r": item.version}}

@@ -1,0 +1,114 @@
+"""Streams over a scripted transport: what gRPC on loopback cannot bring about at will."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from xds_stream_client import CDS, EDS, ENVOY_VIEW, NODE_ID, resource, store_with
+
+from xdsbpf.errors import ProtocolError
+from xdsbpf.xds import protocol, streams
+from xdsbpf.xds.shared import MIN_NAMES, PAGE_RESOURCES
+from xdsbpf.xds.store import ResourceStore
+from xdsbpf.xds.streams import STREAMS_PER_TURN, Streams
+from xdsbpf.xds.transport import Peer
+
+
+class ScriptedCall:
+    """A call that is fed by hand; writes block while `is_stalled`."""
+
+    def __init__(self, method: str = protocol.DELTA_ADS) -> None:
+        self.method = method
+        self.peer = Peer("test")
+        self.to_server: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self.to_client: asyncio.Queue[bytes] = asyncio.Queue()
+        self.is_stalled = False
+
+    async def read(self) -> bytes | None:
+        return await self.to_server.get()
+
+    async def write(self, message: bytes) -> None:
+        if self.is_stalled:
+            await asyncio.Event().wait()
+        self.to_client.put_nowait(message)
+
+
+def serving(store: ResourceStore) -> Streams:
+    return Streams(store, lambda node_id, metadata: ENVOY_VIEW, time.monotonic)
+
+
+@pytest.mark.parametrize("is_stalled", [True, False])
+async def test_a_stream_that_takes_no_data_is_reset(monkeypatch: pytest.MonkeyPatch, is_stalled: bool) -> None:
+    """Rule 43; one that takes it stays."""
+    monkeypatch.setattr(streams, "WRITE_TIMEOUT_S", 0.05)
+    served, call = serving(store_with(resource(CDS, "a"))), ScriptedCall()
+    call.is_stalled = is_stalled
+    task = asyncio.create_task(served.serve(call))
+    call.to_server.put_nowait(protocol.encode_request(CDS, node_id=NODE_ID))
+    if is_stalled:
+        with pytest.raises(ProtocolError, match="took no data") as error:
+            await asyncio.wait_for(task, 5)
+        assert error.value.status == "DEADLINE_EXCEEDED"
+        assert served.status() == ()
+    else:
+        await asyncio.wait_for(call.to_client.get(), 5)
+        done, _ = await asyncio.wait((task,), timeout=0.2)
+        assert not done
+        call.to_server.put_nowait(None)
+        await asyncio.wait_for(task, 5)
+
+
+async def test_a_stream_whose_call_is_cancelled_is_forgotten() -> None:
+    served, call = serving(ResourceStore()), ScriptedCall()
+    task = asyncio.create_task(served.serve(call))
+    call.to_server.put_nowait(protocol.encode_request(CDS, node_id=NODE_ID))
+    await asyncio.wait_for(call.to_client.get(), 5)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert served.status() == ()
+
+
+async def test_one_change_reaches_more_streams_than_one_turn_serves() -> None:
+    """Rule 51: in turns, and all of them."""
+    store = store_with(resource(EDS, "a"))
+    served = serving(store)
+    calls = [ScriptedCall() for _ in range(STREAMS_PER_TURN + 10)]
+    tasks = [asyncio.create_task(served.serve(call)) for call in calls]
+    for call in calls:
+        call.to_server.put_nowait(protocol.encode_request(EDS, node_id=NODE_ID, subscribe=["a"]))
+    for call in calls:
+        got = protocol.decode_response(await asyncio.wait_for(call.to_client.get(), 5))
+        call.to_server.put_nowait(protocol.encode_request(EDS, nonce=got.nonce))
+    while any(not call.to_server.empty() for call in calls):
+        await asyncio.sleep(0)
+    served.changed(store.apply("node-envoy", [resource(EDS, "a", "2")]))
+    for call in calls:
+        got = protocol.decode_response(await asyncio.wait_for(call.to_client.get(), 5))
+        assert [item.body for item in got.resources] == [b"a=2"]
+        call.to_server.put_nowait(None)
+    await asyncio.gather(*tasks)
+
+
+async def test_streams_that_ask_the_same_are_sent_the_same_page() -> None:
+    """First sync: one rendering for all; what changes before a page is sent is in it."""
+    asked = [f"e{number}" for number in range(PAGE_RESOURCES + MIN_NAMES)]
+    store = store_with(*(resource(EDS, name) for name in asked))
+    served = serving(store)
+    calls = [ScriptedCall() for _ in range(3)]
+    tasks = [asyncio.create_task(served.serve(call)) for call in calls]
+    for number, call in enumerate(calls):
+        call.to_server.put_nowait(protocol.encode_request(EDS, node_id=NODE_ID, subscribe=[*asked, "nosuch"]))
+        pages = [protocol.decode_response(await asyncio.wait_for(call.to_client.get(), 5)) for _ in range(2)]
+        assert [item.name for page in pages for item in page.resources] == asked
+        assert {item.body for page in pages for item in page.resources if item.name == "e7"} == {
+            b"e7=%d" % (number + 1)
+        }
+        assert pages[1].removed == ("nosuch",)
+        served.changed(store.apply("node-envoy", [resource(EDS, "e7", str(number + 2))]))
+    assert len(store.shared._pages) == 2
+    for call in calls:
+        call.to_server.put_nowait(None)
+    await asyncio.gather(*tasks)

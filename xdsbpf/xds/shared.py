@@ -1,0 +1,137 @@
+"""Pages that many streams send: rendered once per content, whoever asks.
+
+In: a view, a type, and the names that a request holds (or none: the wildcard). Out: pages of joined bytes with the
+versions in them, to be sent by every session that starts from nothing with the same question. A page that the store
+has overtaken is rendered again, once for all, when it is about to be sent. Owned by `xds.store`; pure.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+from xdsbpf.model.resource import Resource
+from xdsbpf.xds import protocol
+
+PAGE_RESOURCES = 1000
+PAGE_BYTES = 1 << 20
+"""Limits of one response; the next page of a type goes after the ACK of the one before."""
+CACHE_BYTES = 64 << 20
+"""Bytes of pages that are kept for the next stream; beyond it the oldest go."""
+
+Scopes = tuple[str, ...]
+
+
+class SharedPage(msgspec.Struct, frozen=True, gc=False):
+    """A page of `names` as the store held them at `revision`; never changed, `versions` included.
+
+    `segments` are complete `resources` entries of a delta response. `missing` are the names that do not exist.
+    """
+
+    type_url: str
+    names: tuple[str, ...]
+    revision: int
+    resources: tuple[Resource, ...]
+    versions: dict[str, str]
+    segments: bytes
+    missing: tuple[str, ...]
+
+
+class Source(Protocol):
+    """What the pages are made of."""
+
+    def revision_of(self, scopes: Scopes, type_url: str) -> int: ...
+
+    def lookup(self, scopes: Scopes, type_url: str, name: str) -> Resource | None: ...
+
+    def header(self, resource: Resource) -> bytes: ...
+
+
+@functools.lru_cache(maxsize=64)
+def plain_names(asked: tuple[str, ...]) -> frozenset[str] | None:
+    """The names as a set that streams share; None if one is a wildcard, a glob or there twice."""
+    found = frozenset(asked)
+    if len(found) != len(asked) or protocol.WILDCARD in found or any(name.endswith("*") for name in asked):
+        return None
+    return None if any("?" in name for name in asked) else found
+
+
+class PageCache:
+    """Pages by scopes, type and names."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._layouts: dict[tuple[Scopes, str, tuple[str, ...]], tuple[SharedPage, ...]] = {}
+        self._pages: dict[tuple[Scopes, str, tuple[str, ...]], SharedPage] = {}
+        self._bytes = 0
+
+    def pages(self, scopes: Scopes, type_url: str, asked: tuple[str, ...]) -> tuple[SharedPage, ...]:
+        """The pages of these names, in their order. Cost: O(names) once per content."""
+        key = (scopes, type_url, asked)
+        found = self._layouts.get(key)
+        revision = self._source.revision_of(scopes, type_url)
+        if found is None or any(page.revision != revision for page in found):
+            found = tuple(self._render(scopes, type_url, names) for names in self._split(scopes, type_url, asked))
+            if len(self._layouts) >= 64:
+                self._layouts.pop(next(iter(self._layouts)))
+            self._layouts[key] = found
+        return found
+
+    def current(self, scopes: Scopes, page: SharedPage) -> SharedPage:
+        """The page with what the store holds now."""
+        if page.revision == self._source.revision_of(scopes, page.type_url):
+            return page
+        return self._render(scopes, page.type_url, page.names)
+
+    def _split(self, scopes: Scopes, type_url: str, asked: tuple[str, ...]) -> list[tuple[str, ...]]:
+        """Names in pages, each within the limits for what they hold now."""
+        pages: list[list[str]] = []
+        size = 0
+        for name in asked:
+            resource = self._source.lookup(scopes, type_url, name)
+            length = len(name) + 4 if resource is None else len(self._source.header(resource)) + len(resource.body)
+            if not pages or len(pages[-1]) >= PAGE_RESOURCES or size + length > PAGE_BYTES:
+                pages.append([])
+                size = 0
+            pages[-1].append(name)
+            size += length
+        return [tuple(page) for page in pages]
+
+    def _render(self, scopes: Scopes, type_url: str, names: tuple[str, ...]) -> SharedPage:
+        key = (scopes, type_url, names)
+        revision = self._source.revision_of(scopes, type_url)
+        cached = self._pages.get(key)
+        if cached is not None and cached.revision == revision:
+            return cached
+        found = [(name, self._source.lookup(scopes, type_url, name)) for name in names]
+        resources = tuple(resource for _, resource in found if resource is not None)
+        page = SharedPage(
+            type_url,
+            names,
+            revision,
+            resources,
+            {resource.name: resource.version for resource in resources},
+            join(self._source, resources),
+            tuple(name for name, resource in found if resource is None),
+        )
+        self._keep(key, page)
+        return page
+
+    def _keep(self, key: tuple[Scopes, str, tuple[str, ...]], page: SharedPage) -> None:
+        old = self._pages.pop(key, None)
+        self._pages[key] = page
+        self._bytes += len(page.segments) - (len(old.segments) if old is not None else 0)
+        while self._bytes > CACHE_BYTES:
+            self._bytes -= len(self._pages.pop(next(iter(self._pages))).segments)
+
+
+def join(source: Source, resources: Sequence[Resource]) -> bytes:
+    """Complete `resources` entries of a delta response."""
+    return b"".join(part for resource in resources for part in (source.header(resource), resource.body))
+
+
+MIN_NAMES = 32
+"""Shorter questions are answered name by name."""
