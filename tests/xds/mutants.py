@@ -20,7 +20,7 @@ from tests.xds import test_a4_ordering as a4
 from tests.xds import test_a5_flow as a5
 from tests.xds.resources import CDS, EDS
 from tests.xds.wire import Variant
-from xdsbpf.xds import delta, protocol, response, session, sotw, subscription
+from xdsbpf.xds import delta, protocol, session, shared, sotw, subscription
 
 SOTW, SOTW_TYPE = Variant.SOTW_ADS, Variant.SOTW_TYPE
 DELTA, DELTA_TYPE = Variant.DELTA_ADS, Variant.DELTA_TYPE
@@ -210,7 +210,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         33,
         "endpoints do not follow their cluster",
-        Edit(_B, "_owe_endpoints", "for name in clusters:", "for name in ():"),
+        Edit(_B, "_owe_endpoints", "endpoints.names & clusters.keys()", "()"),
         a4.test_the_endpoints_of_a_changed_cluster_follow_it_though_unchanged,
         DELTA,
     ),
@@ -225,21 +225,21 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         41,
         "changes do not wait for the ACK",
-        Edit(_D, "_next_update", "if not subscription.in_flight and ", "if "),
+        Edit(_D, "_next_update", "and not subscription.in_flight and ", "and "),
         a5.test_while_an_ack_is_out_changes_collect_and_the_latest_wins,
         DELTA,
     ),
     Mutant(
         44,
         "pages have no limit of bytes",
-        Value(response, "PAGE_BYTES", 64 << 20),
+        Value(shared, "PAGE_BYTES", 64 << 20),
         a5.test_five_megabytes_of_endpoints_come_in_pages,
         DELTA,
     ),
     Mutant(
         45,
         "pages have no limit of resources",
-        Value(response, "PAGE_RESOURCES", 100_000),
+        Value(shared, "PAGE_RESOURCES", 100_000),
         a5.test_a_first_sync_of_many_clusters_comes_in_pages,
         DELTA,
     ),
