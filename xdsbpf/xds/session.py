@@ -208,10 +208,11 @@ class Session(abc.ABC):
 
     def _accepted(self, subscription: Subscription, sent: Sent) -> None:
         """The client took a response."""
-        subscription.last_error = ""
         if subscription.nacks:
             for name in (*sent.versions, *sent.removed):
                 subscription.nacks.pop(name, None)
+        # What was taken may be what a quarantine left: the refusal of the rest still stands.
+        subscription.last_error = next((nack.text for nack in subscription.nacks.values()), "")
         if self._ledger is not None:
             still = sent.versions
             if not still.keys() <= subscription.held.keys():
