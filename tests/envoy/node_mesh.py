@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import socket
 import time
 from collections import Counter
@@ -59,6 +60,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def free_port_everywhere() -> int:
+    """A TCP port that is free on every address, and that no client is given: below the ephemeral ports."""
+    first = 20_000 + os.getpid() * 7 % 10_000
+    for port in range(first, first + 2_000):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("0.0.0.0", port))
+            return port
+    raise AssertionError("no port is free on every address")
+
+
 def moved(resource: Resource, port: int, tcp_port: int) -> Resource:
     """The same resource for loopback; the ports are where the listeners for HTTP and for TCP bind."""
     if resource.type_url not in (CLUSTER, LISTENER, ENDPOINTS, EXTENSION):
@@ -91,7 +102,7 @@ class NodeMesh:
     def __init__(self, mesh: Mesh, binary: str, directory: Path, port: int, tcp_port: int = 0) -> None:
         self.mesh = mesh
         self.port = port
-        self.tcp_port = tcp_port or free_port()
+        self.tcp_port = tcp_port or free_port_everywhere()
         self.store = ResourceStore()
         view = View(scopes=("mesh", "node-envoy", f"node-envoy/{NODE}"), node=NODE, kind="node-envoy")
         self.server = XdsServer(self.store, lambda node_id, metadata: view, time.monotonic)

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from tests.compiling import Mesh, pod, service, slice_of
-from tests.envoy.node_mesh import NodeMesh, free_port, loopback
+from tests.envoy.node_mesh import NodeMesh, free_port, free_port_everywhere, loopback
 from tests.envoy.real_envoy import until
 
 pytestmark = pytest.mark.envoy
@@ -86,7 +86,7 @@ async def start(envoy: str, tmp_path: Path) -> AsyncIterator[Start]:
     nodes: list[NodeMesh] = []
 
     async def run(*more: str) -> NodeMesh:
-        port = free_port()
+        port = free_port_everywhere()
         node = NodeMesh(Mesh(manifests(port) + "".join(more)), envoy, tmp_path, free_port(), port)
         nodes.append(node)
         for name, address in (("v1", V1), ("v2", V2), ("cache", STORE)):
