@@ -7,6 +7,7 @@ address: routes and veths are the node's. Reads the system, writes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 from collections.abc import Iterator, Mapping
@@ -56,17 +57,18 @@ def find_workloads(workloads: tuple[Workload, ...], cgroup_root: Path, known: Ma
                 peers.append((workload, *_peer(netlink, workload)))
             except (NotFound, NetlinkError) as err:
                 missing[workload.name] = str(err)
-        paths = {_namespace_id(netlink, path): path for path in dict(_namespaces(cgroup_root)).values()}
-    for workload, ifindex, namespace_id in peers:
-        try:
-            found = _enrolled(workload, ifindex, paths.get(namespace_id), known.get(workload.name))
-        except (NotFound, DatapathError, OSError) as err:
-            missing[workload.name] = str(err)
-            continue
-        if ifindex in enrolled:
-            missing[workload.name] = f"its interface is that of {enrolled[ifindex].workload}"
-        else:
-            enrolled[ifindex] = found
+        with _namespaces(cgroup_root) as namespaces:
+            paths = {_namespace_id(netlink, descriptor): descriptor for descriptor in namespaces}
+            for workload, ifindex, namespace_id in peers:
+                try:
+                    found = _enrolled(workload, ifindex, paths.get(namespace_id), known.get(workload.name))
+                except (NotFound, DatapathError, OSError) as err:
+                    missing[workload.name] = str(err)
+                    continue
+                if ifindex in enrolled:
+                    missing[workload.name] = f"its interface is that of {enrolled[ifindex].workload}"
+                else:
+                    enrolled[ifindex] = found
     return Findings(tuple(sorted(enrolled.values())), missing)
 
 
@@ -85,9 +87,10 @@ def _peer(netlink: IPRoute, workload: Workload) -> tuple[int, int]:
     return ifindex, int(namespace_id)
 
 
-def _enrolled(workload: Workload, ifindex: int, path: Path | None, known: Enrolled | None) -> Enrolled:
-    if path is not None:
-        return Enrolled(workload.name, netns_cookie(path), ifindex, workload.addresses)
+def _enrolled(workload: Workload, ifindex: int, descriptor: int | None, known: Enrolled | None) -> Enrolled:
+    if descriptor is not None:
+        cookie = netns_cookie(Path(f"/proc/self/fd/{descriptor}"))
+        return Enrolled(workload.name, cookie, ifindex, workload.addresses)
     if known is not None and known.ifindex == ifindex:
         return Enrolled(workload.name, known.cookie, ifindex, workload.addresses)
     raise NotFound("no process of the node's cgroup runs in its network namespace yet")
@@ -113,41 +116,43 @@ def _one(found: Any, otherwise: str) -> Any:
     raise NotFound(otherwise)
 
 
-def _namespace_id(netlink: IPRoute, path: Path) -> int:
+def _namespace_id(netlink: IPRoute, descriptor: int) -> int:
     """The number by which this namespace knows another one; -1: it does not.
 
     The kernel's own answer: the peer of a veth carries the same number (rtnetlink IFLA_LINK_NETNSID).
     """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return -1
-    try:
-        answer = netlink.get_netnsid(fd=descriptor)
-        number = answer["nsid"]
-        return -1 if number is None or number == 0xFFFFFFFF else int(number)
-    finally:
-        os.close(descriptor)
+    number = netlink.get_netnsid(fd=descriptor)["nsid"]
+    return -1 if number is None or number == 0xFFFFFFFF else int(number)
 
 
-def _namespaces(cgroup_root: Path) -> Iterator[tuple[int, Path]]:
-    """Network namespaces (inode, file) of the processes below a cgroup, our own left out.
+@contextlib.contextmanager
+def _namespaces(cgroup_root: Path) -> Iterator[tuple[int, ...]]:
+    """Descriptors of the network namespaces of the processes below a cgroup, our own left out.
 
-    Processes come and go while we look: one that is gone is skipped.
+    Processes come and go while we look: one that is gone is skipped, and a namespace stays open until the
+    look is over, so that a short-lived process in a pod can not make the pod appear to be missing.
     """
     own = OWN_NETNS.stat().st_ino
-    for directory, _, files in os.walk(cgroup_root):
-        if "cgroup.procs" not in files:
-            continue
-        try:
-            pids = (Path(directory) / "cgroup.procs").read_text().split()
-        except OSError:
-            continue
-        for pid in pids:
-            path = Path(f"/proc/{pid}/ns/net")
-            try:
+    opened: dict[int, int] = {}
+    try:
+        for pid in _processes(cgroup_root):
+            with contextlib.suppress(OSError):
+                path = Path(f"/proc/{pid}/ns/net")
                 inode = path.stat().st_ino
-            except OSError:
-                continue
-            if inode != own:
-                yield inode, path
+                if inode != own and inode not in opened:
+                    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                    # By the descriptor: the process may have gone to another namespace since.
+                    kept = opened.setdefault(os.fstat(descriptor).st_ino, descriptor)
+                    if kept != descriptor:
+                        os.close(descriptor)
+        yield tuple(descriptor for inode, descriptor in opened.items() if inode != own)
+    finally:
+        for descriptor in opened.values():
+            os.close(descriptor)
+
+
+def _processes(cgroup_root: Path) -> Iterator[str]:
+    for directory, _, files in os.walk(cgroup_root):
+        if "cgroup.procs" in files:
+            with contextlib.suppress(OSError):
+                yield from (Path(directory) / "cgroup.procs").read_text().split()
