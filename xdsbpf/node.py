@@ -155,7 +155,7 @@ async def _run(config: NodeAgentConfig, options: EnvoyOptions) -> None:
         async def status() -> agent_pb2.Status:
             return await _status(config, loop, client, enroller, envoy, reconciler)
 
-        server = StatusServer(config.status_socket, datapath.tables, status)
+        server = StatusServer(config.status_socket, datapath.tables, status, loop.nobodies)
         await server.start()
         try:
             await _until(stop, client.run(), enroller.run(), envoy.run(), loop.run())
@@ -227,7 +227,11 @@ async def _status(
         agent_pb2.Problem(subject=f"{p.type_url.rpartition('.')[2]} {p.name}", message=p.message) for p in loop.problems
     ]
     problems += [
-        agent_pb2.Problem(subject=workload, message=reason, hint="looked for again until it is found")
+        agent_pb2.Problem(
+            subject=workload,
+            message=f"nobody that a rule allows, because its interface is not guarded: {reason}",
+            hint="looked for again until it is found",
+        )
         for workload, reason in sorted(findings.missing.items())
     ]
     if reconciler.drift:

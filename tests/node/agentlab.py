@@ -111,6 +111,19 @@ class AgentLab:
         self.pods[number] = place
         return place
 
+    def bridge(self, number: int) -> None:
+        """Put a pod's interface on a bridge, as some networks do: its address leads to the bridge."""
+        ip("link", "add", f"b{number}", "type", "bridge", netns=NODE_NETNS)
+        ip("addr", "add", "169.254.1.1/32", "dev", f"b{number}", netns=NODE_NETNS)
+        ip("link", "set", f"b{number}", "up", netns=NODE_NETNS)
+        ip("link", "set", f"v{number}", "master", f"b{number}", netns=NODE_NETNS)
+        ip("route", "replace", f"{pod_address(number)}/32", "dev", f"b{number}", netns=NODE_NETNS)
+
+    def unbridge(self, number: int) -> None:
+        """Undo `bridge`."""
+        ip("link", "set", f"v{number}", "nomaster", netns=NODE_NETNS)
+        ip("route", "replace", f"{pod_address(number)}/32", "dev", f"v{number}", netns=NODE_NETNS)
+
     def replace_pod(self, number: int, server: Child) -> None:
         """End a pod and start another one with the same address and interface name."""
         server.kill()

@@ -15,9 +15,12 @@ from typing import Any
 
 import pytest
 
-from tests.kernel.nodelab import attempt, wait_until
+from tests.kernel.nodelab import ROOT_CGROUP, Place, attempt, wait_until
 from tests.node import agentlab
-from tests.node.agentlab import CGROUP, L7_VIP, PIN_ROOT, PORT, ROOT, VIP, AgentLab, pod_address
+from tests.node.agentlab import CGROUP, L7_VIP, NODE_NETNS, PIN_ROOT, PORT, ROOT, VIP, AgentLab, pod_address
+from xdsbpf.agent import enrolment
+from xdsbpf.agent.desired import Workload
+from xdsbpf.datapath.address import address16
 from xdsbpf.datapath.loader import open_datapath
 from xdsbpf.model import names
 
@@ -251,6 +254,41 @@ def test_a_pod_that_starts_later_is_enrolled_and_one_that_ends_is_forgotten(lab:
     lab.wait(lambda status: "default/pod5" not in status.enrolled, "pod 5 is forgotten")
 
 
+def a_pod_behind_a_bridge(lab: AgentLab) -> Place:
+    """Pod 5, the only one that the policy allows; returns the place of its packets, seen by no connect hook."""
+    lab.start_agent()
+    lab.wait(ready, "synced")
+    lab.add_pod(5)
+    lab.bridge(5)
+    lab.change(agentlab.node_config(1, 2, 3, 4, 5), *agentlab.identities(5), agentlab.allow_only(5, (3, 4)))
+    lab.wait(lambda status: status.not_enrolled == ["default/pod5"], "pod 5 is behind a bridge")
+    wait_until(lambda: {row.source for row in lab.tables().policies} == {agentlab.identity(5), "any"}, "the policy")
+    return Place("outsider", ROOT_CGROUP, "xba5")
+
+
+def test_a_pod_whose_interface_cannot_be_guarded_is_nobody_until_it_can(lab: AgentLab) -> None:
+    outsider = a_pod_behind_a_bridge(lab)
+    (row,) = [row for row in lab.tables().identities if row.address == pod_address(5)]
+    assert (row.identity, row.number) == ("", 0)
+    assert row.note.startswith("default/pod5: interface b5 has no peer")
+    assert "default/pod5" in {problem.subject for problem in lab.status().problems}
+    assert outsider.run(lambda: attempt(pod_address(3), PORT, timeout=1.0)) == "TIMEOUT"
+    assert lab.pods[5].run(lambda: attempt(VIP, 80)) == "EPERM"
+
+    lab.unbridge(5)
+    lab.wait(ready, "pod 5 is enrolled")
+    assert outsider.run(lambda: attempt(pod_address(3), PORT)) == "pod3"
+    assert lab.pods[5].run(lambda: attempt(VIP, 80)) in ("pod3", "pod4")
+    assert [row.note for row in lab.tables().identities if row.note] == []
+
+
+def test_without_that_rule_its_address_alone_would_do(lab: AgentLab) -> None:
+    """Mutation of the test above."""
+    lab.sabotage = "from xdsbpf.agent.image import Image as i; i._is_known_sender = lambda self, address: True\n"
+    outsider = a_pod_behind_a_bridge(lab)
+    assert outsider.run(lambda: attempt(pod_address(3), PORT)) == "pod3"
+
+
 def test_a_pod_that_is_replaced_at_its_address_is_enrolled_anew(lab: AgentLab) -> None:
     lab.start_agent()
     lab.wait(ready, "synced")
@@ -260,6 +298,23 @@ def test_a_pod_that_is_replaced_at_its_address_is_enrolled_anew(lab: AgentLab) -
     wait_until(lambda: lab.pods[1].run(lambda: attempt(VIP, 80)) in ("pod3", "pod4"), "the new pod 1 is let in")
     assert lab.tables().identities == before
     assert len(lab.guarded_interfaces()) == 4, "the old interface is forgotten"
+
+
+def test_a_process_that_ends_while_pods_are_looked_for_does_not_lose_its_pod(
+    lab: AgentLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = lab.children[0].pid
+    read_cookie = enrolment.netns_cookie
+
+    def late(path: Path) -> int:
+        os.kill(server, signal.SIGKILL)
+        wait_until(lambda: "zombie" in Path(f"/proc/{server}/status").read_text(), "pod 1 has no process")
+        return read_cookie(path)
+
+    monkeypatch.setattr(enrolment, "netns_cookie", late)
+    pods = (Workload("default/pod1", "1", (address16(agentlab.packed(pod_address(1))),), ""),)
+    host = Place("host", CGROUP / "agent", NODE_NETNS)
+    assert host.run(lambda: enrolment.find_workloads(pods, CGROUP, {})).missing == {}
 
 
 def test_an_address_is_given_to_no_pod_but_the_one_that_it_is_routed_to(lab: AgentLab) -> None:

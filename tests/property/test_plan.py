@@ -20,10 +20,12 @@ from xdsbpf.agent.desired import (
     Policy,
     PolicyEntry,
     Redirect,
+    Workload,
     frontend_name,
 )
-from xdsbpf.agent.ops import TABLES, Cause, Delete, Op, Realised
+from xdsbpf.agent.ops import TABLES, Cause, Delete, Op, Put, Realised
 from xdsbpf.agent.plan import Planner
+from xdsbpf.datapath import abi
 from xdsbpf.datapath.abi import AddressKey, FrontendKey, NameKey, NameSpace, PolicyKey, Verdict
 from xdsbpf.datapath.abi import Identity as IdentityNumber
 from xdsbpf.datapath.abi import Policy as PolicyValue
@@ -67,7 +69,12 @@ def desired_states(draw: st.DrawFn) -> DesiredState:
             for name in sorted(set(identity_of.values()))
         },
         policies=policies,
-        node=NodeConfig("n", draw(st.sampled_from(ADDRESSES[:2])), (), "t"),
+        node=NodeConfig(
+            "n",
+            draw(st.sampled_from(ADDRESSES[:2])),
+            tuple(Workload(f"d/{i}", "", (ADDRESSES[i],), "") for i in sorted(draw(st.sets(st.integers(0, 3))))),
+            "t",
+        ),
         enrolled=tuple(
             Enrolled(f"d/{i}", 1000 + i, 10 + i, (ADDRESSES[i],)) for i in sorted(draw(st.sets(st.integers(0, 3))))
         ),
@@ -223,6 +230,7 @@ def test_no_operation_of_a_plan_opens_closes_or_breaks_what_stays(states: list[D
     planner = Planner(realised)
     for previous, desired in itertools.pairwise([DesiredState(), *states]):
         result = planner.plan(desired, now, changed=changed(previous, desired))
+        check_senders(desired, copy(realised), result.ops)
         check_each_operation(realised, result.ops)
         assert not planner.plan(desired, now, changed=()).ops
         assert not planner.plan(desired, now).ops
@@ -253,6 +261,20 @@ def check_each_operation(realised: Realised, ops: tuple[Op, ...]) -> None:
             if last[query] == new[query]:
                 assert verdict_now == new[query], "a verdict went back after it was final"
         last = current
+
+
+def check_senders(desired: DesiredState, realised: Realised, ops: tuple[Op, ...]) -> None:
+    """A pod of this node becomes somebody when its interface is guarded, and is nobody without."""
+    assert desired.node is not None
+    interface_of = {address: found.ifindex for found in desired.enrolled for address in found.addresses}
+    local = {address for workload in desired.node.workloads for address in workload.addresses}
+    exposed = {host_key(address) for address in local if interface_of.get(address) not in realised.attached}
+    for op in ops:
+        if isinstance(op, Put) and isinstance(op.value, abi.Address) and op.key in exposed and op.value.identity:
+            assert interface_of[op.key.address] in realised.attached
+        realised.record(op)
+    for address in local - interface_of.keys():
+        assert host_key(address) not in realised.addresses or not realised.addresses[host_key(address)].identity
 
 
 @st.composite

@@ -78,12 +78,15 @@ class Fragment:
         """The policy that guards what two policies claim."""
         self.policy(Policy(CONFLICT_POLICY, (), (PolicyEntry(None, 0, abi.Verdict.DENY, ""),)))
 
-    def address(self, address: bytes, identities: list[str], policies: list[str]) -> None:
-        """Who an address is, and what guards it; both lists are sorted, one is not empty."""
+    def address(self, address: bytes, identities: list[str], policies: list[str], *, is_known_sender: bool) -> None:
+        """Who an address is, and what guards it; both lists are sorted, one is not empty.
+
+        `is_known_sender`: what is sent from the address is sent by its owner.
+        """
         cause = (POLICY, policies[0]) if policies else (IDENTITY, identities[0])
         # Security: which of two identities sends from here cannot be told, so it is nobody that a rule allows.
         identity: int = abi.Identity.UNKNOWN
-        if len(identities) == 1:
+        if len(identities) == 1 and is_known_sender:
             identity = self._number(NameSpace.IDENTITY, identities[0], (IDENTITY, identities[0]))
         guard = 0
         if policies:

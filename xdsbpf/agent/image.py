@@ -76,6 +76,11 @@ class Image:
         """Address, Backends or Policy -> the resources that refer to it."""
         self._conflicts: set[bytes] = set()
         self._enrolled: tuple[Enrolled, ...] = ()
+        self.interface_of: dict[bytes, int] = {}
+        """Enrolled address -> the interface that must be guarded before the address is anybody."""
+        self._node: NodeConfig | None = None
+        self._local: frozenset[bytes] | None = None
+        """Addresses of this node's workloads; None before the node's configuration came."""
 
     def table(self, name: TableName) -> dict[Any, tuple[Any, Cause]]:
         """Wanted entries of one map; slots of frontends are left zero, the plan places them."""
@@ -111,9 +116,29 @@ class Image:
             self._enrolled = desired.enrolled
             self.attached = frozenset(found.ifindex for found in desired.enrolled)
             owners.add(_WORKLOADS)
+            before = self.interface_of
+            self.interface_of = {address: found.ifindex for found in desired.enrolled for address in found.addresses}
+            owners |= before.keys() ^ self.interface_of.keys()
+        if desired.node is not None and desired.node is not self._node:
+            self._node = desired.node
+            owners.update(self._settle_local(desired.node))
         self._rebuild(owners)
         if bool(self._conflicts) != (_CONFLICT in self._wants):
             self._rebuild({_CONFLICT})
+
+    def _settle_local(self, node: NodeConfig) -> Iterable[Owner]:
+        """Take over which addresses are of this node. Returns: those of which it was not known before."""
+        local = frozenset(address for workload in node.workloads for address in workload.addresses)
+        before, self._local = self._local, local
+        return local ^ before if before is not None else [link for link in self._links if isinstance(link, bytes)]
+
+    def _is_known_sender(self, address: bytes) -> bool:
+        """Security: whoever shares a link with an interface that is not guarded could send from its address.
+
+        So a workload of this node is nobody until its interface is found (and the plan has it guarded). An
+        address of another node is that node's to guard.
+        """
+        return self._local is not None and (address not in self._local or address in self.interface_of)
 
     def _known(self, desired: DesiredState) -> set[Cause]:
         wanted = {(type_url, name) for type_url, values in _tables(desired).items() for name in values}
@@ -176,7 +201,7 @@ class Image:
         else:
             self._conflicts.discard(address)
         if claims:
-            fragment.address(address, identities, policies)
+            fragment.address(address, identities, policies, is_known_sender=self._is_known_sender(address))
 
     def _claims(self, address: bytes) -> list[Cause]:
         return sorted(self._links.get(address, ()))

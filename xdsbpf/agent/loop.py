@@ -16,6 +16,7 @@ from xdsbpf.agent.client import DatapathClient
 from xdsbpf.agent.enroller import Enroller
 from xdsbpf.agent.envoy import EnvoySupervisor
 from xdsbpf.agent.fragment import Problem
+from xdsbpf.agent.ops import interface_cause
 from xdsbpf.agent.received import Received
 from xdsbpf.agent.reconcile import VERIFY_INTERVAL, Outcome, Reconciler
 
@@ -56,6 +57,21 @@ class AgentLoop:
         failed = [Problem(*cause, reason) for cause, reason in self._outcome.failed.items()]
         rejected = [Problem(*cause, reason) for cause, reason in self._received.rejections.items()]
         return tuple(sorted({*self._outcome.problems, *failed, *rejected}))
+
+    def nobodies(self) -> dict[bytes, str]:
+        """Addresses of this node's pods that are no identity, because their interface is not guarded; and why."""
+        node = self._received.node_config()
+        findings, failed = self._enroller.findings, self._outcome.failed
+        interfaces = {found.workload: interface_cause(found.ifindex) for found in findings.enrolled}
+        found: dict[bytes, str] = {}
+        for workload in node.workloads if node else ():
+            if workload.name in interfaces:
+                reason = failed.get(interfaces[workload.name], "")
+            else:
+                reason = findings.missing.get(workload.name, "its interface has not been looked for yet")
+            if reason:
+                found |= dict.fromkeys(workload.addresses, f"{workload.name}: {reason}")
+        return found
 
     async def run(self) -> None:
         """Apply whenever there is a reason to; until cancelled."""

@@ -14,6 +14,7 @@ import msgspec
 from xdsbpf.agent.slots import SlotRanges
 from xdsbpf.datapath import abi
 from xdsbpf.errors import InvariantError
+from xdsbpf.model.names import NODE_CONFIG
 
 Cause = tuple[str, str]
 """(type URL, resource name) of the resource that an operation is for."""
@@ -240,6 +241,11 @@ def _references(table: TableName, key: Any, value: Any) -> tuple[Thing, ...]:
 
 def _guard(policy: int) -> tuple[Thing, ...]:
     return (abi.NameKey(abi.NameSpace.POLICY, policy), Verdicts(policy)) if policy else ()
+
+
+def interface_cause(ifindex: int) -> Cause:
+    """What guarding an interface fails under."""
+    return NODE_CONFIG, f"interface {ifindex}"
 
 
 def specificity(key: abi.PolicyKey) -> int:

@@ -1,9 +1,10 @@
 """The plan: ordered map writes that turn what the kernel holds into what it shall hold.
 
 A program in the kernel may run between any two operations, so the order is make before break:
-configuration, names, policy entries, addresses, workloads, endpoints, slots in a fresh range, then the
-one element of the frontend; what is no longer wanted goes in the reverse order, and what programs may
-still be reading only after a quarantine. Pure: time is passed in, failures are the reconciler's.
+configuration, names, policy entries, addresses, workloads, the identities that rest on their guarded
+interfaces, endpoints, slots in a fresh range, then the one element of the frontend; what is no longer
+wanted goes in the reverse order, and what programs may still be reading only after a quarantine. Pure:
+time is passed in, failures are the reconciler's.
 """
 
 from __future__ import annotations
@@ -30,11 +31,13 @@ from xdsbpf.agent.ops import (
     SlotRange,
     TableName,
     WriteSlots,
+    interface_cause,
     specificity,
 )
 from xdsbpf.agent.resting import Resting
 from xdsbpf.datapath import abi
 from xdsbpf.datapath.abi import PolicyKey
+from xdsbpf.datapath.address import host_key
 from xdsbpf.model.names import BACKENDS
 
 
@@ -91,11 +94,12 @@ class Planner:
         nothing is taken away: no entry is deleted, no address loses its identity or its guard, no frontend
         is put without its endpoints.
         Guarantees after every single operation: a frontend's slots and endpoints are there; an address
-        that is guarded before and after is guarded; a (policy, source, port) has its old verdict or its
-        new one, never a third. And from plan to plan: a policy that is gone keeps its verdicts until a second
-        after the last address and frontend have left it, for POLICY_LIMIT seconds at most (then what still
-        names it refuses), so a source that may use a service under its policies before and after may
-        use it in between, and one that may not never can.
+        that is guarded before and after is guarded; an address of a pod of this node is somebody only while
+        the pod's interface is guarded (before the first full state it may still be who it was); a (policy,
+        source, port) has its old verdict or its new one, never a third. And from plan to plan: a policy that
+        is gone keeps its verdicts until a second after the last address and frontend have left it, for
+        POLICY_LIMIT seconds at most (then what still names it refuses), so a source that may use a service
+        under its policies before and after may use it in between, and one that may not never can.
         Shape: one operation per changed entry; empty when nothing changed and no quarantine has ended.
         Cost: O(entries of what changed, is not yet as wanted, or has rested); no kernel access.
         Spec: datapath part C, "Consistency rules".
@@ -104,15 +108,17 @@ class Planner:
         self._resting.collect()
         differing = {name: self._differing(name) for name in TABLES}
         failed = self._image.failed
+        addresses, senders = self._address_puts(differing["addresses"], prune)
         slots, frontends = self._frontend_puts(differing["frontends"], failed, prune)
         ops: list[Op] = [
             *self._config(desired),
             *self._puts("names", sorted(differing["names"])),
             *self._puts("policies", sorted(differing["policies"], key=self._policy_order)),
-            *self._address_puts(differing["addresses"], prune),
+            *addresses,
             *self._puts("netns", sorted(differing["netns"])),
             *self._puts("veths", sorted(differing["veths"])),
             *(AttachVeth(ifindex) for ifindex in sorted(self._image.attached - self._realised.attached)),
+            *senders,
             *self._puts("backends", sorted(differing["backends"])),
             *slots,
             *frontends,
@@ -190,19 +196,32 @@ class Planner:
         entry = self._image.table("policies").get(key)
         return specificity(key), entry[0].verdict if entry else 0, key
 
-    def _address_puts(self, keys: Iterable[abi.AddressKey], prune: bool) -> Iterator[Op]:
-        """Guarded addresses first: if the map fills up, what is left out is an identity, not a guard.
+    def _address_puts(self, keys: Iterable[abi.AddressKey], prune: bool) -> tuple[list[Op], list[Op]]:
+        """Addresses, and again those that are somebody only when their interface is guarded.
 
+        Guarded addresses first: if the map fills up, what is left out is an identity, not a guard.
         Before the first full state a missing claim is not known to be gone: what the kernel has stays.
         """
         wanted, held = self._image.table("addresses"), self._realised.addresses
-        values = {key: wanted[key][0] for key in keys if key in wanted}
+        open_interfaces = self._image.attached - self._realised.attached
+        exposed = {
+            host_key(address): ifindex
+            for address, ifindex in (self._image.interface_of.items() if open_interfaces else ())
+            if ifindex in open_interfaces
+        }
+        puts: list[Op] = []
+        senders: list[Op] = []
+        values = {key: wanted[key][0] for key in {*keys, *exposed} if key in wanted}
         for key in sorted(values, key=lambda key: (values[key].policy == 0, key)):
-            value, before = values[key], held.get(key)
+            (value, cause), before = wanted[key], held.get(key)
             if not prune and before is not None:
                 value = abi.Address(value.identity or before.identity, value.policy or before.policy)
+            if key in exposed and value.identity:
+                senders.append(Put("addresses", key, value, cause, interface_cause(exposed[key])))
+                value = abi.Address(abi.Identity.UNKNOWN, value.policy)
             if value != before:
-                yield Put("addresses", key, value, wanted[key][1])
+                puts.append(Put("addresses", key, value, cause))
+        return puts, senders
 
     def _frontend_puts(
         self, keys: Iterable[abi.FrontendKey], failed: dict[Cause, str], prune: bool

@@ -28,12 +28,12 @@ from xdsbpf.agent.ops import (
     TableName,
     Verdicts,
     WriteSlots,
+    interface_cause,
 )
 from xdsbpf.agent.plan import NO_CGROUPS, Cgroups, Planner
 from xdsbpf.datapath import abi
 from xdsbpf.datapath.tables import Kernel
 from xdsbpf.errors import DatapathError, MapFull
-from xdsbpf.model.names import NODE_CONFIG
 
 VERIFY_INTERVAL = 30.0
 """Seconds between two comparisons of the mirror with the kernel (reliability D7)."""
@@ -250,7 +250,7 @@ def _cause(op: Op) -> Cause | None:
         case Put(cause=cause) | WriteSlots(cause=cause):
             return cause
         case AttachVeth(ifindex=ifindex) | DetachVeth(ifindex=ifindex):
-            return NODE_CONFIG, f"interface {ifindex}"
+            return interface_cause(ifindex)
         case _:
             return None
 
@@ -258,12 +258,13 @@ def _cause(op: Op) -> Cause | None:
 def _blocked(op: Op, failed: dict[Cause, str], incomplete: set[int]) -> bool:
     """True for what would build on something that is not there.
 
-    An address is never held back: one that shall be guarded is, by an incomplete policy if need be,
-    which denies what it does not hold. An old entry of an incomplete policy stays, it may be shielding.
+    The guard of an address is never held back: one that shall be guarded is, by an incomplete policy if
+    need be, which denies what it does not hold; its identity is, until its interface is guarded. An old
+    entry of an incomplete policy stays, it may be shielding.
     """
     match op:
-        case Put(table="addresses"):
-            return False
+        case Put(table="addresses", needs=needs):
+            return needs is not None and needs in failed
         case Put(cause=cause, needs=needs):
             return cause in failed or (needs is not None and needs in failed)
         case WriteSlots(cause=cause):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,8 +27,11 @@ M = TypeVar("M", agent_pb2.Tables, agent_pb2.Status)
 _PROTOCOLS = {6: "tcp", 17: "udp"}
 
 
-def read_tables(kernel: Kernel) -> agent_pb2.Tables:
-    """All tables as rows, sorted by address or name; a number without a name is shown as `#number`."""
+def read_tables(kernel: Kernel, nobodies: Mapping[bytes, str]) -> agent_pb2.Tables:
+    """All tables as rows, sorted by address or name; a number without a name is shown as `#number`.
+
+    `nobodies`: addresses of this node's pods whose interface is not guarded, with the reason.
+    """
     names = {(key.space, key.number): name.text for key, name in kernel.names.items()}
 
     def name(space: NameSpace, number: int) -> str:
@@ -44,6 +47,7 @@ def read_tables(kernel: Kernel) -> agent_pb2.Tables:
                 identity=name(NameSpace.IDENTITY, value.identity),
                 number=value.identity,
                 policy=name(NameSpace.POLICY, value.policy),
+                note=nobodies.get(key.address, ""),
             )
             for key, value in sorted(kernel.addresses.items())
         ],
@@ -111,11 +115,14 @@ def _prefix_text(key: abi.AddressKey) -> str:
 class StatusServer:
     """gRPC server on a unix socket; `status` is called for every GetStatus."""
 
-    def __init__(self, socket: Path, kernel: Kernel, status: Callable[[], Any]) -> None:
-        """`status`: coroutine function that returns an agent_pb2.Status."""
+    def __init__(
+        self, socket: Path, kernel: Kernel, status: Callable[[], Any], nobodies: Callable[[], Mapping[bytes, str]]
+    ) -> None:
+        """`status`: coroutine function that returns an agent_pb2.Status; `nobodies`: see `read_tables`."""
         self._socket = socket
         self._kernel = kernel
         self._status = status
+        self._nobodies = nobodies
         self._server = grpc.aio.server()
         self._readings: set[asyncio.Task[agent_pb2.Tables]] = set()
 
@@ -151,7 +158,7 @@ class StatusServer:
     async def _get_tables(self, request: agent_pb2.GetTablesRequest, context: object) -> agent_pb2.Tables:
         del request, context
         # All tables of a large mesh take a second: not on the loop that applies changes.
-        reading = asyncio.create_task(asyncio.to_thread(read_tables, self._kernel))
+        reading = asyncio.create_task(asyncio.to_thread(read_tables, self._kernel, self._nobodies()))
         self._readings.add(reading)
         reading.add_done_callback(self._readings.discard)
         return await asyncio.shield(reading)

@@ -127,13 +127,13 @@ def backends(agent: list[str] = AGENT, node: str = NODE, output: Output = OUTPUT
 
 @app.command()
 def identities(agent: list[str] = AGENT, node: str = NODE, output: Output = OUTPUT) -> None:
-    """Addresses, who they are, and the policy that guards them."""
+    """Addresses, who they are, the policy that guards them, and why a pod of the node is nobody."""
     rows: list[tuple[object, ...]] = [
-        (name, row.address, row.identity, row.number, row.policy)
+        (name, row.address, row.identity, row.number, row.policy, row.note)
         for name, tables in read_agents(agent, node)
         for row in tables.identities
     ]
-    _show(output, "Identities", ("NODE", "ADDRESS", "IDENTITY", "NUMBER", "POLICY"), rows)
+    _show(output, "Identities", ("NODE", "ADDRESS", "IDENTITY", "NUMBER", "POLICY", "NOTE"), rows)
 
 
 @app.command()

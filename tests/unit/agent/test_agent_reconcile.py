@@ -16,8 +16,10 @@ from xdsbpf.agent.desired import (
     Enrolled,
     Frontend,
     Identity,
+    NodeConfig,
     Policy,
     PolicyEntry,
+    Workload,
     frontend_name,
 )
 from xdsbpf.agent.ops import Put, Realised
@@ -32,6 +34,7 @@ from xdsbpf.model.names import BACKENDS, FRONTEND, POLICY
 
 PODS = [address16(bytes((10, 0, 0, last))) for last in range(1, 9)]
 VIP = address16(bytes((240, 0, 0, 1)))
+NODE = NodeConfig("n", bytes(16), (Workload("d/pod", "1", (PODS[0],), "spiffe://t/b"),), "t")
 
 
 class FakeHooks:
@@ -67,6 +70,7 @@ def small_state() -> DesiredState:
         **service("web:80", VIP, PODS[0], PODS[1]),
         identities={"spiffe://t/a": Identity("spiffe://t/a", (PODS[2],))},
         policies={"d/p": guarded("d/p", PODS[0], allow=("spiffe://t/a",))},
+        node=NODE,
         enrolled=(Enrolled("d/pod", 77, 5, (PODS[0],)),),
     )
 
@@ -103,7 +107,7 @@ def test_tampering_is_counted_and_repaired() -> None:
     kernel, hooks = MemoryTables(), FakeHooks()
     reconciler = Reconciler(kernel, hooks)
     reconciler.apply(small_state(), 0.0, prune=True)
-    good = read_tables(kernel)
+    good = read_tables(kernel, {})
     assert verify(reconciler, small_state(), 1.0).applied == 0
     assert reconciler.drift == 0
 
@@ -116,7 +120,7 @@ def test_tampering_is_counted_and_repaired() -> None:
     hooks.attached.clear()
     assert verify(reconciler, small_state(), 2.0).applied >= 5
     assert reconciler.drift == 5, "frontend, two addresses, one policy entry, one link"
-    assert read_tables(kernel) == good
+    assert read_tables(kernel, {}) == good
     assert hooks.attached == {5}
 
 
@@ -124,7 +128,7 @@ def test_changes_during_the_check_are_no_drift_and_drift_is_still_found(monkeypa
     monkeypatch.setattr(reconcile, "_SLICE", 1)
     kernel, hooks = MemoryTables(), FakeHooks()
     reconciler = Reconciler(kernel, hooks)
-    state = DesiredState(identities={name: Identity(name, (PODS[i],)) for i, name in enumerate("abcd")})
+    state = DesiredState(node=NODE, identities={name: Identity(name, (PODS[i + 1],)) for i, name in enumerate("abcd")})
     reconciler.apply(state, 0.0, prune=True)
     stray = host_key(bytes((10, 9, 9, 9)))
     kernel.addresses.put(stray, abi.Address(256, 0))
@@ -282,7 +286,8 @@ def test_the_status_shows_names_and_weights() -> None:
     weighted = Backends("web:80", (Backend(PODS[0], 8080, 3), Backend(PODS[1], 8080, 1)))
     state = msgspec.structs.replace(small_state(), backends={"web:80": weighted})
     Reconciler(kernel, FakeHooks()).apply(state, 0.0, prune=True)
-    tables = read_tables(kernel)
+    tables = read_tables(kernel, {PODS[0]: "d/pod: no interface"})
+    assert {row.address: row.note for row in tables.identities} == {"10.0.0.1": "d/pod: no interface", "10.0.0.3": ""}
     assert [(row.address, row.service, row.plane) for row in tables.frontends] == [("240.0.0.1", "web:80", "L4")]
     assert {(row.address, row.weight) for row in tables.backends} == {("10.0.0.1", 3), ("10.0.0.2", 1)}
     assert {(row.address, row.identity, row.policy) for row in tables.identities} == {

@@ -146,11 +146,14 @@ class IdentityRow(_message.Message):
     IDENTITY_FIELD_NUMBER: _builtins.int
     NUMBER_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     identity: _builtins.str
     number: _builtins.int
     policy: _builtins.str
     """Name of the policy that guards this address, empty if none."""
+    note: _builtins.str
+    """Why nobody is known to send from this address of a pod of the node, empty if somebody is."""
     def __init__(
         self,
         *,
@@ -158,10 +161,11 @@ class IdentityRow(_message.Message):
         identity: _builtins.str = ...,
         number: _builtins.int = ...,
         policy: _builtins.str = ...,
+        note: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "identity", b"identity", "number", b"number", "policy", b"policy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "identity", b"identity", "note", b"note", "number", b"number", "policy", b"policy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
