@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from xdsbpf.xds.grpcio import GrpcTransport
-from xdsbpf.xds.h2.server import H2Transport
 from xdsbpf.xds.server import XdsServer
+from xdsbpf.xds.transports import TRANSPORTS
 
 # Kernel tests fork children into pods. gRPC, once loaded, would wait in that fork for its own threads, at times for
 # ever; the children use no gRPC. Read when gRPC is imported, hence here.
@@ -45,9 +44,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if marker in required:
                 raise pytest.UsageError(f"{item.nodeid}: {reason}, and XDSBPF_REQUIRE asks for it")
             item.add_marker(pytest.mark.skip(reason=reason))
-
-
-TRANSPORTS = {"grpcio": GrpcTransport, "fast": H2Transport}
 
 
 @pytest.fixture(params=sorted(TRANSPORTS))

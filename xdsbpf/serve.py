@@ -37,6 +37,7 @@ from xdsbpf.xds.server import XdsServer
 from xdsbpf.xds.services import METHODS
 from xdsbpf.xds.store import AGENT, ENVOY, NODE_ENVOY, View
 from xdsbpf.xds.transport import Peer
+from xdsbpf.xds.transports import DEFAULT_TRANSPORT, TRANSPORTS
 
 log = structlog.get_logger(__name__)
 
@@ -59,6 +60,8 @@ class ServeConfig(msgspec.Struct, frozen=True):
     envoy_paths: tuple[Path, ...] = ()
     listen: tuple[str, ...] = ("127.0.0.1:15010",)
     settings: MeshSettings = MeshSettings()
+    transport: str = DEFAULT_TRANSPORT
+    """A key of `TRANSPORTS`."""
 
 
 def view_of(node_id: str, globs: Iterable[Globs] = ()) -> View:
@@ -99,6 +102,7 @@ class ControlPlane:
                 **ClientStatus(self.compiler.store, lambda: self.server.streams.sessions()).handlers(),
                 **LoadReporting(self.load_reports, _admit).handlers(),
             },
+            transport=TRANSPORTS[config.transport],
         )
         self.source = FileSource(config.paths, self.take, envoy_paths=config.envoy_paths)
         self.ready = asyncio.Event()

@@ -13,10 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import pytest
 from serve_rig import MESH
 
+from xdsbpf.model.names import CLUSTER
 from xdsbpf.unix_http import UnixConnection
+from xdsbpf.xds import protocol
 
 DEADLINE_S = 30.0
 
@@ -67,8 +70,8 @@ class Serve:
 
 
 @contextmanager
-def serving(directory: Path) -> Iterator[Serve]:
-    serve = Serve(directory)
+def serving(directory: Path, *arguments: str) -> Iterator[Serve]:
+    serve = Serve(directory, *arguments)
     try:
         until(serve.is_ready)
         yield serve
@@ -83,8 +86,9 @@ def errors_of(text: str) -> str:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_with_0_and_leaves_no_socket(tmp_path: Path, number: signal.Signals) -> None:
-    with serving(tmp_path) as serve:
+@pytest.mark.parametrize("transport", ["grpcio", "fast"])
+def test_a_signal_ends_it_with_0_and_leaves_no_socket(tmp_path: Path, number: signal.Signals, transport: str) -> None:
+    with serving(tmp_path, "--transport", transport) as serve:
         assert serve.xds.exists()
         before = time.monotonic()
         serve.process.send_signal(number)
@@ -119,6 +123,22 @@ def test_a_second_one_on_the_same_sockets_is_refused_and_the_first_goes_on(tmp_p
         assert serve.is_ready()
         assert serve.xds.exists()
     assert not (tmp_path / "other.sock").exists()
+
+
+def test_the_fast_transport_serves_clients(tmp_path: Path) -> None:
+    with serving(tmp_path, "--transport", "fast") as serve:
+        with grpc.insecure_channel(f"unix:{serve.xds}") as channel:
+            stream = channel.stream_stream(protocol.DELTA_ADS)
+            first = protocol.encode_request(CLUSTER, node_id="node~127.0.0.1~node1~cluster.local")
+            got = protocol.decode_response(next(stream(iter([first]), timeout=DEADLINE_S)))
+        assert got.type_url == CLUSTER
+        assert serve.is_ready()
+
+
+def test_an_unknown_transport_is_refused(tmp_path: Path) -> None:
+    code, errors = Serve(tmp_path, "--transport", "quick").ended()
+    assert code == 64
+    assert "fast or grpcio" in errors
 
 
 @pytest.mark.parametrize("which", ["xds", "admin"])

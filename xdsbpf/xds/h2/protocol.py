@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Protocol
+from typing import Protocol, cast
 
 import structlog
 
@@ -68,8 +68,7 @@ class H2Protocol(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = transport = cast(asyncio.Transport, transport)  # uvloop's are not of that class
         now = self._loop.time()
         self._opened_at = self._heard_at = self._busy_at = now
         self._ping_at = self._paused_at = self._closing_at = 0.0
