@@ -183,7 +183,7 @@ class Streams:
             view,
             self.store,
             node_id=node_id,
-            gate=self.gate if view.kind == AGENT else None,
+            gate=self.gate if view.kind in (AGENT, NODE_ENVOY) else None,
             ledger=ledger,
             nonces=self._nonces,
             clock=self._clock,
