@@ -173,6 +173,14 @@ def test_messages_are_cut_wherever_frames_are() -> None:
         assert wire.connection.buffered == 0
 
 
+def test_what_a_reset_stream_held_is_given_back() -> None:
+    wire = Wire()
+    wire.say(headers(), data(1, message(b"x" * 1_000)))
+    assert wire.connection.bytes_held == 1_005
+    wire.say(frames.rst_stream(1, Code.CANCEL))
+    assert wire.connection.bytes_held == 0
+
+
 def test_a_compressed_message_is_unimplemented() -> None:
     wire = Wire()
     wire.say(headers(), data(1, b"\x01\0\0\0\x01a"))

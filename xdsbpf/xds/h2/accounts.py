@@ -13,13 +13,13 @@ from xdsbpf.xds.h2.limits import Bucket, Limits
 class Accounts:
     """The accounts of one connection; `now` is the monotonic time of the bytes that are being looked at."""
 
-    __slots__ = ("_idle", "_resets", "_returnable", "_window", "_window_size", "now")
+    __slots__ = ("_idle", "_resets", "_returnable", "_window_size", "now")
 
     def __init__(self, limits: Limits, now: float) -> None:
         self.now = now
         self._idle = Bucket(limits.idle_frames, limits.idle_frames_per_s, now)
         self._resets = Bucket(limits.resets, limits.resets_per_s, now)
-        self._window = self._window_size = limits.connection_window
+        self._window_size = limits.connection_window
         self._returnable = 0
 
     def spend_idle(self, cost: float = 1.0) -> None:
@@ -40,15 +40,11 @@ class Accounts:
         """DATA of `size` bytes, padding included; the WINDOW_UPDATE that is due, b"" for none.
 
         The connection's credit is returned whether the data is read or not, so that one unread stream never stops
-        another. Raises: ConnectionFault if the peer had no credit (section 6.9.1).
+        another. So a peer never lacks it, and what streams hold is bounded by their windows and `max_buffered`.
         """
-        if size > self._window:
-            raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "DATA beyond the connection's window")
-        self._window -= size
         self._returnable += size
         if self._returnable < self._window_size // 4:
             return b""
         returned = self._returnable
-        self._window += returned
         self._returnable = 0
         return frames.window_update(0, returned)

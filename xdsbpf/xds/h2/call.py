@@ -7,12 +7,11 @@ tasks.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
 from typing import Protocol
 
 from xdsbpf.errors import ProtocolError
 from xdsbpf.xds.h2.stream import Stream
-from xdsbpf.xds.transport import Peer
+from xdsbpf.xds.transport import Handler, Peer
 
 
 class Carrier(Protocol):
@@ -69,11 +68,11 @@ class H2Call:
         finally:
             self._writer = None
 
-    def start(self, serving: Awaitable[None]) -> asyncio.Task[None]:
+    def start(self, handler: Handler) -> asyncio.Task[None]:
         """Run the handler in a task of its own."""
 
         async def serve() -> None:
-            await serving
+            await handler(self)
 
         self.task = asyncio.get_running_loop().create_task(serve())
         return self.task

@@ -201,7 +201,7 @@ class H2Protocol(asyncio.Protocol):
             self._connection.release()
             return
         call = self.calls[stream.id] = H2Call(self, stream, head.path, self.peer)
-        call.start(handler(call)).add_done_callback(lambda task: self._on_done(call, task))
+        call.start(handler).add_done_callback(lambda task: self._on_done(call, task))
         if timeout is not None:
             late = ProtocolError("DEADLINE_EXCEEDED", "the client's deadline has passed")
             call.deadline = self._loop.call_later(timeout, call.cancel, late)
