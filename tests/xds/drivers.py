@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from google.protobuf import json_format
 
 from tests.xds.client import Client
-from tests.xds.resources import BUILDERS, PREFIX, RTDS, Served, runtime
+from tests.xds.resources import PREFIX, RTDS, Served, runtime
 from tests.xds.wire import Variant
 from xdsbpf.model.resource import Resource, make_resource
 from xdsbpf.xds.server import XdsServer
@@ -47,6 +47,7 @@ class InProcess:
 
     def __init__(self, make_server: Callable[[ResourceStore], XdsServer] | None = None) -> None:
         self._make_server = make_server or _server
+        self._served: dict[Key, Served] = {}
         self.store = ResourceStore()
         self.server = self._make_server(self.store)
         self.address = ""
@@ -56,13 +57,17 @@ class InProcess:
         (self.address,) = await self.server.start(["127.0.0.1:0"])
 
     async def change(self, puts: Iterable[Served], removes: Iterable[Key]) -> None:
-        self.server.changed(self.store.apply(_SCOPE, [_resource(served) for served in puts], tuple(removes)))
+        puts, removes = tuple(puts), tuple(removes)
+        for key in removes:
+            self._served.pop(key, None)
+        self._served.update({(served.type_url, served.name): served for served in puts})
+        self.server.changed(self.store.apply(_SCOPE, [_resource(served) for served in puts], removes))
 
     async def restart(self) -> None:
-        """A new server, on a new address, over a new store with the same content: a second replica looks the same."""
+        """A new server, on a new address, that builds all anew: a second replica looks the same."""
         await self.server.stop(0.0)
-        before, self.store = self.store, ResourceStore()
-        self.store.apply(_SCOPE, [item for type_url in _types(before) for item in before.wildcard(_VIEW, type_url)])
+        self.store = ResourceStore()
+        self.store.apply(_SCOPE, [_resource(served) for served in self._served.values()])
         self.server = self._make_server(self.store)
         await self.start()
 
@@ -134,10 +139,6 @@ def _one_view(node_id: str, metadata: Mapping[str, object]) -> View:
 
 def _resource(served: Served) -> Resource:
     return make_resource(served.type_url, served.name, served.message.SerializeToString(deterministic=True))
-
-
-def _types(store: ResourceStore) -> tuple[str, ...]:
-    return tuple(type_url for type_url in BUILDERS if store.names(_SCOPE, type_url))
 
 
 def _as_json(served: Served) -> dict[str, Any]:

@@ -1,72 +1,30 @@
-"""Broken servers: for a rule, the smallest change of the product that breaks it, and the test that must see it.
-
-In: a function and a piece of its source. Out: the same function with that piece replaced, for the time of one test. A
-piece that is no longer in the source is an error: whoever changes the code says how to break it now.
-"""
+"""Broken servers: for a rule, the smallest change of the product that breaks it, and the test that must see it."""
 
 from __future__ import annotations
 
-import inspect
-import textwrap
-from collections.abc import Callable
-from typing import Any
-
-import msgspec
+import itertools
 
 from tests.xds import test_a1_streams as a1
 from tests.xds import test_a2_sotw as a2
 from tests.xds import test_a3_delta as a3
 from tests.xds import test_a4_ordering as a4
 from tests.xds import test_a5_flow as a5
+from tests.xds.mutation import Edit, Mutant, Value
 from tests.xds.resources import CDS, EDS
 from tests.xds.wire import Variant
-from xdsbpf.xds import delta, protocol, session, shared, sotw, subscription
+from xdsbpf.model import resource
+from xdsbpf.xds import delta, grpcio, protocol, request, session, shared, sotw, subscription
 
 SOTW, SOTW_TYPE = Variant.SOTW_ADS, Variant.SOTW_TYPE
 DELTA, DELTA_TYPE = Variant.DELTA_ADS, Variant.DELTA_TYPE
 
 
-class Edit(msgspec.Struct, frozen=True):
-    """In the function `name` of `owner` (a class or a module), `old` becomes `new`."""
-
-    owner: Any
-    name: str
-    old: str
-    new: str
-
-    def apply(self) -> Any:
-        """The function as edited."""
-        original = inspect.getattr_static(self.owner, self.name)
-        source = textwrap.dedent(inspect.getsource(original))
-        assert self.old in source, f"{self.name} has no {self.old!r} any more: say how to break it now"
-        found: dict[str, Any] = {}
-        code = compile(source.replace(self.old, self.new), f"<mutant of {self.name}>", "exec", dont_inherit=True)
-        exec(code, original.__globals__, found)
-        return found[self.name]
+_numbers = itertools.count()
 
 
-class Value(msgspec.Struct, frozen=True):
-    """A constant of a module becomes `new`."""
-
-    owner: Any
-    name: str
-    new: Any
-
-    def apply(self) -> Any:
-        """The other value."""
-        assert hasattr(self.owner, self.name), f"no constant {self.name} any more"
-        return self.new
-
-
-class Mutant(msgspec.Struct, frozen=True):
-    """A rule broken: in one sentence, by an edit, seen by `test` in `variant`."""
-
-    rule: int
-    breaks: str
-    edit: Edit | Value
-    test: Callable[..., Any]
-    variant: Variant
-    arguments: dict[str, Any] = {}
+def _counted(body: bytes) -> str:
+    """A version that says nothing about the content."""
+    return str(next(_numbers))
 
 
 _D, _S, _B, _SUB = delta.DeltaSession, sotw.SotwSession, session.Session, subscription.Subscription
@@ -250,5 +208,166 @@ MUTANTS: tuple[Mutant, ...] = (
         a5.test_a_refused_resource_does_not_hold_back_the_others,
         DELTA,
         {"type_url": CDS},
+    ),
+    Mutant(
+        5,
+        "an unknown type ends the stream",
+        Edit(_B, "_type_of", "if not type_url:", "if not type_url or not self._reader.knows_type(type_url):"),
+        a1.test_an_unknown_type_leaves_the_others_alone,
+        DELTA,
+    ),
+    Mutant(
+        6,
+        "broken bytes are the server's fault",
+        Edit(request, "_parse", "INVALID_ARGUMENT", "INTERNAL"),
+        a1.test_bytes_that_are_no_request_end_their_own_stream_only,
+        SOTW,
+    ),
+    Mutant(
+        7,
+        "only the first of pipelined requests counts",
+        Edit(_S, "_later_request", "self._take_names(subscription, request.names)", "pass"),
+        a1.test_of_pipelined_requests_the_last_one_is_answered_in_full,
+        SOTW,
+    ),
+    Mutant(
+        9,
+        "names count only in an ACK or a NACK",
+        Edit(
+            _S,
+            "_later_request",
+            _TRUE_NONCE,
+            "if request.nonce != subscription.last_nonce or (request.error is None and not subscription.in_flight):",
+        ),
+        a2.test_names_that_change_at_an_old_version_are_no_nack,
+        SOTW,
+    ),
+    Mutant(
+        14,
+        "an answer waits until all names exist",
+        Edit(
+            _S,
+            "_next_update",
+            "if subscription.in_flight or ",
+            "if any(self._visible(subscription, name) is None for name in subscription.names) or ",
+        ),
+        a2.test_what_exists_is_answered_at_once_and_the_missing_when_it_is_created,
+        SOTW,
+        {"type_url": EDS},
+    ),
+    Mutant(
+        16,
+        "giving up all names is answered",
+        Edit(
+            _S,
+            "_take_names",
+            "forgotten = ",
+            "subscription.answer_due = subscription.answer_due or not wanted\n    forgotten = ",
+        ),
+        a2.test_giving_up_all_names_is_not_answered,
+        SOTW,
+        {"type_url": EDS},
+    ),
+    Mutant(
+        18,
+        "unsubscribe comes first",
+        Edit(
+            _D,
+            "_later_request",
+            "star = subscription.subscribe(request.subscribe)",
+            "subscription.unsubscribe(request.unsubscribe, self._stamp)\n    "
+            "star = subscription.subscribe(request.subscribe)\n    request = DeltaRequest('', request.subscribe)",
+        ),
+        a3.test_a_name_in_both_lists_ends_unsubscribed,
+        DELTA,
+    ),
+    Mutant(
+        23,
+        "an unsubscribe under a wildcard is not answered",
+        Edit(_SUB, "unsubscribe", "elif self.is_wildcard or self.in_glob(name):", "elif False:"),
+        a3.test_a_name_unsubscribed_under_a_wildcard_is_answered_with_what_the_wildcard_holds,
+        DELTA,
+    ),
+    Mutant(
+        24,
+        "a name ends the legacy wildcard",
+        Edit(_SUB, "subscribe", "self.names.add(name)", "self.names.add(name); self.wildcard = Wildcard.NONE"),
+        a3.test_a_legacy_wildcard_outlives_names_and_ends_with_a_star,
+        DELTA,
+    ),
+    Mutant(
+        26,
+        "a glob is a name",
+        Edit(_SUB, "in_glob", "return any(", "return False and any("),
+        a3.test_a_glob_collection_is_a_wildcard_of_its_prefix,
+        DELTA,
+    ),
+    Mutant(
+        28,
+        "versions differ between replicas",
+        Value(resource, "version_of", _counted),
+        a3.test_a_failover_to_a_replica_sends_nothing_again,
+        DELTA,
+    ),
+    Mutant(
+        29,
+        "a change that changes nothing has another version",
+        Value(resource, "version_of", _counted),
+        a3.test_a_version_changes_if_and_only_if_the_content_does,
+        DELTA,
+    ),
+    Mutant(
+        31,
+        "an unknown virtual host is removed",
+        Edit(_D, "_settle_missing", "if held is None and subscription.type_url == names.VIRTUAL_HOST:", "if False:"),
+        a3.test_an_unknown_virtual_host_is_answered_with_its_name_as_alias_and_no_body,
+        DELTA,
+    ),
+    Mutant(
+        32,
+        "types are sent in no order",
+        Edit(_B, "_insert", "_RANK.get(item[0], len(_RANK))", "-_RANK.get(item[0], len(_RANK))"),
+        a4.test_one_change_arrives_in_the_order_of_references,
+        DELTA,
+    ),
+    Mutant(
+        32,
+        "a removal waits for nothing",
+        Edit(_B, "_may_leave", "default=self._stamp + 1)", "default=0) * 0 + self._stamp + 1"),
+        a4.test_a_cluster_leaves_only_after_the_routes_that_left_it_were_acked,
+        DELTA,
+    ),
+    Mutant(
+        37,
+        "no endpoints are a removal",
+        Edit(
+            _B,
+            "_visible",
+            "if resource is None or ",
+            "if resource is not None and len(resource.body) == 3:\n        return None\n    if resource is None or ",
+        ),
+        a4.test_no_endpoints_are_sent_as_an_empty_assignment_and_not_as_a_removal,
+        DELTA,
+    ),
+    Mutant(
+        46,
+        "a request has four megabytes at most",
+        Value(grpcio, "_OPTIONS", []),
+        a5.test_a_client_that_claims_two_hundred_thousand_names_is_served,
+        DELTA,
+    ),
+    Mutant(
+        47,
+        "pings are punished",
+        Value(grpcio, "_OPTIONS", []),
+        a5.test_pings_of_a_client_are_answered_and_never_too_many,
+        DELTA,
+    ),
+    Mutant(
+        50,
+        "changes do not wait for the ACK",
+        Edit(_D, "_next_update", "and not subscription.in_flight and ", "and "),
+        a5.test_a_burst_of_changes_reaches_a_client_in_few_responses,
+        DELTA,
     ),
 )

@@ -9,7 +9,8 @@ import pytest
 
 from tests.xds.drivers import InProcess
 from tests.xds.lab import running_lab
-from tests.xds.mutants import MUTANTS, Mutant
+from tests.xds.mutants import MUTANTS
+from tests.xds.mutation import Mutant
 
 QUIET_S = 0.08
 DEADLINE_S = 0.6
