@@ -18,6 +18,9 @@ from tests.xds.client import Client
 from tests.xds.resources import PREFIX, RTDS, Served, runtime
 from tests.xds.wire import Variant
 from xdsbpf.model.resource import Resource, make_resource
+from xdsbpf.xds.client_status import ClientStatus
+from xdsbpf.xds.load_reporting import LoadReporting
+from xdsbpf.xds.load_reports import LoadReports
 from xdsbpf.xds.server import XdsServer
 from xdsbpf.xds.store import ResourceStore, View
 
@@ -130,7 +133,12 @@ _VIEW = View((_SCOPE,), "", "envoy")
 
 
 def _server(store: ResourceStore) -> XdsServer:
-    return XdsServer(store, _one_view, time.monotonic)
+    """Our server, with the services beside xDS that `xdsbpf serve` has."""
+    status = ClientStatus(store, lambda: server.streams.sessions())
+    reporting = LoadReporting(LoadReports(), lambda *_: None)
+    handlers = {**status.handlers(), **reporting.handlers()}
+    server = XdsServer(store, _one_view, time.monotonic, more_handlers=handlers)
+    return server
 
 
 def _one_view(node_id: str, metadata: Mapping[str, object]) -> View:

@@ -291,7 +291,12 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         24,
         "a name ends the legacy wildcard",
-        Edit(_SUB, "subscribe", "self.names.add(name)", "self.names.add(name); self.wildcard = Wildcard.NONE"),
+        Edit(
+            _SUB,
+            "subscribe",
+            "self._own_names().add(name)",
+            "self._own_names().add(name); self.wildcard = Wildcard.NONE",
+        ),
         a3.test_a_legacy_wildcard_outlives_names_and_ends_with_a_star,
         DELTA,
     ),
