@@ -75,6 +75,8 @@ class Image:
         self._links: defaultdict[Owner, set[Cause]] = defaultdict(set)
         """Address, Backends or Policy -> the resources that refer to it."""
         self._conflicts: set[bytes] = set()
+        self.contested: set[bytes] = set()
+        """Addresses that several identities claim: they are nobody's, whatever else is still to come."""
         self._enrolled: tuple[Enrolled, ...] = ()
         self.interface_of: dict[bytes, int] = {}
         """Enrolled address -> the interface that must be guarded before the address is anybody."""
@@ -200,6 +202,10 @@ class Image:
             self._conflicts.add(address)
         else:
             self._conflicts.discard(address)
+        if len(identities) > 1:
+            self.contested.add(address)
+        else:
+            self.contested.discard(address)
         if claims:
             fragment.address(address, identities, policies, is_known_sender=self._is_known_sender(address))
 

@@ -200,7 +200,8 @@ class Planner:
         """Addresses, and again those that are somebody only when their interface is guarded.
 
         Guarded addresses first: if the map fills up, what is left out is an identity, not a guard.
-        Before the first full state a missing claim is not known to be gone: what the kernel has stays.
+        Before the first full state a missing claim is not known to be gone: what the kernel has stays, unless
+        there are two claims already.
         """
         wanted, held = self._image.table("addresses"), self._realised.addresses
         open_interfaces = self._image.attached - self._realised.attached
@@ -215,7 +216,8 @@ class Planner:
         for key in sorted(values, key=lambda key: (values[key].policy == 0, key)):
             (value, cause), before = wanted[key], held.get(key)
             if not prune and before is not None:
-                value = abi.Address(value.identity or before.identity, value.policy or before.policy)
+                identity = 0 if key.address in self._image.contested else value.identity or before.identity
+                value = abi.Address(identity, value.policy or before.policy)
             if key in exposed and value.identity:
                 senders.append(Put("addresses", key, value, cause, interface_cause(exposed[key])))
                 value = abi.Address(abi.Identity.UNKNOWN, value.policy)

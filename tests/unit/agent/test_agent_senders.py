@@ -126,3 +126,15 @@ def test_nobody_is_somebody_before_the_node_is_known() -> None:
     assert kernel.identity(THERE) == kernel.identity(HERE) == 0
     apply(kernel, msgspec.structs.replace(MISSING, node=None), MISSING)
     assert kernel.identity(THERE) >= abi.Identity.FIRST
+
+
+def test_a_contested_address_is_nobodys_at_once_even_before_the_first_full_state() -> None:
+    kernel = Kernel()
+    apply(kernel, ENROLLED)
+    other = {"spiffe://t/b": Identity("spiffe://t/b", (HERE,))}
+    reborn = Reconciler(kernel.tables, kernel)
+    reborn.apply(msgspec.structs.replace(ENROLLED, identities={}), 1.0, prune=False)
+    assert kernel.identity(HERE) >= abi.Identity.FIRST, "a claim that has not come yet is not gone"
+    reborn.apply(msgspec.structs.replace(ENROLLED, identities=dict(MISSING.identities) | other), 1.1, prune=False)
+    assert kernel.identity(HERE) == 0
+    assert kernel.is_guarded()
