@@ -17,13 +17,16 @@
 #define XB_LEAVE   0
 #define XB_REWRITE 1
 
-/* Identity of the caller: its network namespace belongs to one workload, or to nobody we know. */
+/*
+ * Identity of the caller: its network namespace belongs to one workload, or to nobody we know. A policy
+ * that goes by addresses has entries for the latter: the ingress, which sees the address, decides.
+ */
 static __always_inline __u32 xb_source_of(struct bpf_sock_addr *ctx)
 {
 	struct xb_netns_key key = { .cookie = bpf_get_netns_cookie(ctx) };
 	struct xb_netns *owner = bpf_map_lookup_elem(&xb_netns, &key);
 
-	return owner ? xb_identity_of(owner->address) : XB_IDENTITY_UNKNOWN;
+	return owner ? xb_identity_of(owner->address) : XB_IDENTITY_UNLOCATED;
 }
 
 /*

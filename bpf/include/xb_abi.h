@@ -35,6 +35,7 @@ enum xb_limit {
 /* Reserved identity numbers. Allocated ones start at XB_IDENTITY_FIRST. 0 is never "any". */
 enum xb_identity {
 	XB_IDENTITY_UNKNOWN = 0,
+	XB_IDENTITY_UNLOCATED = 1, /* connects from no workload's namespace: no address to judge by yet */
 	XB_IDENTITY_FIRST = 256,
 	XB_IDENTITY_ANY = 4294967295U,
 };

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from tests.compiling import Mesh, pod, service, slice_of
-from tests.envoy.node_mesh import NodeMesh, free_port
+from tests.envoy.node_mesh import NodeMesh, free_port, loopback
 from tests.envoy.real_envoy import until
 from xdsbpf.model.names import VIRTUAL_HOST
 from xdsbpf.model.resource import make_resource
@@ -474,6 +474,53 @@ async def test_a_cluster_of_differently_guarded_endpoints_admits_who_all_of_them
         assert (await node.request(CLIENT, "reviews")).status == 200
         assert (await node.request(WEB, "reviews")).status == 403
         assert (await node.request(OTHER, "reviews")).status == 403
+
+
+FROM_BLOCK = policy("from-block", """
+  selector: {matchLabels: {app: reviews}}
+  rules:
+  - from: [{source: {ipBlocks: ["127.1.0.0/24", "2001:db8::/32"], notIpBlocks: ["127.1.0.10"]}}]
+""")  # fmt: skip
+"""Virtual hosts are not moved to loopback: the addresses are those that Envoy sees."""
+
+
+async def test_a_block_of_sources_is_judged_by_the_address_of_the_connection(start: Start) -> None:
+    node = await start(SUBSETS, SPLIT, FROM_BLOCK)
+    forged = {"x-forwarded-for": loopback(CLIENT)}
+    assert (await node.request(CLIENT, "reviews")).status == 200
+    assert (await node.request(OTHER, "reviews")).status == 403
+    assert (await node.request(OTHER, "reviews", headers=forged)).status == 403
+    assert (await node.request(WEB, "reviews")).status == 403
+    assert (await node.request(OTHER, "ratings")).status == 200
+    node.mesh.apply(FROM_BLOCK.replace("ipBlocks: [", "remoteIpBlocks: [").replace("/24", "/16"))
+    node.publish()
+
+    async def is_other_allowed() -> bool:
+        return (await node.request(OTHER, "reviews")).status == 200
+
+    await until(is_other_allowed, 5.0)
+    assert (await node.request(WEB, "reviews", headers=forged)).status == 403
+
+
+async def test_the_address_of_the_destination_decides_by_endpoint(start: Start) -> None:
+    """One of two endpoints denies: through the proxy a request must satisfy both."""
+    deny = policy("there", f"""
+  selector: {{matchLabels: {{app: reviews}}}}
+  action: DENY
+  rules:
+  - from: [{{source: {{principals: ["*/sa/other"]}}}}]
+    when: [{{key: destination.ip, values: ["{V2}"]}}]
+""")  # fmt: skip
+    node = await start(deny)
+    assert (await node.request(CLIENT, "reviews")).status == 200
+    assert (await node.request(OTHER, "reviews")).status == 403
+    node.mesh.apply(deny.replace(f'["{V2}"]', '["100.9.9.9"]'))
+    node.publish()
+
+    async def is_other_allowed() -> bool:
+        return (await node.request(OTHER, "reviews")).status == 200
+
+    await until(is_other_allowed, 5.0)
 
 
 async def test_nothing_is_mirrored_to_where_a_policy_holds(start: Start) -> None:

@@ -216,3 +216,21 @@ async def test_a_change_of_policies_closes_no_connection(start: Start) -> None:
     writer.write(b"still here\n")
     assert await asyncio.wait_for(reader.readline(), 5.0) == b"still here\n"
     writer.close()
+
+
+async def test_a_block_of_sources_decides_who_hears_the_server(start: Start) -> None:
+    def guard(blocks: str, not_blocks: str) -> str:
+        named = policy("cache", "{app: cache}", "ALLOW", "x")
+        source = f"source: {{ipBlocks: [{blocks}], notIpBlocks: [{not_blocks}]}}"
+        return named.replace("source: {principals: [cluster.local/ns/default/sa/x]}", source)
+
+    node = await start(guard("100.1.0.0/16, '::/0'", "100.1.0.21/32"), policy("db", "{app: db}", "DENY", "third"))
+    assert await node.dial(CLIENT, CACHE) == b"cache\n"
+    assert await node.dial(OTHER, CACHE) == b""
+    assert await node.dial(THIRD, CACHE) == b"cache\n"
+    assert await node.dial(THIRD, DB) == b""
+    node.mesh.apply(guard("100.1.0.21", "100.2.0.0/16"))
+    node.publish()
+    await node.settled()
+    assert await node.dial(OTHER, CACHE) == b"cache\n"
+    assert await node.dial(CLIENT, CACHE) == b""

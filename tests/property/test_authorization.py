@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from tests.builders import Mesh, from_source, pod, policy, rule, to_operation
 from xdsbpf._pb.xdsbpf.datapath.v1 import datapath_pb2 as pb
 from xdsbpf.compile.datapath.policies import policy_resource
-from xdsbpf.mesh.authorization import UNKNOWN_SOURCE, evaluate, source_of_identity
+from xdsbpf.mesh.authorization import evaluate, source_of_identity
 from xdsbpf.mesh.identities import NODE_PROXY
-from xdsbpf.mesh.policy_groups import admitted, policy_groups, policy_set, workload_group
+from xdsbpf.mesh.policy_groups import policy_groups, policy_set, workload_policies
 from xdsbpf.model.authorization_policy import AuthorizationPolicy, Condition, Rule
 from xdsbpf.model.resource import Resource
 
@@ -59,7 +59,7 @@ sources = st.builds(
             "not_namespaces": some(namespaces),
             "service_accounts": some(accounts),
             "not_service_accounts": some(accounts),
-            "ip_blocks": st.just(("10.0.0.0/8",)),
+            "request_principals": st.just(("*",)),
         },
     ),
 )
@@ -127,19 +127,16 @@ def compiled(mesh: Mesh, group: str) -> Any:
 @settings(max_examples=300, deadline=None)
 def test_the_kernels_lookup_equals_the_evaluator(chosen: tuple[AuthorizationPolicy, ...]) -> None:
     mesh = Mesh(*PODS, *chosen)
-    group = workload_group(mesh.db, "default", tuple(LABELS.items()))
+    group = workload_policies(mesh.db, "default", tuple(LABELS.items()))
     if not group:
         assert "10.0.0.1" not in str(policy_groups(mesh.db))
         return
     message = compiled(mesh, group)
     meaning = policy_set(mesh.db, group)
     for name in (*RUNNING, None):
-        source = UNKNOWN_SOURCE if name is None else source_of_identity(name)
         for port in ASKED_PORTS:
-            expected = evaluate(meaning, source, port)
+            expected = evaluate(meaning, source_of_identity(name), port)
             assert kernel_verdict(message, name, port) == expected.verdict
-            who = admitted(mesh.db, group, port)
-            assert (name in who.exceptions) == (expected.verdict is not who.default)
     for port in ASKED_PORTS:
         assert kernel_verdict(message, NODE_PROXY, port) == "ALLOW"
 
@@ -167,7 +164,7 @@ def test_what_cannot_be_enforced_never_opens_anything(chosen: tuple[Authorizatio
     """Without the annotation, leaving the inexpressible fields out by hand opens at least as much."""
     strict = tuple(policy(one.name, *one.spec.rules, namespace=one.namespace, action=one.spec.action) for one in chosen)
     mesh = Mesh(*PODS, *strict)
-    group = workload_group(mesh.db, "default", tuple(LABELS.items()))
+    group = workload_policies(mesh.db, "default", tuple(LABELS.items()))
     if not group:
         return
     meaning = policy_set(mesh.db, group)
@@ -176,7 +173,7 @@ def test_what_cannot_be_enforced_never_opens_anything(chosen: tuple[Authorizatio
         f"AuthorizationPolicy/{one.namespace}/{one.name} spec.rules[{position}]"
         for one in strict
         for position, entry in enumerate(one.spec.rules)
-        if not any(source.source.ip_blocks for source in entry.from_)
+        if not any(source.source.request_principals for source in entry.from_)
         and not any(operation.operation.methods for operation in entry.to)
     }
     assert {survivor.origin for survivor in meaning.allow} <= plain

@@ -16,9 +16,10 @@ from google.protobuf.message import DecodeError
 
 from xdsbpf._pb.xdsbpf.datapath.v1 import datapath_pb2 as pb
 from xdsbpf.datapath.abi import Limit, Verdict
-from xdsbpf.datapath.address import address16, address_text
+from xdsbpf.datapath.address import address16, address_text, family_bytes
 from xdsbpf.errors import XdsbpfError
-from xdsbpf.model.names import BACKENDS, FRONTEND, IDENTITY, NODE_CONFIG, POLICY
+from xdsbpf.model.address_block import AddressBlock, masked
+from xdsbpf.model.names import BACKENDS, FRONTEND, IDENTITY, NODE_CONFIG, POLICY, RESERVED_IDENTITY
 
 TCP = 6
 MAX_WEIGHTED_BACKENDS = 1024
@@ -82,20 +83,25 @@ class Identity(msgspec.Struct, frozen=True):
 
 
 class PolicyEntry(msgspec.Struct, frozen=True):
-    """Verdict of one (source, port) cell; source None: any source, port 0: any port."""
+    """Verdict of one (source, block, port) cell; source None: any source, port 0: any port.
+
+    `block` is the narrowest of the policy's around the source's address, None outside all of them.
+    """
 
     source: str | None
     port: int
     verdict: Verdict
     rule: str
+    block: AddressBlock | None = None
 
 
 class Policy(msgspec.Struct, frozen=True):
-    """Entries and the addresses of the workloads that they guard."""
+    """Entries and the addresses of the workloads that they guard; the blocks of sources that it tells apart."""
 
     name: str
     destinations: tuple[bytes, ...]
     entries: tuple[PolicyEntry, ...]
+    blocks: tuple[AddressBlock, ...] = ()
 
 
 class Workload(msgspec.Struct, frozen=True):
@@ -214,15 +220,31 @@ def _policy(name: str, body: bytes) -> Policy:
     _same_name(name, message.name)
     if name == CONFLICT_POLICY:
         raise ResourceRejected(name, "the name is the agent's own")
-    entries: dict[tuple[str | None, int], PolicyEntry] = {}
+    blocks = tuple(_block(name, f"blocks[{index}]", block) for index, block in enumerate(message.blocks))
+    entries: dict[tuple[str | None, AddressBlock | None, int], PolicyEntry] = {}
     for index, entry in enumerate(message.entries):
         decoded = _policy_entry(name, f"entries[{index}]", entry)
-        cell = (decoded.source, decoded.port)
+        cell = (decoded.source, decoded.block, decoded.port)
         if cell in entries:
             raise ResourceRejected(name, f"entries[{index}] decides a source and port a second time")
         entries[cell] = decoded
+    _check_blocks(name, blocks, entries)
     destinations = _addresses(name, "destinations", message.destinations)
-    return Policy(name, destinations, tuple(entries.values()))
+    return Policy(name, destinations, tuple(entries.values()), blocks)
+
+
+def _check_blocks(
+    name: str, blocks: tuple[AddressBlock, ...], cells: Iterable[tuple[str | None, AddressBlock | None, int]]
+) -> None:
+    """Security: a source that is decided in one place is decided in all, or another's verdict would be its own."""
+    ports: dict[str | None, dict[AddressBlock | None, set[int]]] = {}
+    for source, block, port in cells:
+        ports.setdefault(source, {}).setdefault(block, set()).add(port)
+    for source, found in ports.items():
+        reserved = source is not None and source.startswith(RESERVED_IDENTITY)
+        wanted = dict.fromkeys((None,) if reserved else (None, *blocks), found.get(None))
+        if found != wanted:
+            raise ResourceRejected(name, f"the entries of {source or 'any source'} do not cover its blocks")
 
 
 def _policy_entry(name: str, path: str, entry: pb.PolicyEntry) -> PolicyEntry:
@@ -240,7 +262,18 @@ def _policy_entry(name: str, path: str, entry: pb.PolicyEntry) -> PolicyEntry:
     port = _port(name, f"{path}.port", entry.port) if entry.HasField("port") else 0
     if entry.verdict not in (pb.ALLOW, pb.DENY):
         raise ResourceRejected(name, f"{path}.verdict {entry.verdict} is neither ALLOW nor DENY")
-    return PolicyEntry(source, port, Verdict(entry.verdict), _text(name, f"{path}.rule", entry.rule, empty=True))
+    block = _block(name, f"{path}.block", entry.block) if entry.HasField("block") else None
+    rule = _text(name, f"{path}.rule", entry.rule, empty=True)
+    return PolicyEntry(source, port, Verdict(entry.verdict), rule, block)
+
+
+def _block(name: str, path: str, message: pb.Block) -> AddressBlock:
+    size = len(message.network)
+    if size not in (4, 16) or message.bits > 8 * size or masked(message.network, message.bits) != message.network:
+        raise ResourceRejected(name, f"{path}: {message.network.hex()}/{message.bits} is no block of addresses")
+    if size == 16 and message.bits >= 96 and family_bytes(message.network) != message.network:
+        raise ResourceRejected(name, f"{path}: a block of IPv4 addresses is written with 4 bytes")
+    return AddressBlock(message.network, message.bits)
 
 
 def _node_config(name: str, body: bytes) -> NodeConfig:

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from xdsbpf.agent.blocks import source_name
 from xdsbpf.agent.desired import (
     CONFLICT_POLICY,
     TCP,
@@ -18,7 +19,6 @@ from xdsbpf.agent.desired import (
     Balance,
     Enrolled,
     Frontend,
-    Policy,
     PolicyEntry,
     kernel_name,
 )
@@ -27,8 +27,9 @@ from xdsbpf.agent.ops import Cause, TableName
 from xdsbpf.agent.slots import slot_counts
 from xdsbpf.datapath import abi
 from xdsbpf.datapath.abi import NameSpace
-from xdsbpf.datapath.address import address_text, host_key
-from xdsbpf.model.names import BACKENDS, IDENTITY, NODE_CONFIG, POLICY
+from xdsbpf.datapath.address import address_text, host_key, prefix_key
+from xdsbpf.model.address_block import AddressBlock
+from xdsbpf.model.names import BACKENDS, IDENTITY, NODE_CONFIG, POLICY, UNLOCATED
 
 
 class Problem(msgspec.Struct, frozen=True, order=True):
@@ -59,16 +60,17 @@ class Fragment:
         self.problems: list[Problem] = []
         self.failure: tuple[Cause, str] | None = None
 
-    def policy(self, policy: Policy) -> None:
-        """The entries of a policy: all of them or, without enough numbers, none (its number then denies)."""
-        cause = (POLICY, policy.name)
-        number = self._number(NameSpace.POLICY, policy.name, cause)
+    def policy(self, name: str, wanted: Iterable[tuple[str | None, PolicyEntry]]) -> None:
+        """The entries of a policy: all of them or, without enough numbers, none (its number then denies).
+
+        `wanted` are (name of the source as the kernel tells it apart, or None for any; entry).
+        """
+        cause = (POLICY, name)
+        number = self._number(NameSpace.POLICY, name, cause)
         self.policies.add(number)
         entries: dict[tuple[TableName, Any], tuple[Any, Cause]] = {}
-        for entry in policy.entries:
-            source: int = abi.Identity.ANY
-            if entry.source is not None:
-                source = self._number(NameSpace.IDENTITY, entry.source, cause)
+        for text, entry in wanted:
+            source = abi.Identity.ANY if text is None else self._source(text, cause)
             rule = self._number(NameSpace.RULE, entry.rule, cause) if entry.rule else 0
             key = abi.PolicyKey(number, source, entry.port, TCP)
             entries["policies", key] = abi.Policy(rule, entry.verdict), cause
@@ -76,18 +78,33 @@ class Fragment:
 
     def conflict_policy(self) -> None:
         """The policy that guards what two policies claim."""
-        self.policy(Policy(CONFLICT_POLICY, (), (PolicyEntry(None, 0, abi.Verdict.DENY, ""),)))
+        self.policy(CONFLICT_POLICY, [(None, PolicyEntry(None, 0, abi.Verdict.DENY, ""))])
 
-    def address(self, address: bytes, identities: list[str], policies: list[str], *, is_known_sender: bool) -> None:
-        """Who an address is, and what guards it; both lists are sorted, one is not empty.
+    def address(
+        self,
+        address: bytes,
+        identities: list[str],
+        policies: list[str],
+        *,
+        is_known_sender: bool,
+        block: AddressBlock | None,
+        cause: Cause,
+    ) -> None:
+        """Who an address is, and what guards it; both lists are sorted.
 
-        `is_known_sender`: what is sent from the address is sent by its owner.
+        `is_known_sender`: what is sent from the address is sent by its owner. `block` is the narrowest in
+        force around it: an address of its own hides it in the trie, so its entry must say it, and be it of
+        nobody known. `cause`: for an address that is there for its block only.
         """
-        cause = (POLICY, policies[0]) if policies else (IDENTITY, identities[0])
+        cause = (POLICY, policies[0]) if policies else (IDENTITY, identities[0]) if identities else cause
         # Security: which of two identities sends from here cannot be told, so it is nobody that a rule allows.
+        known = identities[0] if len(identities) == 1 and is_known_sender else None
         identity: int = abi.Identity.UNKNOWN
-        if len(identities) == 1 and is_known_sender:
-            identity = self._number(NameSpace.IDENTITY, identities[0], (IDENTITY, identities[0]))
+        nobody = source_name(None, block)
+        if nobody is not None:
+            identity = self._source(nobody, cause)
+        if known is not None:
+            identity = self._source(source_name(known, block) or known, (IDENTITY, known))
         guard = 0
         if policies:
             name = policies[0] if len(policies) == 1 else CONFLICT_POLICY
@@ -95,6 +112,11 @@ class Fragment:
         self.entries["addresses", host_key(address)] = abi.Address(identity, guard), cause
         self._claimed_twice(IDENTITY, address, identities)
         self._claimed_twice(POLICY, address, policies)
+
+    def block(self, block: AddressBlock, source: str | None, cause: Cause) -> None:
+        """Whom the addresses of a block are that have no entry of their own; None: the unknown outside all."""
+        identity = self._source(source, cause) if source is not None else abi.Identity.UNKNOWN
+        self.entries["addresses", prefix_key(block.network, block.bits)] = abi.Address(identity, 0), cause
 
     def workloads(self, enrolled: Iterable[Enrolled]) -> None:
         """Interfaces and namespaces of this node's pods."""
@@ -139,6 +161,14 @@ class Fragment:
             flags = abi.FrontendFlag.REDIRECT
             value = abi.Frontend(service, 0, 0, policy, plane.policy_port, plane.proxy_port, flags)
         self.entries["frontends", key] = value, cause
+
+    def _source(self, text: str, cause: Cause) -> int:
+        """The number of a source; one that the kernel itself knows is fixed."""
+        if text != UNLOCATED:
+            return self._number(NameSpace.IDENTITY, text, cause)
+        key = abi.NameKey(NameSpace.IDENTITY, abi.Identity.UNLOCATED)
+        self.names.setdefault(key, (abi.Name(text), cause))
+        return abi.Identity.UNLOCATED
 
     def _number(self, space: NameSpace, text: str, cause: Cause) -> int:
         short = kernel_name(text)

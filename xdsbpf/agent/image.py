@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
+from xdsbpf.agent.blocks import ALL_IPV4, SourceBlocks, is_unknown, source_name
 from xdsbpf.agent.desired import (
     CONFLICT_POLICY,
     Backends,
@@ -28,10 +29,12 @@ from xdsbpf.agent.fragment import Fragment, Problem
 from xdsbpf.agent.numbers import Numbers, NumbersExhausted
 from xdsbpf.agent.ops import TABLES, Cause, TableName
 from xdsbpf.datapath import abi
+from xdsbpf.datapath.address import address16, family_bytes
+from xdsbpf.model.address_block import AddressBlock, BlockSet
 from xdsbpf.model.names import BACKENDS, FRONTEND, IDENTITY, POLICY
 
-Owner = Cause | bytes
-"""Who wants entries: a resource, or an address (several resources may claim one)."""
+Owner = Cause | bytes | AddressBlock
+"""Who wants entries: a resource, an address (several resources may claim one), a block of addresses."""
 
 _WORKLOADS: Owner = ("", "workloads")
 _CONFLICT: Owner = ("", CONFLICT_POLICY)
@@ -56,8 +59,8 @@ class Image:
     resources that are in force otherwise than written; `failed`: those that have no place.
     """
 
-    def __init__(self, numbers: Numbers) -> None:
-        """An empty target."""
+    def __init__(self, numbers: Numbers, blocks: Iterable[AddressBlock] = ()) -> None:
+        """An empty target; `blocks` of addresses are told apart in the kernel, by policies not known yet."""
         self._numbers = numbers
         self._tables: dict[TableName, dict[Any, tuple[Any, Cause]]] = {name: {} for name in TABLES}
         self.attached: frozenset[int] = frozenset()
@@ -83,6 +86,10 @@ class Image:
         self._node: NodeConfig | None = None
         self._local: frozenset[bytes] | None = None
         """Addresses of this node's workloads; None before the node's configuration came."""
+        self._sources = SourceBlocks(blocks)
+        self.deferred: set[Cause] = set()
+        """Changes that wait until every source has its finer name."""
+        self._rebuild(self._in_blocks(self._sources.in_force))
 
     def table(self, name: TableName) -> dict[Any, tuple[Any, Cause]]:
         """Wanted entries of one map; slots of frontends are left zero, the plan places them."""
@@ -98,14 +105,30 @@ class Image:
         """Resources for which no number is left; tried again by every update."""
         return dict(fragment.failure for fragment in self._troubled.values() if fragment.failure)
 
-    def update(self, desired: DesiredState, changed: Iterable[Cause] | None) -> None:
+    def update(
+        self, desired: DesiredState, changed: Iterable[Cause] | None, *, is_first_half_done: bool = True
+    ) -> None:
         """Follow the desired state, of which only `changed` differs from the last call's (None: look at all).
 
+        Policies that mention a new block of addresses come in two steps (`is_widening`): first every source
+        in the block gets its finer name, under the policies as they are, so no verdict changes; the next
+        call takes over what changed, once the first half is done: till then policies and identities stay. In
+        one step a source would have its old name under the new policies.
         Allocates numbers for new names and endpoints. Cost: O(entries of what changed and of what refers
-        to it); with None also O(resources).
+        to it); with None, or new blocks, also O(resources).
         """
         owners = {owner for owner, fragment in self._troubled.items() if fragment.failure}
-        for cause in self._known(desired) if changed is None else changed:
+        causes = self.deferred.union(self._known(desired) if changed is None else changed)
+        policies = (desired.policies.get(name) for type_url, name in causes if type_url == POLICY)
+        added = self._sources.widen(block for policy in policies if policy is not None for block in policy.blocks)
+        owners |= self._in_blocks(added)
+        now = causes
+        if added:
+            now = set()
+        elif self.deferred and not is_first_half_done:
+            now = {cause for cause in causes if cause[0] not in (IDENTITY, POLICY)}
+        self.deferred = causes - now
+        for cause in now:
             old, new = self._values.get(cause), _value(desired, cause)
             if old is new or old == new:
                 continue
@@ -127,6 +150,45 @@ class Image:
         self._rebuild(owners)
         if bool(self._conflicts) != (_CONFLICT in self._wants):
             self._rebuild({_CONFLICT})
+
+    @property
+    def is_widening(self) -> bool:
+        """Whether the changes of the last update are still to come."""
+        return bool(self.deferred)
+
+    @property
+    def blocks(self) -> frozenset[AddressBlock]:
+        """All blocks of source addresses that are told apart."""
+        return self._sources.in_force
+
+    @property
+    def unused_blocks(self) -> frozenset[AddressBlock]:
+        """Blocks of addresses that are told apart for no policy any more."""
+        return self._sources.unused
+
+    def forget_blocks(self, blocks: Iterable[AddressBlock]) -> None:
+        """Cease to tell unused blocks apart. Cost: O(resources) if there are any."""
+        self._rebuild(self._in_blocks(self._sources.forget(blocks)))
+
+    def _in_blocks(self, blocks: frozenset[AddressBlock]) -> set[Owner]:
+        """Whose fragments depend on whether these blocks are told apart."""
+        if not blocks:
+            return set()
+        within = BlockSet(blocks)
+        addresses = (owner for owner in self._links if isinstance(owner, bytes))
+        owners: set[Owner] = {address for address in addresses if within.around(family_bytes(address)) is not None}
+        owners |= {_owner_of(block) for block in (*blocks, ALL_IPV4)}
+        return owners | {cause for cause in self._values if cause[0] == POLICY}
+
+    def nobody_at(self, address: bytes) -> int:
+        """The number of an unknown source that has this address, which is wanted or in a wanted block."""
+        name = source_name(None, self._sources.around(address))
+        return abi.Identity.UNKNOWN if name is None else self._numbers.number(abi.NameSpace.IDENTITY, name)
+
+    def is_nobody(self, identity: int) -> bool:
+        """Whether a number is that of an unknown source, somewhere."""
+        name = self._numbers.text(abi.NameSpace.IDENTITY, identity)
+        return identity == abi.Identity.UNKNOWN or (name is not None and is_unknown(name))
 
     def _settle_local(self, node: NodeConfig) -> Iterable[Owner]:
         """Take over which addresses are of this node. Returns: those of which it was not known before."""
@@ -159,6 +221,10 @@ class Image:
         for target in before:
             if not self._links[target]:
                 del self._links[target]
+        if isinstance(old, Policy) or isinstance(new, Policy):
+            self._sources.follow_policy(cast("Policy | None", old), cast("Policy | None", new))
+        elif cause[0] == IDENTITY and self._sources.follow_identity(cause[1], cast("Identity | None", new)):
+            owners |= {key for key, value in self._values.items() if isinstance(value, Policy) and _asks(value, cause)}
 
     def _rebuild(self, owners: set[Owner]) -> None:
         """Replace fragments: all old ones go first, so that an entry may pass from one owner to another.
@@ -169,21 +235,27 @@ class Image:
             self._withdraw(owner)
         ordered: list[Owner] = [*sorted(owner for owner in owners if isinstance(owner, tuple))]
         ordered += sorted(owner for owner in owners if isinstance(owner, bytes))
+        ordered += sorted(owner for owner in owners if isinstance(owner, AddressBlock))
         for owner in ordered:
             fragment = Fragment(self._numbers)
             try:
                 self._fill(fragment, owner)
             except NumbersExhausted as err:
-                fragment.failure = (owner if isinstance(owner, tuple) else self._claims(owner)[0], str(err))
+                fragment.failure = (self._cause(owner), str(err))
             self._add(owner, fragment)
 
     def _fill(self, fragment: Fragment, owner: Owner) -> None:
         if isinstance(owner, bytes):
             self._fill_address(fragment, owner)
             return
+        if isinstance(owner, AddressBlock):
+            if self._sources.is_prefix(owner):
+                own = owner if owner in self._sources.in_force else None
+                fragment.block(owner, source_name(None, own), self._sources.cause(owner))
+            return
         value = self._values.get(owner)
         if isinstance(value, Policy):
-            fragment.policy(value)
+            fragment.policy(value.name, self._sources.entries(value))
         elif isinstance(value, Backends) and self._links.get(owner):
             fragment.backends(value)
         elif isinstance(value, Frontend):
@@ -206,8 +278,26 @@ class Image:
             self.contested.add(address)
         else:
             self.contested.discard(address)
-        if claims:
-            fragment.address(address, identities, policies, is_known_sender=self._is_known_sender(address))
+        block = self._sources.around(address)
+        if claims or (block is not None and _owner_of(block) == address):
+            fragment.address(
+                address,
+                identities,
+                policies,
+                is_known_sender=self._is_known_sender(address),
+                block=block,
+                cause=self._cause(address),
+            )
+
+    def _cause(self, owner: Owner) -> Cause:
+        """The resource that a failure of an owner's fragment is told to."""
+        if isinstance(owner, tuple):
+            return owner
+        if isinstance(owner, AddressBlock):
+            return self._sources.cause(owner)
+        block = self._sources.around(owner)
+        claims = self._claims(owner)
+        return claims[0] if claims or block is None else self._sources.cause(block)
 
     def _claims(self, address: bytes) -> list[Cause]:
         return sorted(self._links.get(address, ()))
@@ -279,6 +369,16 @@ def _tables(desired: DesiredState) -> dict[str, Mapping[str, DatapathValue]]:
         IDENTITY: desired.identities,
         POLICY: desired.policies,
     }
+
+
+def _owner_of(block: AddressBlock) -> bytes | AddressBlock:
+    """A block of one address is that address: others may claim it, too."""
+    return address16(block.network) if block.bits == 8 * len(block.network) else block
+
+
+def _asks(policy: Policy, identity: Cause) -> bool:
+    """Whether a policy's entries depend on the blocks that an identity is in."""
+    return bool(policy.blocks) or any(entry.source == identity[1] for entry in policy.entries)
 
 
 def _targets(value: DatapathValue | None) -> tuple[Owner, ...]:

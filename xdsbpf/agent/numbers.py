@@ -24,6 +24,8 @@ POLICY_QUARANTINE = 1.0
 """Seconds that the entries of a policy which is gone outlive the last address or frontend that names it."""
 POLICY_LIMIT = 5.0
 """Seconds after which they go even if a frontend still names it: from then on it refuses everything."""
+BLOCK_QUARANTINE = 10.0
+"""Seconds that a block of source addresses is told apart after the last policy that mentions it; it costs nothing."""
 
 BackendKey = tuple[int, bytes, int]
 """(service number, address, port)."""

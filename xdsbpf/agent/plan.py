@@ -14,10 +14,11 @@ from typing import Any
 
 import msgspec
 
+from xdsbpf.agent.blocks import named_blocks
 from xdsbpf.agent.desired import DesiredState, frontend_name
 from xdsbpf.agent.fragment import Problem
 from xdsbpf.agent.image import Image
-from xdsbpf.agent.numbers import Numbers
+from xdsbpf.agent.numbers import BLOCK_QUARANTINE, Numbers, Quarantine
 from xdsbpf.agent.ops import (
     TABLES,
     AttachVeth,
@@ -36,8 +37,9 @@ from xdsbpf.agent.ops import (
 )
 from xdsbpf.agent.resting import Resting
 from xdsbpf.datapath import abi
-from xdsbpf.datapath.abi import PolicyKey
+from xdsbpf.datapath.abi import NameSpace, PolicyKey
 from xdsbpf.datapath.address import host_key
+from xdsbpf.model.address_block import AddressBlock
 from xdsbpf.model.names import BACKENDS
 
 
@@ -55,13 +57,15 @@ class Plan(msgspec.Struct, frozen=True):
     """Operations in order.
 
     `failed`: resources without a place, with the reason; `wake_at`: when a quarantine ends and planning
-    again does more (None: never).
+    again does more (None: never). `is_first_half`: the changes come with the next plan, once this one is
+    applied.
     """
 
     ops: tuple[Op, ...]
     problems: tuple[Problem, ...]
     failed: Mapping[Cause, str]
     wake_at: float | None
+    is_first_half: bool = False
 
 
 class Planner:
@@ -77,7 +81,9 @@ class Planner:
         self._realised = realised
         self._cgroups = cgroups
         self._numbers = Numbers(realised.names, realised.backends, realised.numbers_in_use())
-        self._image = Image(self._numbers)
+        sources = (key for key in realised.names if key.space == NameSpace.IDENTITY and key in realised.uses)
+        self._image = Image(self._numbers, sorted(set(named_blocks(realised.names[key].text for key in sources))))
+        self._unused_blocks: Quarantine[AddressBlock] = Quarantine(BLOCK_QUARANTINE)
         self._dirty = self._image.touched
         self._resting = Resting(realised, self._image, self._numbers)
         for name in TABLES:
@@ -100,11 +106,14 @@ class Planner:
         is gone keeps its verdicts until a second after the last address and frontend have left it, for
         POLICY_LIMIT seconds at most (then what still names it refuses), so a source that may use a service
         under its policies before and after may use it in between, and one that may not never can.
+        A change that brings a new block of source addresses takes two plans: see `Image.update`.
         Shape: one operation per changed entry; empty when nothing changed and no quarantine has ended.
         Cost: O(entries of what changed, is not yet as wanted, or has rested); no kernel access.
         Spec: datapath part C, "Consistency rules".
         """
-        self._image.update(desired, changed)
+        blocks_end_at = self._forget_blocks(now) if prune else None
+        self._image.update(desired, changed, is_first_half_done=not self._is_lacking())
+        is_first_half = self._image.is_widening
         self._resting.collect()
         differing = {name: self._differing(name) for name in TABLES}
         failed = self._image.failed
@@ -124,11 +133,12 @@ class Planner:
             *frontends,
         ]
         wake_at = None
-        if prune:
+        if prune and not is_first_half:
             ops += self._deletes(desired, differing)
             rested, wake_at = self._resting.take_due(now)
             ops += rested
-        return Plan(tuple(ops), self._image.problems, failed, wake_at)
+            wake_at = min((at for at in (wake_at, blocks_end_at) if at is not None), default=None)
+        return Plan(tuple(ops), self._image.problems, failed, wake_at, is_first_half)
 
     def suspect(self, table: TableName, key: Any) -> None:
         """The kernel's entry was found, or left, other than planned: the next plan looks at it."""
@@ -141,6 +151,31 @@ class Planner:
         held = self._realised.frontends
         self._dirty["frontends"].update(key for key in held if _place_of(held[key]) == place)
         self._realised.loose.add(place)
+
+    @property
+    def waiting(self) -> Iterable[Cause]:
+        """Resources whose change is held back by the first half of a change that is not done yet."""
+        return self._image.deferred
+
+    def _is_lacking(self) -> bool:
+        """Whether something is missing of the sources that the policies in force tell apart."""
+        tables: tuple[TableName, ...] = ("policies", "addresses")
+        return any(key in self._image.table(name) for name in tables for key in self._differing(name))
+
+    def _forget_blocks(self, now: float) -> float | None:
+        """Let the image drop the blocks that no policy has mentioned for a while. Returns: when there are more.
+
+        The entries of a policy at rest do not follow it, so as long as there is one the blocks stay.
+        """
+        unused = self._image.unused_blocks
+        for block in self._image.blocks:
+            if block in unused:
+                self._unused_blocks.start(block, now)
+            else:
+                self._unused_blocks.forget(block)
+        if not self._resting.has_policies:
+            self._image.forget_blocks(self._unused_blocks.take_due(now))
+        return self._unused_blocks.wake_at()
 
     # --- what differs ---
 
@@ -216,11 +251,13 @@ class Planner:
         for key in sorted(values, key=lambda key: (values[key].policy == 0, key)):
             (value, cause), before = wanted[key], held.get(key)
             if not prune and before is not None:
-                identity = 0 if key.address in self._image.contested else value.identity or before.identity
+                known = not self._image.is_nobody(before.identity) and key.address not in self._image.contested
+                keeps = known and self._image.is_nobody(value.identity)
+                identity = before.identity if keeps else value.identity
                 value = abi.Address(identity, value.policy or before.policy)
-            if key in exposed and value.identity:
+            if key in exposed and not self._image.is_nobody(value.identity):
                 senders.append(Put("addresses", key, value, cause, interface_cause(exposed[key])))
-                value = abi.Address(abi.Identity.UNKNOWN, value.policy)
+                value = abi.Address(self._image.nobody_at(key.address), value.policy)
             if value != before:
                 puts.append(Put("addresses", key, value, cause))
         return puts, senders

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import msgspec
 
@@ -30,7 +30,7 @@ from xdsbpf.agent.ops import (
     WriteSlots,
     interface_cause,
 )
-from xdsbpf.agent.plan import NO_CGROUPS, Cgroups, Planner
+from xdsbpf.agent.plan import NO_CGROUPS, Cgroups, Plan, Planner
 from xdsbpf.datapath import abi
 from xdsbpf.datapath.tables import Kernel
 from xdsbpf.errors import DatapathError, MapFull
@@ -93,12 +93,31 @@ class Reconciler:
         `changed`, `prune`: see `Planner.plan`. Raises: DatapathError for a refusal that belongs to no
         resource (configuration).
         """
-        result = self._planner.plan(desired, now, changed=changed, prune=prune)
-        failed: dict[Cause, str] = dict(result.failed)
+        failed: dict[Cause, str] = {}
         incomplete: set[int] = set()
+        result = self._planner.plan(desired, now, changed=changed, prune=prune)
+        applied = self._write_plan(result, failed, incomplete)
+        while result.is_first_half and not incomplete:
+            result = self._planner.plan(desired, now, changed=(), prune=prune)
+            applied += self._write_plan(result, failed, incomplete)
+        if result.is_first_half:
+            text = "held back: the kernel has no room for the entries that a new block of source addresses needs"
+            failed = dict.fromkeys(self._planner.waiting, text) | failed
+        wake_at = result.wake_at
+        if applied or failed:
+            # Quarantine clocks start when the next plan sees that the last reference has gone.
+            wake_at = min(now + _REPLAN_DELAY, wake_at or now + _REPLAN_DELAY)
+        return Outcome(applied, failed, result.problems, wake_at)
+
+    def _write_plan(self, plan: Plan, failed: dict[Cause, str], incomplete: set[int]) -> int:
+        """Apply one plan; adds to `failed` and to `incomplete`, the policies with refused entries.
+
+        Returns: number of operations that were applied.
+        """
+        failed.update(plan.failed)
         applied = 0
-        for op in result.ops:
-            if _blocked(op, failed, incomplete):
+        for op in plan.ops:
+            if _blocked(op, failed, incomplete) or (plan.is_first_half and incomplete and self._is_renaming(op)):
                 continue
             try:
                 self._write(op)
@@ -113,11 +132,19 @@ class Reconciler:
                     # No address and no frontend has been written yet: this is what guarded before.
                     if Verdicts(op.key.policy) not in self.realised.uses:
                         self._withdraw(op.key.policy)
-        wake_at = result.wake_at
-        if applied or failed:
-            # Quarantine clocks start when the next plan sees that the last reference has gone.
-            wake_at = min(now + _REPLAN_DELAY, wake_at or now + _REPLAN_DELAY)
-        return Outcome(applied, failed, result.problems, wake_at)
+        return applied
+
+    def _is_renaming(self, op: Op) -> bool:
+        """Whether an operation only says anew who sends from an address, or from a block of them.
+
+        Security: in the first half of a change it waits for entries of policies that found no room. Without
+        them the new name would be judged as any source is.
+        """
+        if not isinstance(op, Put) or op.table != "addresses":
+            return False
+        value, held = cast(abi.Address, op.value), self.realised.addresses.get(cast(abi.AddressKey, op.key))
+        is_block = cast(abi.AddressKey, op.key).prefix_length < 128
+        return is_block or (held is not None and held.policy == value.policy)
 
     def compare(self) -> Iterator[None]:
         """Compare the mirror with the kernel, count the differences, and leave them to the next `apply`.

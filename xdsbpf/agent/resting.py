@@ -68,6 +68,11 @@ class Resting:
             self._entries[Verdicts(key.policy)].add(key)
             loose.add(Verdicts(key.policy))
 
+    @property
+    def has_policies(self) -> bool:
+        """Whether entries of a policy are at rest."""
+        return bool(self._entries)
+
     def spoil(self, policy: int) -> None:
         """Somebody else changed an entry of this policy: if it is gone it does not rest, it goes."""
         self._spoiled.add(Verdicts(policy))

@@ -53,6 +53,7 @@ class Identity(enum.IntEnum):
     """enum xb_identity."""
 
     UNKNOWN = 0
+    UNLOCATED = 1
     FIRST = 256
     ANY = 4294967295
 
@@ -642,6 +643,7 @@ ENUMS: dict[str, tuple[tuple[str, int], ...]] = {
     ),
     "xb_identity": (
         ("XB_IDENTITY_UNKNOWN", 0),
+        ("XB_IDENTITY_UNLOCATED", 1),
         ("XB_IDENTITY_FIRST", 256),
         ("XB_IDENTITY_ANY", 4294967295),
     ),

@@ -22,6 +22,11 @@ def address16(packed: bytes) -> bytes:
     raise ValueError(f"an address has 4 or 16 bytes, not {len(packed)}")
 
 
+def family_bytes(address: bytes) -> bytes:
+    """The address in its own family: 4 bytes for an IPv4 address in its ABI form, 16 for any other."""
+    return address[12:] if address.startswith(_V4_MAPPED) else address
+
+
 def address_text(address: bytes) -> str:
     """What people write for an ABI address: `10.0.0.1` or `fd00::1`."""
     parsed = ipaddress.IPv6Address(address)

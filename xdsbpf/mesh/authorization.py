@@ -3,7 +3,7 @@
 Order: a matching DENY denies; else with ALLOW policies one of them must match; else allowed
 (istio-translation 5.2). Both planes are compiled from `evaluate`, and tested against it. A source
 without a principal is unauthenticated: it satisfies no identity condition of an ALLOW, not even a
-negative one, and every negative one of a DENY.
+negative one, and every negative one of a DENY. Where it connects from is known of every source.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from xdsbpf.mesh.codes import inform, warn
 from xdsbpf.mesh.identities import namespace_of_identity
 from xdsbpf.mesh.inputs import POLICIES_BY_NAMESPACE, SERVICES, object_id, settings
 from xdsbpf.mesh.policy_rules import Action, L4Rule, Subject, Term, policy_rules
+from xdsbpf.model.address_block import parse_block
 from xdsbpf.model.authorization_policy import AuthorizationPolicy, PolicyTargetRef
 from xdsbpf.model.scalars import Labels, is_subset
 
@@ -26,10 +27,15 @@ SPIFFE: Final = "spiffe://"
 
 
 class Source(msgspec.Struct, frozen=True):
-    """Who connects: a SPIFFE id, or None for who is not known."""
+    """Who connects: a SPIFFE id, or None for who is not known; and from where.
+
+    `block` is the source's address, or the narrowest block around it that the rules asked about mention:
+    they cannot tell the two apart. "" is an address outside all of them.
+    """
 
     principal: str | None
     namespace: str | None
+    block: str = ""
 
 
 UNKNOWN_SOURCE: Final = Source(None, None)
@@ -59,9 +65,9 @@ class PolicySet(msgspec.Struct, frozen=True):
     has_allow: bool
 
 
-def source_of_identity(name: str) -> Source:
-    """The source that a SPIFFE id is; its namespace is part of the id."""
-    return Source(name, namespace_of_identity(name) or None)
+def source_of_identity(name: str | None, block: str = "") -> Source:
+    """The source that a SPIFFE id is, or an unknown one; its namespace is part of the id."""
+    return Source(name, (namespace_of_identity(name) or None) if name else None, block)
 
 
 @query
@@ -112,16 +118,34 @@ def _targets(
     return True
 
 
-def build_policy_set(db: Database, name: str, objects: tuple[ObjectId, ...]) -> PolicySet:
-    """The rules of some policies by action, in the order of the policies."""
+def build_policy_set(db: Database, name: str, objects: tuple[ObjectId, ...], destination: str = "") -> PolicySet:
+    """The rules of some policies by action, in the order of the policies, for workloads of one place.
+
+    `destination` is their address, or the narrowest block around it that the policies mention as one of
+    destinations; "" is outside all. What the rules say about it is decided here.
+    """
     reduced = tuple(policy_rules(db, id) for id in objects)
-    return PolicySet(
-        name,
-        objects,
-        tuple(rule for policy in reduced if policy.action is Action.DENY for rule in policy.rules),
-        tuple(rule for policy in reduced if policy.action is Action.ALLOW for rule in policy.rules),
-        any(policy.action is Action.ALLOW for policy in reduced),
-    )
+
+    def rules(action: Action) -> tuple[L4Rule, ...]:
+        found = (rule for policy in reduced if policy.action is action for rule in policy.rules)
+        return tuple(at for rule in found if (at := _at_destination(rule, destination)) is not None)
+
+    has_allow = any(policy.action is Action.ALLOW for policy in reduced)
+    return PolicySet(name, objects, rules(Action.DENY), rules(Action.ALLOW), has_allow)
+
+
+def _at_destination(rule: L4Rule, destination: str) -> L4Rule | None:
+    """A rule without its conditions on the workload's address; None if one of them does not hold there."""
+    asked = [term for term in rule.when if term.subject is Subject.DESTINATION_IP]
+    if not all(is_within(destination, term.values) is not term.negated for term in asked):
+        return None
+    rest = tuple(term for term in rule.when if term.subject is not Subject.DESTINATION_IP)
+    return L4Rule(rule.origin, rule.sources, rule.operations, rest)
+
+
+def is_within(block: str, values: tuple[str, ...]) -> bool:
+    """Whether a block (or address; "" is outside everything) is inside one of some blocks."""
+    return bool(block) and any(parse_block(value).contains(parse_block(block)) for value in values)
 
 
 def evaluate(policies: PolicySet, source: Source, port: int) -> Decision:
@@ -154,6 +178,8 @@ def _matches(rule: L4Rule, source: Source, port: int, *, is_deny: bool) -> bool:
 def _holds(term: Term, source: Source, port: int, *, is_deny: bool) -> bool:
     if term.subject is Subject.PORT:
         return (str(port) in term.values) is not term.negated
+    if term.subject is Subject.SOURCE_IP:
+        return is_within(source.block, term.values) is not term.negated
     if source.principal is None:
         # Security: not to be somebody cannot be proven by not saying who one is.
         return term.negated and is_deny

@@ -56,6 +56,7 @@ CODES: Final[dict[str, str]] = {
     "XB2060": "rule that asks who the peer is, where peers have no certificate: it allows nobody",
     "XB2061": "rule that asks who the peer is, where peers have no certificate: the DENY is widened",
     "XB2056": "not enforced, and traffic left open as the annotation asks",
+    "XB2057": "remote address of a policy: taken to be the address that the connection comes from",
 }
 """Code -> meaning. Stable: users' CI builds on them."""
 

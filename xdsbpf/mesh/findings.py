@@ -22,8 +22,9 @@ from xdsbpf.mesh.inputs import (
     object_id,
     settings,
 )
-from xdsbpf.mesh.policy_groups import policy_groups, policy_table
+from xdsbpf.mesh.policy_groups import policy_groups
 from xdsbpf.mesh.policy_rules import policy_rules
+from xdsbpf.mesh.policy_tables import policy_table
 from xdsbpf.mesh.routes import http_routes
 from xdsbpf.mesh.services import hosts, service, service_ports
 from xdsbpf.mesh.traffic_mode import traffic_mode

@@ -1,8 +1,8 @@
 """What an AuthorizationPolicy demands of a connection: its rules reduced to L4 conditions.
 
-A field that a connection does not show (method, path, token, address block) cannot be enforced yet:
-an ALLOW rule with it is dropped, so it denies; of a DENY rule the field is dropped, so it denies
-more (istio-translation 5.4). Each case is reported. Only the annotation `xdsbpf.io/unenforced: allow`
+A field that a connection does not show (method, path, token) cannot be enforced yet: an ALLOW rule with
+it is dropped, so it denies; of a DENY rule the field is dropped, so it denies more (istio-translation
+5.4). Each case is reported. Only the annotation `xdsbpf.io/unenforced: allow`
 turns that around. `authorization` evaluates the result; nothing else interprets a policy.
 """
 
@@ -18,7 +18,9 @@ from xdsbpf.diagnostics import ObjectId
 from xdsbpf.incremental import ABSENT, Database, query
 from xdsbpf.mesh.codes import inform, warn
 from xdsbpf.mesh.inputs import AUTHORIZATION_POLICIES, settings
+from xdsbpf.model.address_block import parse_block
 from xdsbpf.model.authorization_policy import AuthorizationPolicy, From, Rule, To
+from xdsbpf.model.checks import is_subnet
 from xdsbpf.model.scalars import lookup
 
 UNINTELLIGIBLE: Final = "xdsbpf.io/unintelligible"
@@ -38,12 +40,16 @@ class Subject(enum.StrEnum):
     SERVICE_ACCOUNT = "serviceAccount"
     TRUST_DOMAIN = "trustDomain"
     PORT = "port"
+    SOURCE_IP = "sourceIp"
+    DESTINATION_IP = "destinationIp"
 
 
 class Term(msgspec.Struct, frozen=True):
     """One condition: the subject is one of `values` (Istio's `*` syntax), or none of them if negated.
 
-    PRINCIPAL values come without `spiffe://`, SERVICE_ACCOUNT values as `<namespace>/<name>`.
+    PRINCIPAL values come without `spiffe://`, SERVICE_ACCOUNT values as `<namespace>/<name>`, addresses as
+    blocks (`10.0.0.1/32`). SOURCE_IP is the address that a connection comes from, DESTINATION_IP the
+    workload's own.
     """
 
     subject: Subject
@@ -82,6 +88,9 @@ _WHEN_SUBJECTS: Final = {
     "source.serviceAccount": Subject.SERVICE_ACCOUNT,
     "source.trustDomain": Subject.TRUST_DOMAIN,
     "destination.port": Subject.PORT,
+    "source.ip": Subject.SOURCE_IP,
+    "remote.ip": Subject.SOURCE_IP,
+    "destination.ip": Subject.DESTINATION_IP,
 }
 _SOURCE_FIELDS: Final = (
     ("principals", "principals", Subject.PRINCIPAL, False),
@@ -92,10 +101,10 @@ _SOURCE_FIELDS: Final = (
     ("not_service_accounts", "notServiceAccounts", Subject.SERVICE_ACCOUNT, True),
     ("request_principals", "requestPrincipals", None, False),
     ("not_request_principals", "notRequestPrincipals", None, True),
-    ("ip_blocks", "ipBlocks", None, False),
-    ("not_ip_blocks", "notIpBlocks", None, True),
-    ("remote_ip_blocks", "remoteIpBlocks", None, False),
-    ("not_remote_ip_blocks", "notRemoteIpBlocks", None, True),
+    ("ip_blocks", "ipBlocks", Subject.SOURCE_IP, False),
+    ("not_ip_blocks", "notIpBlocks", Subject.SOURCE_IP, True),
+    ("remote_ip_blocks", "remoteIpBlocks", Subject.SOURCE_IP, False),
+    ("not_remote_ip_blocks", "notRemoteIpBlocks", Subject.SOURCE_IP, True),
 )
 _OPERATION_FIELDS: Final = (
     ("ports", "ports", Subject.PORT, False),
@@ -228,15 +237,20 @@ class _Reduction:
     def _term(
         self, path: str, name: str, subject: Subject | None, values: tuple[str, ...], negated: bool
     ) -> Iterable[Term]:
-        if subject is None or (subject is Subject.PORT and not all(map(_is_port, values))):
+        if subject is None or not all(_is_intelligible(subject, value) for value in values):
             self.lost.append((path, name))
             return
+        if "remote" in name:
+            text = f"{name} is the address that the connection comes from: no x-forwarded-for is believed"
+            inform(self.db, "XB2057", self.policy.id, path, text)
         if subject is Subject.PRINCIPAL:
             values = tuple(dict.fromkeys(each for value in values for each in self._aliases(value)))
         elif subject is Subject.SERVICE_ACCOUNT:
             values = tuple(value if "/" in value else f"{self.policy.namespace}/{value}" for value in values)
         elif subject is Subject.PORT:
             values = tuple(str(int(value)) for value in values)
+        elif subject in (Subject.SOURCE_IP, Subject.DESTINATION_IP):
+            values = tuple(dict.fromkeys(str(parse_block(value)) for value in values))
         yield Term(subject, values, negated)
 
     def _aliases(self, principal: str) -> tuple[str, ...]:
@@ -248,5 +262,8 @@ class _Reduction:
         return tuple(dict.fromkeys((f"{self.trust_domain}/{rest}", principal)))
 
 
-def _is_port(value: str) -> bool:
-    return value.isascii() and value.isdigit() and 1 <= int(value) <= 65535
+def _is_intelligible(subject: Subject, value: str) -> bool:
+    """Whether a value can be compared with what it is about; any text is a name."""
+    if subject is Subject.PORT:
+        return value.isascii() and value.isdigit() and 1 <= int(value) <= 65535
+    return subject not in (Subject.SOURCE_IP, Subject.DESTINATION_IP) or is_subnet(value)

@@ -11,8 +11,10 @@ from collections.abc import Iterable
 
 from xdsbpf.incremental import Database, query
 from xdsbpf.mesh.authorization import Verdict
-from xdsbpf.mesh.policy_groups import Admission, GroupPort, admitted, destination_groups
+from xdsbpf.mesh.policy_groups import GroupPort, destination_groups
+from xdsbpf.mesh.policy_tables import Admission, admitted
 from xdsbpf.mesh.tcp_routes import tcp_targets
+from xdsbpf.model.address_block import BlockSet, parse_block
 
 
 @query
@@ -38,12 +40,27 @@ def conjunction(admissions: tuple[Admission, ...]) -> Admission:
 
     >>> one, two = Admission(Verdict.ALLOW, ("a",)), Admission(Verdict.DENY, ("a", "b"))
     >>> conjunction((one, two))
-    Admission(default=<Verdict.DENY: 'DENY'>, exceptions=('b',))
+    Admission(default=<Verdict.DENY: 'DENY'>, exceptions=('b',), inside=())
     """
+    blocks = sorted({block for admission in admissions for block, _ in admission.inside}, key=parse_block)
+    outside = _everywhere(admissions)
+    inside = tuple((block, _everywhere(tuple(_within(found, block) for found in admissions))) for block in blocks)
+    return Admission(outside.default, outside.exceptions, inside)
+
+
+def _everywhere(admissions: tuple[Admission, ...]) -> Admission:
+    """The conjunction of admissions of one block."""
     named = sorted({name for admission in admissions for name in admission.exceptions})
     default = _joined(admission.default for admission in admissions)
     exceptions = (name for name in named if _joined(_verdict(found, name) for found in admissions) is not default)
     return Admission(default, tuple(exceptions))
+
+
+def _within(admission: Admission, block: str) -> Admission:
+    """What an admission says of sources in a block, its own or another's."""
+    own = {parse_block(text): found for text, found in admission.inside}
+    narrowest = BlockSet(own).around_block(parse_block(block))
+    return admission if narrowest is None else own[narrowest]
 
 
 def _verdict(admission: Admission, identity: str) -> Verdict:

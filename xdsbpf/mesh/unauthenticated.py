@@ -1,4 +1,4 @@
-"""What policies decide about a peer that cannot prove who it is: a connection without a certificate.
+"""What policies decide about a peer that cannot prove who or where it is: a connection without a certificate.
 
 Not `authorization.evaluate` of an unknown source: the kernel knows by the address that an unknown source is none of
 those that a rule names; a proxy at the destination does not. So no ALLOW rule that asks who it is can be met, and
@@ -53,7 +53,7 @@ def report_unproven(db: Database, policies: PolicySet) -> None:
                 continue
             object_, _, path = rule.origin.partition(" ")
             id = next((found for found in policies.objects if str(found) == object_), None)
-            message = f"NOT-ENFORCED: peers of sidecars and gRPC servers have no certificate yet; there {text}"
+            message = f"NOT-ENFORCED: sidecars and gRPC servers cannot tell their peers apart yet; there {text}"
             db.report(
                 Diagnostic(code, Severity.WARNING, id or ObjectId("AuthorizationPolicy", "", object_), path, message)
             )

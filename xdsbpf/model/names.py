@@ -6,10 +6,17 @@ Pure parsing and formatting; every other package spells these names through here
 from __future__ import annotations
 
 import functools
+from typing import Final
 
 import msgspec
 
 from xdsbpf.errors import ProtocolError
+
+RESERVED_IDENTITY: Final = "xdsbpf:"
+"""How the names of identities begin that are no workload's: they are the same wherever they connect from."""
+
+UNLOCATED: Final = "xdsbpf:unlocated"
+"""Reserved identity: a caller in a network namespace that is no workload's, before its address is seen."""
 
 
 class NodeId(msgspec.Struct, frozen=True):

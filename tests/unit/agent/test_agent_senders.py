@@ -12,6 +12,7 @@ from xdsbpf.datapath import abi
 from xdsbpf.datapath.address import address16, host_key
 from xdsbpf.datapath.memory import MemoryTables
 from xdsbpf.errors import DatapathError
+from xdsbpf.model.address_block import AddressBlock
 
 HERE, THERE = address16(bytes((10, 0, 0, 1))), address16(bytes((10, 0, 1, 1)))
 NAME = "spiffe://t/a"
@@ -138,3 +139,38 @@ def test_a_contested_address_is_nobodys_at_once_even_before_the_first_full_state
     reborn.apply(msgspec.structs.replace(ENROLLED, identities=dict(MISSING.identities) | other), 1.1, prune=False)
     assert kernel.identity(HERE) == 0
     assert kernel.is_guarded()
+
+
+def test_a_nobody_is_at_least_in_its_block() -> None:
+    """A DENY for a block holds for what is sent from it, also while nobody knows by whom."""
+    block = AddressBlock(bytes((10, 0, 0, 0)), 24)
+    entries = tuple(
+        PolicyEntry(None, 0, verdict, "", place)
+        for verdict, place in ((abi.Verdict.ALLOW, None), (abi.Verdict.DENY, block))
+    )
+    policies = MISSING.policies | {"d/q": Policy("d/q", (THERE,), entries, (block,))}
+    missing, enrolled = (msgspec.structs.replace(state, policies=policies) for state in (MISSING, ENROLLED))
+    kernel = Kernel()
+    reconciler = Reconciler(kernel.tables, kernel)
+
+    def name() -> str:
+        key = abi.NameKey(abi.NameSpace.IDENTITY, kernel.identity(HERE))
+        found = kernel.tables.names.get(key)
+        return found.text if found else ""
+
+    for now, (state, expected) in enumerate(
+        ((missing, f"cidr:{block}"), (enrolled, f"{NAME}@{block}"), (missing, f"cidr:{block}"))
+    ):
+        reconciler.apply(state, float(now), prune=True)
+        assert name() == expected
+        assert kernel.is_guarded()
+    texts = {
+        kernel.tables.names.get(abi.NameKey(abi.NameSpace.IDENTITY, who)).text for who in kernel.identity_at_change
+    }
+    assert texts == {f"cidr:{block}"}
+    assert len(kernel.identity_at_change) == 2
+    # An agent that starts again keeps who was known until it has looked for the pods.
+    reconciler.apply(enrolled, 3.0, prune=True)
+    reborn = Reconciler(kernel.tables, kernel)
+    reborn.apply(missing, 4.0, prune=False)
+    assert name() == f"{NAME}@{block}"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.builders import Mesh, bookinfo, from_source, policy, rule, service, to_operation
-from xdsbpf.mesh.authorization import UNKNOWN_SOURCE, Decision, Source, evaluate, policies_of, source_of_identity
+from xdsbpf.mesh.authorization import Decision, Source, evaluate, policies_of, source_of_identity
 from xdsbpf.mesh.inputs import MeshSettings
-from xdsbpf.mesh.policy_groups import policy_set, workload_group
+from xdsbpf.mesh.policy_groups import group_naming, policy_set, workload_policies
 from xdsbpf.model.authorization_policy import AuthorizationPolicy, Condition, PolicyTargetRef, Rule
 from xdsbpf.model.scalars import Labels
 
@@ -24,15 +24,23 @@ def decide(
     port: int = 9080,
     labels: Labels = APP,
     settings: MeshSettings | None = None,
+    address: str = "10.0.0.9",
+    at: str = "10.0.0.1",
 ) -> Decision:
+    """A connection from `address` to a workload at the address `at`."""
     mesh = Mesh(*policies, settings=settings)
-    group = workload_group(mesh.db, "default", labels)
-    source = UNKNOWN_SOURCE if by is None else source_of_identity(by)
-    return evaluate(policy_set(mesh.db, group), source, port)
+    group = group_naming(mesh.db, workload_policies(mesh.db, "default", labels))(at)
+    return evaluate(policy_set(mesh.db, group), source_of_identity(by, address), port)
 
 
-def allowed(*policies: AuthorizationPolicy, by: str | None = REVIEWS, port: int = 9080) -> bool:
-    return decide(*policies, by=by, port=port).verdict == "ALLOW"
+def allowed(
+    *policies: AuthorizationPolicy,
+    by: str | None = REVIEWS,
+    port: int = 9080,
+    address: str = "10.0.0.9",
+    at: str = "10.0.0.1",
+) -> bool:
+    return decide(*policies, by=by, port=port, address=address, at=at).verdict == "ALLOW"
 
 
 def test_without_policies_everything_is_allowed() -> None:
@@ -178,19 +186,82 @@ def test_from_to_and_when_are_all_required_and_each_list_needs_one() -> None:
     assert not allowed(chosen, by="spiffe://other.example/ns/legacy/sa/sleep", port=80)
 
 
+INSIDE, OUTSIDE = "10.1.2.3", "10.2.2.3"
+BLOCK_RULES = [
+    (rule(from_source(ip_blocks=("10.1.0.0/16",))), True),
+    (rule(from_source(not_ip_blocks=("10.1.0.0/16",))), False),
+    (rule(from_source(remote_ip_blocks=("10.1.0.0/16",))), True),
+    (rule(from_source(not_remote_ip_blocks=("10.1.0.0/16",))), False),
+    (rule(Condition("source.ip", ("10.1.2.3",))), True),
+    (rule(Condition("source.ip", (), ("10.1.2.3/24",))), False),
+    (rule(Condition("remote.ip", ("10.9.0.0/16", "10.1.0.0/16"))), True),
+    (rule(Condition("remote.ip", (), ("10.1.0.0/16",))), False),
+    (rule(from_source(ip_blocks=("::ffff:10.1.0.0/112",))), True),
+]
+
+
+@pytest.mark.parametrize(("entry", "holds_inside"), BLOCK_RULES)
+@pytest.mark.parametrize("by", [REVIEWS, None])
+def test_a_block_of_sources_is_where_a_connection_comes_from_whoever_it_is(
+    entry: Rule, holds_inside: bool, by: str | None
+) -> None:
+    for address, holds in ((INSIDE, holds_inside), (OUTSIDE, not holds_inside)):
+        assert allowed(policy("p", entry), by=by, address=address) is holds
+        assert allowed(policy("p", entry, action="DENY"), by=by, address=address) is not holds
+    assert {found.severity for found in Mesh(policy("p", entry)).findings()} <= {"info"}
+
+
+def test_no_ipv4_address_is_in_an_ipv6_block() -> None:
+    everywhere = policy("p", rule(from_source(ip_blocks=("::/0",))))
+    assert not allowed(everywhere, address=INSIDE)
+    assert allowed(everywhere, address="fd00::1")
+    assert allowed(policy("p", rule(from_source(ip_blocks=("0.0.0.0/0",)))), address=INSIDE)
+
+
+def test_a_narrow_block_may_be_taken_out_of_a_wide_one() -> None:
+    chosen = policy("p", rule(from_source(ip_blocks=("10.0.0.0/8",), not_ip_blocks=("10.1.0.0/16", "10.2.2.3"))))
+    assert not allowed(chosen, address=INSIDE)
+    assert not allowed(chosen, address=OUTSIDE)
+    assert allowed(chosen, address="10.2.2.4")
+    assert not allowed(chosen, address="192.168.0.1")
+
+
+def test_who_and_where_must_both_hold() -> None:
+    chosen = policy("p", rule(from_source(namespaces=("legacy",), ip_blocks=("10.1.0.0/16",))))
+    assert allowed(chosen, by=SLEEP, address=INSIDE)
+    assert not allowed(chosen, by=SLEEP, address=OUTSIDE)
+    assert not allowed(chosen, by=REVIEWS, address=INSIDE)
+    assert not allowed(chosen, by=None, address=INSIDE)
+
+
+@pytest.mark.parametrize(("values", "not_values", "holds"), [(("10.1.0.0/16",), (), True), ((), ("10.1.2.3",), False)])
+def test_the_address_of_the_destination_is_the_workloads_own(
+    values: tuple[str, ...], not_values: tuple[str, ...], holds: bool
+) -> None:
+    entry = rule(Condition("destination.ip", values, not_values))
+    assert allowed(policy("p", entry), at=INSIDE) is holds
+    assert allowed(policy("p", entry), at=OUTSIDE) is not holds
+    assert allowed(policy("p", entry, action="DENY"), at=INSIDE) is not holds
+
+
+def test_the_remote_address_is_that_of_the_connection_and_the_report_says_so() -> None:
+    chosen = policy("p", rule(from_source(remote_ip_blocks=("10.0.0.0/8",)), Condition("remote.ip", ("10.0.0.0/8",))))
+    found = Mesh(chosen).findings("XB2057")
+    assert [one.path for one in found] == [
+        "spec.rules[0].from[0].source.remoteIpBlocks",
+        "spec.rules[0].when[0].values",
+    ]
+    assert Mesh(policy("p", rule(from_source(ip_blocks=("10.0.0.0/8",))))).findings() == []
+
+
 L7_RULES = [
     (rule(to_operation(methods=("GET",))), "to[0].operation.methods"),
     (rule(to_operation(not_methods=("GET",))), "to[0].operation.notMethods"),
     (rule(to_operation(paths=("/x",))), "to[0].operation.paths"),
     (rule(to_operation(hosts=("x",))), "to[0].operation.hosts"),
     (rule(from_source(request_principals=("*",))), "from[0].source.requestPrincipals"),
-    (rule(from_source(ip_blocks=("10.0.0.0/8",))), "from[0].source.ipBlocks"),
-    (rule(from_source(not_ip_blocks=("10.0.0.0/8",))), "from[0].source.notIpBlocks"),
-    (rule(from_source(remote_ip_blocks=("10.0.0.0/8",))), "from[0].source.remoteIpBlocks"),
     (rule(Condition("request.headers[x]", ("y",))), "when[0].values"),
     (rule(Condition("request.auth.claims[iss]", (), ("y",))), "when[0].notValues"),
-    (rule(Condition("source.ip", ("10.0.0.1",))), "when[0].values"),
-    (rule(Condition("destination.ip", ("10.0.0.1",))), "when[0].values"),
     (rule(Condition("connection.sni", ("x",))), "when[0].values"),
     (rule(to_operation(ports=("http",))), "to[0].operation.ports"),
 ]

@@ -20,14 +20,14 @@ from tests.builders import (
 )
 from xdsbpf.mesh.authorization import Verdict
 from xdsbpf.mesh.policy_groups import (
-    Admission,
     GroupPort,
-    admitted,
     destination_groups,
     group_addresses,
     policy_groups,
-    policy_table,
+    possible_groups,
 )
+from xdsbpf.mesh.policy_tables import policy_table
+from xdsbpf.model.authorization_policy import Condition
 
 REVIEWS = "spiffe://cluster.local/ns/default/sa/bookinfo-reviews"
 VIEWER = policy(
@@ -98,11 +98,37 @@ def test_a_policy_with_patterns_follows_the_identities_that_run() -> None:
     }
 
 
-def test_who_is_admitted_is_a_default_and_its_exceptions() -> None:
-    mesh = Mesh(*bookinfo(), VIEWER)
-    assert admitted(mesh.db, "default/viewer", 9080) == Admission(Verdict.DENY, (REVIEWS,))
-    assert admitted(mesh.db, "default/viewer", 80) == Admission(Verdict.DENY, ())
-    assert admitted(mesh.db, "", 80) == Admission(Verdict.ALLOW, ())
+def test_a_block_of_sources_multiplies_the_rows_of_its_own_table_only() -> None:
+    blocks = policy("blocks", rule(from_source(ip_blocks=("10.0.0.0/8", "10.1.0.0/16"))), selector={"app": "reviews"})
+    mesh = Mesh(*bookinfo(), VIEWER, blocks)
+    table = policy_table(mesh.db, "default/blocks")
+    assert table.blocks == ("10.0.0.0/8", "10.1.0.0/16")
+    assert [(row.identity, row.block, row.port, row.verdict) for row in table.rows] == [
+        (None, "", None, Verdict.DENY),
+        (None, "10.0.0.0/8", None, Verdict.ALLOW),
+        (None, "10.1.0.0/16", None, Verdict.ALLOW),
+    ]
+    assert policy_table(mesh.db, "default/viewer") == policy_table(Mesh(*bookinfo(), VIEWER).db, "default/viewer")
+
+
+def test_workloads_that_stand_in_different_blocks_of_destinations_are_guarded_apart() -> None:
+    there = policy("there", rule(Condition("destination.ip", ("10.0.1.0/24",)), to_operation(ports=("9080",))))
+    mesh = Mesh(
+        workload("a", "v1", "10.0.1.1"),
+        workload("a", "v2", "10.0.2.1"),
+        service("a"),
+        endpoint_slice("a", endpoint("10.0.1.1", "a-v1"), endpoint("10.0.2.1", "a-v2")),
+        there,
+    )
+    inside = "default/there@10.0.1.0/24"
+    assert policy_groups(mesh.db) == ("default/there", inside)
+    assert group_addresses(mesh.db, inside) == ("10.0.1.1",)
+    assert group_addresses(mesh.db, "default/there") == ("10.0.2.1",)
+    assert {row.verdict for row in policy_table(mesh.db, "default/there").rows} == {Verdict.DENY}
+    assert {row.verdict for row in policy_table(mesh.db, inside).rows if row.port == 9080} == {Verdict.ALLOW}
+    found = destination_groups(mesh.db, host("a"), 9080, "")
+    assert found == (GroupPort("default/there", 9080), GroupPort(inside, 9080))
+    assert possible_groups(mesh.db, "default/there") == ("default/there", inside)
 
 
 def test_the_groups_of_a_destination_are_those_of_its_endpoints() -> None:

@@ -19,7 +19,8 @@ from tests.builders import (
     workload,
 )
 from xdsbpf.mesh.authorization import Verdict
-from xdsbpf.mesh.policy_groups import Admission, GroupPort
+from xdsbpf.mesh.policy_groups import GroupPort
+from xdsbpf.mesh.policy_tables import Admission
 from xdsbpf.mesh.tcp_admission import conjunction, tcp_admission, tcp_groups
 from xdsbpf.model.authorization_policy import AuthorizationPolicy
 from xdsbpf.model.kube import ServicePort

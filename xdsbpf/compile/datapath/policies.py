@@ -1,7 +1,8 @@
 """Policies: the decision table of each group of workloads, as the kernel looks it up.
 
-The rows come from `mesh.policy_groups`, which writes the one evaluator out. The nodes' proxies always
-pass: what a client reaches through them is guarded by the proxy on the client's own identity.
+The rows come from `mesh.policy_tables`, which writes the one evaluator out. The nodes' proxies always
+pass: what a client reaches through them is guarded by the proxy on the client's own identity. Which
+addresses are in which block is for the agent to say, for all policies in force at once.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from xdsbpf.incremental import ABSENT, Absent, Database, query
 from xdsbpf.mesh.addresses import packed
 from xdsbpf.mesh.authorization import Verdict
 from xdsbpf.mesh.identities import NODE_PROXY
-from xdsbpf.mesh.policy_groups import PolicyRow, group_addresses, policy_groups, policy_table
-from xdsbpf.model.names import POLICY
+from xdsbpf.mesh.policy_groups import group_addresses, policy_groups
+from xdsbpf.mesh.policy_tables import PolicyRow, PolicyTable, policy_table
+from xdsbpf.model.address_block import parse_block
+from xdsbpf.model.names import POLICY, UNLOCATED
 from xdsbpf.model.resource import Resource
 
 NODE_PROXY_RULE: Final = "default: the proxy checks the client's identity"
+UNLOCATED_RULE: Final = "default: decided where the connection arrives"
 
 
 @query
@@ -35,10 +39,32 @@ def policy_resource(db: Database, name: str) -> Resource | Absent:
         return ABSENT
     message = datapath_pb2.Policy(name=name, destinations=[packed(address) for address in addresses])
     table = policy_table(db, name)
-    proxy_rows = [PolicyRow(NODE_PROXY, port, Verdict.ALLOW, NODE_PROXY_RULE) for port in (*table.ports, None)]
-    for row in (*table.rows, *proxy_rows):
+    message.blocks.extend(_block(block) for block in table.blocks)
+    for row in (*table.rows, *_reserved_rows(table)):
         message.entries.append(_entry(row))
     return resource(POLICY, name, message)
+
+
+def _reserved_rows(table: PolicyTable) -> list[PolicyRow]:
+    """Rows of the sources that are the same in every block.
+
+    A caller without an address of its own (a process on the host's network) is refused at once only if no
+    address would let it through: the destination's ingress, which sees the address, decides.
+    """
+    ports = (*table.ports, None)
+    rows = [PolicyRow(NODE_PROXY, "", port, Verdict.ALLOW, NODE_PROXY_RULE) for port in ports]
+    if table.blocks:
+        unknown = [row for row in table.rows if row.identity is None]
+        open_ports = {row.port for row in unknown if row.verdict is Verdict.ALLOW}
+        for port in ports:
+            verdict = Verdict.ALLOW if port in open_ports else Verdict.DENY
+            rows.append(PolicyRow(UNLOCATED, "", port, verdict, UNLOCATED_RULE))
+    return rows
+
+
+def _block(text: str) -> datapath_pb2.Block:
+    parsed = parse_block(text)
+    return datapath_pb2.Block(network=parsed.network, bits=parsed.bits)
 
 
 def _entry(row: PolicyRow) -> datapath_pb2.PolicyEntry:
@@ -51,6 +77,8 @@ def _entry(row: PolicyRow) -> datapath_pb2.PolicyEntry:
         entry.any_source.SetInParent()
     else:
         entry.identity = row.identity
+    if row.block:
+        entry.block.CopyFrom(_block(row.block))
     if row.port is not None:
         entry.port = row.port
     return entry

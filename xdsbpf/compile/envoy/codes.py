@@ -37,7 +37,7 @@ IDENTITY_UNSAFE: Final = "XB3020"
 IDENTITY_SHARED: Final = "XB3021"
 """An address of several pods with one identity and different labels; it is an unknown source."""
 POLICY_MIXED: Final = "XB3032"
-"""Endpoints of one cluster are selected by different policies: a request must satisfy all of them."""
+"""Endpoints of one cluster are guarded differently: a request must satisfy the policies of all of them."""
 MIRROR_WITHHELD: Final = "XB3033"
 """A mirror whose destination has a policy: mirrored copies could not be checked, so none are sent."""
 

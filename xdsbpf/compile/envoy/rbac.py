@@ -138,7 +138,7 @@ def _report_mixed(db: Database, group: str, host: str) -> None:
             db.report,
             POLICY_MIXED,
             Origin(policy, "spec"),
-            f"the endpoints of {host} are selected by different policies: "
+            f"the endpoints of {host} are guarded differently: "
             "through the proxy a request must satisfy those of all of them",
             "use a subset per policy, or select all workloads of the service",
         )

@@ -1,16 +1,18 @@
-"""Conditions of a policy rule on the source, as Envoy principals over filter state.
+"""Conditions of a policy rule on the source, as Envoy principals over filter state and its address.
 
 Exactly what `mesh.authorization.evaluate` decides for a known source and a given port; a property test
 holds the two together. Names are matched as exact text, prefix, suffix or inside the attributes; no
 regular expression is ever built from a name. A pattern that these cannot express is written out for the
-identities that exist.
+identities that exist. The address is that of the connection: a client's x-forwarded-for changes nothing.
 """
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Any as Message
 from typing import Final
 
+from envoy.config.core.v3.address_pb2 import CidrRange
 from envoy.config.rbac.v3.rbac_pb2 import Principal
 from envoy.type.matcher.v3.filter_state_pb2 import FilterStateMatcher
 from envoy.type.matcher.v3.string_pb2 import StringMatcher
@@ -26,6 +28,7 @@ from xdsbpf.incremental import Database
 from xdsbpf.mesh.authorization import SPIFFE, PolicySet, Verdict, evaluate, source_of_identity
 from xdsbpf.mesh.identities import identities
 from xdsbpf.mesh.policy_rules import L4Rule, Subject, Term
+from xdsbpf.model.address_block import parse_block
 
 KNOWN: Final = principal_matcher(StringMatcher(prefix=SPIFFE))
 
@@ -82,6 +85,11 @@ def _term(db: Database, term: Term) -> Principal:
 
 def _values(db: Database, subject: Subject, value: str) -> list[Principal]:
     """Principals any of which is what a value names; [] for nobody."""
+    if subject is Subject.SOURCE_IP:
+        block = parse_block(value)
+        where = CidrRange(address_prefix=str(ipaddress.ip_address(block.network)))
+        where.prefix_len.value = block.bits
+        return [Principal(direct_remote_ip=where)]
     if value == "*" and subject is not Subject.SERVICE_ACCOUNT:
         return [_state(KNOWN)]
     matcher = _matcher(subject, value)

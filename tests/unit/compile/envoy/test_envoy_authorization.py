@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import itertools
 from typing import Any
 
 from envoy.config.rbac.v3.rbac_pb2 import Principal
@@ -30,7 +32,7 @@ LABELS = (("app", "x"), ("ns", "prod"), ("sa", "web"))
 
 
 def matches(principal: Any, state: dict[str, str]) -> bool:
-    """Envoy's reading of a principal that looks at filter state only."""
+    """Envoy's reading of a principal that looks at filter state and at the connection's address."""
     kind = principal.WhichOneof("identifier")
     if kind == "any":
         return True
@@ -40,6 +42,10 @@ def matches(principal: Any, state: dict[str, str]) -> bool:
         return all(matches(one, state) for one in principal.and_ids.ids)
     if kind == "or_ids":
         return any(matches(one, state) for one in principal.or_ids.ids)
+    if kind == "direct_remote_ip":
+        block = principal.direct_remote_ip
+        where = ipaddress.ip_network((block.address_prefix, block.prefix_len.value))
+        return ipaddress.ip_address(state["address"]) in where
     assert kind == "filter_state", kind
     text, match = state[principal.filter_state.key], principal.filter_state.string_match
     how = match.WhichOneof("match_pattern")
@@ -51,8 +57,9 @@ def matches(principal: Any, state: dict[str, str]) -> bool:
     }[how]()
 
 
-def state_of(namespace: str, account: str, identity: str) -> dict[str, str]:
-    return {names.PRINCIPAL_KEY: identity, names.ATTRIBUTES_KEY: attributes(namespace, account, LABELS)}
+def state_of(namespace: str, account: str, identity: str, address: str = "10.1.0.1") -> dict[str, str]:
+    state = {names.PRINCIPAL_KEY: identity, names.ATTRIBUTES_KEY: attributes(namespace, account, LABELS)}
+    return state | {"address": address}
 
 
 def passes(filters: tuple[tuple[str, bytes], ...], state: dict[str, str]) -> bool:
@@ -85,7 +92,12 @@ PRINCIPALS = st.sampled_from(
 )
 GLOBS = st.sampled_from(("aa", "aaa", "a*", "*a", "*", "aa*aa", "a*a", "*o*", "prod", "ns", "p*d"))
 DOMAINS = st.sampled_from(("cluster.local", "cluster.*", "*.local", "*", "other", "c*l"))
+SOURCES = ("10.1.0.1", "10.1.0.200", "10.1.1.1", "10.2.0.1", "192.168.0.1")
+BLOCKS = ("0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "10.1.0.0/24", "10.1.0.1/32", "10.1.0.128/25", "::/0", "fd00::/8")
 TERMS = st.one_of(
+    st.builds(
+        Term, st.just(Subject.SOURCE_IP), st.lists(st.sampled_from(BLOCKS), min_size=1).map(tuple), st.booleans()
+    ),
     st.builds(Term, st.just(Subject.PRINCIPAL), st.tuples(PRINCIPALS), st.booleans()),
     st.builds(Term, st.just(Subject.NAMESPACE), st.tuples(GLOBS, GLOBS), st.booleans()),
     st.builds(Term, st.just(Subject.SERVICE_ACCOUNT), st.sampled_from((("aa/web",), ("ns/sa",))), st.booleans()),
@@ -139,10 +151,10 @@ def demands_of(policies: PolicySet, port: int) -> Demands:
 @given(st.lists(POLICIES, min_size=1, max_size=3), st.sampled_from((80, 90, 100)))
 def test_the_proxy_admits_exactly_whom_every_policy_set_admits(sets: list[PolicySet], port: int):
     filters = combine(tuple(demands_of(policies, port) for policies in sets))
-    for namespace, account, identity in IDENTITIES:
-        source = source_of_identity(identity)
+    for (namespace, account, identity), address in itertools.product(IDENTITIES, SOURCES):
+        source = source_of_identity(identity, address)
         wanted = all(evaluate(policies, source, port).verdict is Verdict.ALLOW for policies in sets)
-        assert passes(filters, state_of(namespace, account, identity)) is wanted, identity
+        assert passes(filters, state_of(namespace, account, identity, address)) is wanted, (identity, address)
 
 
 def test_no_principal_is_a_regular_expression():

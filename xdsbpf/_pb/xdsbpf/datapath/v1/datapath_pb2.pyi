@@ -240,6 +240,7 @@ class Policy(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     DESTINATIONS_FIELD_NUMBER: _builtins.int
     ENTRIES_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     @_builtins.property
     def destinations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
@@ -247,9 +248,14 @@ class Policy(_message.Message):
 
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyEntry]:
-        """A full cross product of the sources and ports that rules mention, with their "any" entries:
-        the entry for (source, port) decides, then (source, any), then (any, port), then (any, any).
+        """A full cross product of the sources, blocks and ports that rules mention, with their "any" entries.
+        With b the narrowest of `blocks` around the source's address, or none, the entry for (source, b, port)
+        decides, then (source, b, any), then (any, b, port), then (any, b, any).
         """
+
+    @_builtins.property
+    def blocks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Block]:
+        """The blocks of source addresses that rules mention. No other policy depends on them."""
 
     def __init__(
         self,
@@ -257,14 +263,39 @@ class Policy(_message.Message):
         name: _builtins.str = ...,
         destinations: _abc.Iterable[_builtins.bytes] | None = ...,
         entries: _abc.Iterable[Global___PolicyEntry] | None = ...,
+        blocks: _abc.Iterable[Global___Block] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["destinations", b"destinations", "entries", b"entries", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "destinations", b"destinations", "entries", b"entries", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Policy: _TypeAlias = Policy  # noqa: Y015
+
+@_typing.final
+class Block(_message.Message):
+    """Addresses that begin with the same bits; the rest of `network` is zero."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NETWORK_FIELD_NUMBER: _builtins.int
+    BITS_FIELD_NUMBER: _builtins.int
+    network: _builtins.bytes
+    bits: _builtins.int
+    def __init__(
+        self,
+        *,
+        network: _builtins.bytes = ...,
+        bits: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bits", b"bits", "network", b"network"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Block: _TypeAlias = Block  # noqa: Y015
 
 @_typing.final
 class PolicyEntry(_message.Message):
@@ -276,8 +307,12 @@ class PolicyEntry(_message.Message):
     PROTOCOL_FIELD_NUMBER: _builtins.int
     VERDICT_FIELD_NUMBER: _builtins.int
     RULE_FIELD_NUMBER: _builtins.int
+    BLOCK_FIELD_NUMBER: _builtins.int
     identity: _builtins.str
-    """Identity name."""
+    """Identity name. The agent's reserved names ("xdsbpf:...") are the same in every block:
+    "xdsbpf:node-proxy", and "xdsbpf:unlocated" for who connects from a network namespace that is no
+    workload's, so that its address is not known before it arrives.
+    """
     port: _builtins.int
     """Destination port at the workload; absent: any port."""
     protocol: Global___Protocol.ValueType
@@ -288,6 +323,10 @@ class PolicyEntry(_message.Message):
     def any_source(self) -> Global___AnySource:
         """Every source without an entry of its own, unknown ones included."""
 
+    @_builtins.property
+    def block(self) -> Global___Block:
+        """The block, one of the policy's `blocks`; absent: a source outside all of them."""
+
     def __init__(
         self,
         *,
@@ -297,10 +336,11 @@ class PolicyEntry(_message.Message):
         protocol: Global___Protocol.ValueType = ...,
         verdict: Global___Verdict.ValueType = ...,
         rule: _builtins.str = ...,
+        block: Global___Block | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_port", b"_port", "any_source", b"any_source", "identity", b"identity", "port", b"port", "source", b"source"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_port", b"_port", "any_source", b"any_source", "block", b"block", "identity", b"identity", "port", b"port", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_port", b"_port", "any_source", b"any_source", "identity", b"identity", "port", b"port", "protocol", b"protocol", "rule", b"rule", "source", b"source", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_port", b"_port", "any_source", b"any_source", "block", b"block", "identity", b"identity", "port", b"port", "protocol", b"protocol", "rule", b"rule", "source", b"source", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__port: _TypeAlias = _typing.Literal["port"]  # noqa: Y015
     _WhichOneofArgType__port: _TypeAlias = _typing.Literal["_port", b"_port"]  # noqa: Y015
