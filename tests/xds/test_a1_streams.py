@@ -171,6 +171,16 @@ async def test_a_half_close_ends_the_stream_with_ok(lab: Lab) -> None:
 
 
 @pytest.mark.rule(6, on=ALL)
+async def test_what_was_asked_for_before_a_half_close_is_answered(lab: Lab) -> None:
+    await lab.put(endpoints("a"))
+    client = lab.client()
+    await client.subscribe(EDS, "a")
+    await client.half_close(EDS)
+    assert (await client.receive(EDS)).holds == {"a": 1}
+    assert (await client.end(EDS))[0] is grpc.StatusCode.OK
+
+
+@pytest.mark.rule(6, on=ALL)
 async def test_bytes_that_are_no_request_end_their_own_stream_only(lab: Lab) -> None:
     await lab.put(endpoints("a"))
     good, bad = lab.client(), lab.client()

@@ -53,6 +53,7 @@ class _Stream:
         self.writer: asyncio.Task[None] | None = None
         self.writing_since: float | None = None
         self.end: ProtocolError | None = None
+        self.is_half_closed = False
 
 
 class Streams:
@@ -222,7 +223,11 @@ class Streams:
         log.info("xds.stream_closed", node=stream.session.node_id, streams=len(self._open))
 
     async def _run(self, stream: _Stream, call: Call) -> None:
-        """Read here and write in a task; whichever ends first ends the stream. A half-close ends it with OK."""
+        """Read here and write in a task; whichever ends first ends the stream.
+
+        A half-close ends it with OK, once the client has what its requests are owed: they may have come in one
+        segment with it.
+        """
         reader = asyncio.current_task()
         assert reader is not None
         is_reading = True
@@ -235,6 +240,10 @@ class Streams:
         writer.add_done_callback(interrupt)
         try:
             await self._read(stream, call)
+            is_reading = False
+            stream.is_half_closed = True
+            stream.wake.set()
+            await writer
         except asyncio.CancelledError:
             if not writer.done():
                 raise
@@ -282,6 +291,8 @@ class Streams:
                 raise ProtocolError("UNAVAILABLE", "the server is stopping")
             if stream.end is not None:
                 raise stream.end
+            if stream.is_half_closed:
+                return
 
     def _look_for_stalled(self) -> None:
         """End streams whose client takes no data. One look at all of them costs less than a timer per write."""

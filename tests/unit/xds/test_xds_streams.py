@@ -71,6 +71,16 @@ async def test_a_stream_whose_call_is_cancelled_is_forgotten() -> None:
     assert served.status() == ()
 
 
+async def test_a_request_that_comes_with_the_half_close_is_answered_before_the_end() -> None:
+    """Rule 6."""
+    served, call = serving(store_with(resource(EDS, "a"))), ScriptedCall()
+    for data in (protocol.encode_request(EDS, node_id=NODE_ID, subscribe=["a"]), None):
+        call.to_server.put_nowait(data)
+    await asyncio.wait_for(served.serve(call), 5)
+    assert [item.name for item in protocol.decode_response(call.to_client.get_nowait()).resources] == ["a"]
+    assert served.status() == ()
+
+
 async def test_one_change_reaches_more_streams_than_one_turn_serves() -> None:
     """Rule 51: in turns, and all of them."""
     store = store_with(resource(EDS, "a"))
