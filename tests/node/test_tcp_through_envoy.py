@@ -127,6 +127,18 @@ spec:
 ---"""
 
 
+def allow_from(app: str, blocks: str) -> str:
+    return f"""
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {{name: {app}-from}}
+spec:
+  selector: {{matchLabels: {{app: {app}}}}}
+  rules:
+    - from: [{{source: {blocks}}}]
+---"""
+
+
 MESH = "".join(
     (
         *(workload(app, version) for app in ("db", "vault") for version in ("v1", "v2")),
@@ -164,7 +176,7 @@ def policies(lab: Lab, manifests: Path) -> Iterator[Path]:
     yield path
     path.unlink(missing_ok=True)
     wait_until(lambda: not any("AuthorizationPolicy" in row["object"] for row in objects(lab)), 20, "no policy")
-    for name in ("db", "vault"):
+    for name in ("plain", "db", "vault"):
         wait_until(lambda name=name: "EPERM" not in dial(lab, "client-denied", name, 1), 20, "the kernel without it")
         wait_until(lambda name=name: "CLOSED" not in dial(lab, "client-denied", name, 5), 20, "Envoy without it")
 
@@ -239,6 +251,27 @@ def test_a_denied_pod_is_refused_at_connect_and_hears_no_byte(lab: Lab, policies
     wait_until(lambda: set(dial(lab, "client-denied", "db", 20)) == {"EPERM"}, 20, "the kernel's policy")
     assert dial(lab, "client-denied", "db", 100) == {"EPERM": 100}
     assert set(dial(lab, "client-allowed", "db", 50)) == {"db db-v1", "db db-v2"}
+
+
+def test_sources_are_told_apart_by_their_address_in_both_planes(lab: Lab, policies: Path) -> None:
+    """`plain` in the kernel and `db` behind Envoy; the same two clients change places twice."""
+    one, two = (lab.pod(name).address for name in ("client-allowed", "client-denied"))
+    served = {"plain": {"plain plain"}, "db": {"db db-v1", "db db-v2"}}
+    refused = {"EPERM", "CLOSED", "ECONNRESET"}
+    for name, greetings in served.items():
+        for pod in ("client-allowed", "client-denied"):
+            assert set(dial(lab, pod, name, 50)) == greetings
+    for blocks, let_in, left_out in (
+        (f'{{ipBlocks: ["{one}/32"]}}', "client-allowed", "client-denied"),
+        (f'{{ipBlocks: ["{one}", "{two}"], notIpBlocks: ["{one}"]}}', "client-denied", "client-allowed"),
+        (f'{{ipBlocks: ["0.0.0.0/0"], notIpBlocks: ["{two}/32"]}}', "client-allowed", "client-denied"),
+    ):
+        policies.write_text(allow_from("plain", blocks) + allow_from("db", blocks))
+        for name, greetings in served.items():
+            wait_until(lambda n=name, p=left_out: set(dial(lab, p, n, 10)) <= refused, 20, f"{name} refuses {blocks}")
+            wait_until(lambda n=name, p=let_in, g=greetings: set(dial(lab, p, n, 10)) <= g, 20, f"{name} lets in")
+            assert set(dial(lab, left_out, name, 100)) <= refused
+            assert set(dial(lab, let_in, name, 200)) == greetings
 
 
 def test_with_several_policies_envoy_decides_and_a_denied_pod_hears_no_byte(lab: Lab, policies: Path) -> None:
