@@ -14,8 +14,9 @@ import pytest
 from tests.xds.drivers import Directory, Driver, InProcess
 from tests.xds.lab import Lab, running_lab
 from tests.xds.wire import ALL, Variant
+from xdsbpf.xds.transports import TRANSPORTS
 
-QUIET_OWN_S = 0.08
+QUIET_OWN_S = 0.05
 """The quiet window in one process with the server: it answers within a few milliseconds."""
 QUIET_OTHER_S = 0.5
 
@@ -34,8 +35,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marker = metafunc.definition.get_closest_marker("rule")
     if "lab" in metafunc.fixturenames and marker is not None:
-        variants = marker.kwargs.get("on", ALL)
-        metafunc.parametrize("lab", variants, indirect=True, ids=[variant.value for variant in variants])
+        other = bool(metafunc.config.getoption("xds_server", None))
+        transports = (None,) if other else tuple(TRANSPORTS)
+        asked = [(variant, transport) for variant in marker.kwargs.get("on", ALL) for transport in transports]
+        ids = ["-".join(filter(None, (variant.value, transport))) for variant, transport in asked]
+        metafunc.parametrize("lab", asked, indirect=True, ids=ids)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -58,15 +62,16 @@ def _can_be_asked(item: pytest.Item, offered: tuple[Variant, ...], other: bool) 
     if other and (marker is None or "needs" in marker.kwargs):
         return False
     call = getattr(item, "callspec", None)
-    return call is None or call.params.get("lab", offered[0]) in offered
+    return call is None or "lab" not in call.params or call.params["lab"][0] in offered
 
 
 @pytest.fixture
 async def lab(request: pytest.FixtureRequest) -> AsyncIterator[Lab]:
-    """A server that serves nothing yet, and clients of one variant."""
+    """A server that serves nothing yet, ours over each of its transports, and clients of one variant."""
     option = request.config.getoption
     address = option("xds_server", None)
-    driver: Driver = Directory(address, option("xds_resources")) if address else InProcess()
+    variant, transport = request.param
+    driver: Driver = Directory(address, option("xds_resources")) if address else InProcess(transport)
     quiet_s = option("xds_quiet", None) or (QUIET_OTHER_S if address else QUIET_OWN_S)
-    async with running_lab(driver, request.param, quiet_s) as lab:
+    async with running_lab(driver, variant, quiet_s) as lab:
         yield lab

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from xdsbpf.xds.load_reporting import LoadReporting
 from xdsbpf.xds.load_reports import LoadReports
 from xdsbpf.xds.server import XdsServer
 from xdsbpf.xds.store import ResourceStore, View
+from xdsbpf.xds.transports import DEFAULT_TRANSPORT, TRANSPORTS
 
 Key = tuple[str, str]
 """(type URL, name)"""
@@ -46,13 +47,13 @@ class Driver(Protocol):
 
 
 class InProcess:
-    """Our server in this event loop. `make_server` is where a mutant comes in."""
+    """Our server in this event loop, over one of its transports."""
 
-    def __init__(self, make_server: Callable[[ResourceStore], XdsServer] | None = None) -> None:
-        self._make_server = make_server or _server
+    def __init__(self, transport: str = DEFAULT_TRANSPORT) -> None:
+        self._transport = transport
         self._served: dict[Key, Served] = {}
         self.store = ResourceStore()
-        self.server = self._make_server(self.store)
+        self.server = _server(self.store, self._transport)
         self.address = ""
 
     async def start(self) -> None:
@@ -71,7 +72,7 @@ class InProcess:
         await self.server.stop(0.0)
         self.store = ResourceStore()
         self.store.apply(_SCOPE, [_resource(served) for served in self._served.values()])
-        self.server = self._make_server(self.store)
+        self.server = _server(self.store, self._transport)
         await self.start()
 
     async def stop(self) -> None:
@@ -132,12 +133,12 @@ _BARRIER = "conformance-barrier"
 _VIEW = View((_SCOPE,), "", "envoy")
 
 
-def _server(store: ResourceStore) -> XdsServer:
+def _server(store: ResourceStore, transport: str) -> XdsServer:
     """Our server, with the services beside xDS that `xdsbpf serve` has."""
     status = ClientStatus(store, lambda: server.streams.sessions())
     reporting = LoadReporting(LoadReports(), lambda *_: None)
     handlers = {**status.handlers(), **reporting.handlers()}
-    server = XdsServer(store, _one_view, time.monotonic, more_handlers=handlers)
+    server = XdsServer(store, _one_view, time.monotonic, more_handlers=handlers, transport=TRANSPORTS[transport])
     return server
 
 

@@ -1,4 +1,4 @@
-"""Rule 56: load reports and client status, the services beside xDS."""
+"""Rules 54 and 56: what the server knows of its clients, load reports: the services beside xDS."""
 
 from __future__ import annotations
 
@@ -49,9 +49,35 @@ async def test_the_status_service_knows_what_a_client_accepted_and_refused(lab: 
     await client.subscribe(EDS, "a")
     await client.nack(await client.receive(EDS), "a: is refused")
     await client.quiet()
+    configs = await client_status(lab, client.node_id, method)
+    assert {config.node.id for config in configs} == {client.node_id}, "one for each stream of the client"
+    entries = [entry for config in configs for entry in config.generic_xds_configs]
+    states = {entry.type_url: entry for entry in entries if entry.name == "a"}
+    assert set(states) == {CDS, EDS}
+    assert "is refused" in states[EDS].error_state.details
+    assert not states[CDS].HasField("error_state")
+
+
+@pytest.mark.rule(54, on=ALL)
+async def test_a_refusal_is_put_on_the_resource_that_it_names(lab: Lab) -> None:
+    """With its text, in which control characters are escaped."""
+    await lab.put(endpoints("good"), endpoints("bad"), endpoints("worse"))
+    client = lab.client()
+    await client.subscribe(EDS, "good", "bad", "worse")
+    await client.nack(await client.receive(EDS), "bad: is\x1b[31m refused")
+    await client.settle(EDS)
+    (config,) = await client_status(lab, client.node_id)
+    errors = {
+        entry.name: entry.error_state.details for entry in config.generic_xds_configs if entry.error_state.details
+    }
+    assert errors == {"bad": r"bad: is\x1b[31m refused"}
+
+
+async def client_status(lab: Lab, node_id: str, method: str = "FetchClientStatus") -> list[Any]:
+    """What the status service says of a node, a `ClientConfig` for each of its streams."""
     request = ClientStatusRequest()
     request.node.id = "conformance-status"
-    request.node_matchers.add().node_id.exact = client.node_id
+    request.node_matchers.add().node_id.exact = node_id
     raw = request.SerializeToString()
     if method.startswith("Fetch"):
         answer = await lab.client().channel.unary_unary(CSDS + method)(raw, timeout=DEADLINE_S)
@@ -59,10 +85,4 @@ async def test_the_status_service_knows_what_a_client_accepted_and_refused(lab: 
         call: Any = lab.client().channel.stream_stream(CSDS + method)(timeout=DEADLINE_S)
         await call.write(raw)
         answer = await call.read()
-    configs = ClientStatusResponse.FromString(answer).config
-    assert {config.node.id for config in configs} == {client.node_id}, "one for each stream of the client"
-    entries = [entry for config in configs for entry in config.generic_xds_configs]
-    states = {entry.type_url: entry for entry in entries if entry.name == "a"}
-    assert set(states) == {CDS, EDS}
-    assert "is refused" in states[EDS].error_state.details
-    assert not states[CDS].HasField("error_state")
+    return list(ClientStatusResponse.FromString(answer).config)

@@ -1,0 +1,79 @@
+"""Rules that are tested outside of this directory, broken.
+
+`pytest -p tests.xds.mutants.elsewhere` runs each of their tests with what it must see in force, and waits less for what
+does not come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Iterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.xds.mutation import Edit, Value
+from xdsbpf.compile.raw import checks
+from xdsbpf.xds import streams
+
+DEADLINE_S = 1.0
+
+
+class Broken(msgspec.Struct, frozen=True):
+    """A rule broken by an edit, seen by the test at `place` with those arguments (`case`), with these words."""
+
+    rule: int
+    breaks: str
+    edit: Edit | Value
+    place: str
+    says: str
+    case: str = ""
+
+
+BROKEN: tuple[Broken, ...] = (
+    Broken(
+        40,
+        "a listener of gRPC clients may go to any Envoy",
+        Value(checks, "_warn", lambda *_: None),
+        "tests/unit/compile/raw/test_raw_checks.py::"
+        "test_a_listener_of_grpc_clients_is_a_finding_where_an_envoy_would_get_it",
+        "assert [] == [True]",
+    ),
+    Broken(
+        43,
+        "a stream that takes data is reset, too",
+        Edit(
+            streams.Streams,
+            "_look_for_stalled",
+            "stream.writing_since is not None and stream.writing_since <= limit and ",
+            "",
+        ),
+        "tests/unit/xds/test_xds_streams.py::test_a_stream_that_takes_no_data_is_reset",
+        "assert not",
+        "[False]",
+    ),
+    Broken(
+        51,
+        "streams beyond one turn are forgotten",
+        Edit(streams.Streams, "_wake_some", "if self._to_wake:", "self._to_wake.clear()\n    if self._to_wake:"),
+        "tests/unit/xds/test_xds_streams.py::test_one_change_reaches_more_streams_than_one_turn_serves",
+        "TimeoutError",
+    ),
+)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Break the product while the test runs."""
+    wait_for = asyncio.wait_for
+
+    async def impatient(awaitable: Awaitable[Any], timeout: float) -> Any:
+        return await wait_for(awaitable, min(timeout, DEADLINE_S))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asyncio, "wait_for", impatient)
+        for broken in BROKEN:
+            if item.nodeid == broken.place + broken.case:
+                patch.setattr(broken.edit.owner, broken.edit.name, broken.edit.apply())
+        yield

@@ -1,0 +1,161 @@
+"""Rules 41 to 56, broken: pacing, pages, limits, life cycle, the services beside."""
+
+from __future__ import annotations
+
+from tests.xds import test_a5_flow as a5
+from tests.xds import test_a5_services as services
+from tests.xds.mutation import Edit, Mutant, Seen, Value, no_response, noise
+from tests.xds.resources import CDS, EDS
+from tests.xds.wire import Variant
+from xdsbpf.xds import client_status, delta, grpcio, load_reporting, protocol, shared, streams
+from xdsbpf.xds.h2 import server as h2_server
+from xdsbpf.xds.h2.limits import Limits
+from xdsbpf.xds.transports import FAST_TRANSPORT
+
+DELTA = Variant.DELTA_ADS
+
+_D = delta.DeltaSession
+
+MUTANTS: tuple[Mutant, ...] = (
+    Mutant(
+        41,
+        "changes do not wait for the ACK",
+        Edit(_D, "_next_update", "and not subscription.in_flight and ", "and "),
+        a5.test_while_an_ack_is_out_changes_collect_and_the_latest_wins,
+        DELTA,
+        Seen("await client.quiet()", noise(EDS)),
+    ),
+    Mutant(
+        44,
+        "pages have no limit of bytes",
+        Value(shared, "PAGE_BYTES", 64 << 20),
+        a5.test_five_megabytes_of_endpoints_come_in_pages,
+        DELTA,
+        Seen(
+            "responses = await client.expect(EDS, dict.fromkeys(names, 1))",
+            "the stream ended: StatusCode.RESOURCE_EXHAUSTED, 'Stream removed (CLIENT: Received message",
+        ),
+    ),
+    Mutant(
+        45,
+        "pages have no limit of resources",
+        Value(shared, "PAGE_RESOURCES", 100_000),
+        a5.test_a_first_sync_of_many_clusters_comes_in_pages,
+        DELTA,
+        Seen("assert max(len(response.items) for response in responses) <= 2000", "assert 4500 <= 2000"),
+    ),
+    Mutant(
+        46,
+        "a request has four megabytes at most",
+        Value(grpcio, "_OPTIONS", []),
+        a5.test_a_client_that_claims_two_hundred_thousand_names_is_served,
+        DELTA,
+        Seen(
+            'await client.expect(EDS, {"a": 1})',
+            "the stream ended: StatusCode.RESOURCE_EXHAUSTED, 'SERVER: Received message larger than max",
+        ),
+    ),
+    Mutant(
+        47,
+        "pings are punished",
+        Value(grpcio, "_OPTIONS", []),
+        a5.test_pings_of_a_client_are_answered_and_never_too_many,
+        DELTA,
+        Seen("assert head[3] != goaway, payload", "b'\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x0btoo_many_pings'"),
+    ),
+    Mutant(
+        50,
+        "changes do not wait for the ACK",
+        Edit(_D, "_next_update", "and not subscription.in_flight and ", "and "),
+        a5.test_a_burst_of_changes_reaches_a_client_in_few_responses,
+        DELTA,
+        Seen("assert len(client.log) <= 20", "assert 101 <= 20"),
+    ),
+    Mutant(
+        55,
+        "what came with a refused resource is not sent again",
+        Edit(_D, "_later_request", "for name in others if self._quarantine else ():", "for name in ():"),
+        a5.test_a_refused_resource_does_not_hold_back_the_others,
+        DELTA,
+        Seen('await client.expect(type_url, {"good": 1})', no_response(CDS)),
+        {"type_url": CDS},
+    ),
+    Mutant(
+        42,
+        "responses are built before the client takes them",
+        Edit(
+            streams.Streams,
+            "_read",
+            "session.on_request(request)",
+            "session.on_request(request)\n        "
+            "self.__dict__.setdefault('kept', []).extend(map(session.encode, session.poll()))",
+        ),
+        a5.test_clients_that_do_not_read_cost_names_and_no_bytes,
+        DELTA,
+        Seen("assert resident_bytes() - before < LITTLE", "assert "),
+    ),
+    Mutant(
+        46,
+        "a request has four megabytes at most",
+        Value(h2_server, "Limits", lambda: Limits(max_message=4 << 20)),
+        a5.test_a_client_that_claims_two_hundred_thousand_names_is_served,
+        DELTA,
+        Seen('await client.expect(EDS, {"a": 1})', "the stream ended: StatusCode.RESOURCE_EXHAUSTED"),
+        transport=FAST_TRANSPORT,
+    ),
+    Mutant(
+        47,
+        "pings are punished",
+        Value(h2_server, "Limits", lambda: Limits(idle_frames=5, idle_frames_per_s=0.1)),
+        a5.test_pings_of_a_client_are_answered_and_never_too_many,
+        DELTA,
+        Seen("assert head[3] != goaway, payload", "too many frames that move nothing"),
+        transport=FAST_TRANSPORT,
+    ),
+    Mutant(
+        48,
+        "the end of the server looks like a failure",
+        Edit(streams.Streams, "_write", '"UNAVAILABLE"', '"INTERNAL"'),
+        a5.test_a_server_that_stops_ends_its_streams_with_a_status,
+        DELTA,
+        Seen("assert (await client.end(EDS))[0] in", "INTERNAL"),
+    ),
+    Mutant(
+        54,
+        "a refusal is put on all that came with it",
+        Edit(protocol, "blamed", "return found or ", "return "),
+        services.test_a_refusal_is_put_on_the_resource_that_it_names,
+        DELTA,
+        Seen("assert errors == ", "good"),
+    ),
+    Mutant(
+        54,
+        "the text of a refusal is shown as it came",
+        Edit(protocol, "readable_error", "if char.isprintable() else", "if True else"),
+        services.test_a_refusal_is_put_on_the_resource_that_it_names,
+        DELTA,
+        Seen("assert errors == ", "bad"),
+    ),
+    Mutant(
+        56,
+        "every load report is answered",
+        Edit(
+            load_reporting.LoadReporting,
+            "_stream",
+            "request = await _next_request(call)",
+            "request = await _next_request(call)\n            await call.write(self._answer(first))",
+        ),
+        services.test_a_load_reporter_is_told_once_what_to_report,
+        DELTA,
+        Seen("assert await call.read() is aio.EOF", "is <grpc.aio.EOF>"),
+    ),
+    Mutant(
+        56,
+        "the status service hides refusals",
+        Edit(client_status.ClientStatus, "_add", "if row.error:", "if False:"),
+        services.test_the_status_service_knows_what_a_client_accepted_and_refused,
+        DELTA,
+        Seen('assert "is refused" in states[EDS].error_state.details', "assert 'is refused' in ''"),
+        {"method": "FetchClientStatus"},
+    ),
+)

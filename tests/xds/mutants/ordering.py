@@ -1,0 +1,73 @@
+"""Rules 32 to 39, broken: order and warming."""
+
+from __future__ import annotations
+
+from tests.xds import test_a4_ordering as a4
+from tests.xds.mutation import Edit, Mutant, Seen, no_response, noise
+from tests.xds.resources import CDS, EDS, LDS
+from tests.xds.wire import Variant
+from xdsbpf.xds import delta, session
+
+SOTW, DELTA = Variant.SOTW_ADS, Variant.DELTA_ADS
+
+_D, _B = delta.DeltaSession, session.Session
+
+MUTANTS: tuple[Mutant, ...] = (
+    Mutant(
+        32,
+        "types are sent in no order",
+        Edit(_B, "_insert", "_RANK.get(item[0], len(_RANK))", "-_RANK.get(item[0], len(_RANK))"),
+        a4.test_one_change_arrives_in_the_order_of_references,
+        DELTA,
+        Seen(
+            "assert [response.type_url for response in seen] == order",
+            "assert ['type.google...istener', ...] == ['type.google...uration', ...]",
+        ),
+    ),
+    Mutant(
+        32,
+        "a removal waits for nothing",
+        Edit(_B, "_may_leave", "default=self._stamp + 1)", "default=0) * 0 + self._stamp + 1"),
+        a4.test_a_cluster_leaves_only_after_the_routes_that_left_it_were_acked,
+        DELTA,
+        Seen("await client.quiet()", noise(CDS)),
+    ),
+    Mutant(
+        33,
+        "endpoints do not follow their cluster",
+        Edit(_B, "_owe_endpoints", "endpoints.names & clusters.keys()", "()"),
+        a4.test_the_endpoints_of_a_changed_cluster_follow_it_though_unchanged,
+        DELTA,
+        Seen("changed, follows = await client.receive(), await client.receive()", "no response of any type"),
+    ),
+    Mutant(
+        34,
+        "what is owed to a reconnect is forgotten",
+        Edit(_D, "_first_request", " or name in owed", ""),
+        a4.test_after_a_reconnect_the_endpoints_of_a_changed_cluster_come_though_held,
+        DELTA,
+        Seen('assert (await client.receive(EDS)).holds == {"a": 1}', no_response(EDS)),
+        {"first": CDS},
+    ),
+    Mutant(
+        35,
+        "listeners wait for the ACK of clusters",
+        Edit(_D, "_next_update", "self._held_back(subscription, earlier)", "any(item.in_flight for item in earlier)"),
+        a4.test_nothing_waits_for_the_ack_of_clusters,
+        DELTA,
+        Seen('assert (await client.receive(type_url)).holds == {"r/a": 2}', no_response(LDS)),
+    ),
+    Mutant(
+        37,
+        "no endpoints are a removal",
+        Edit(
+            _B,
+            "_visible",
+            "if resource is None or ",
+            "if resource is not None and len(resource.body) == 3:\n        return None\n    if resource is None or ",
+        ),
+        a4.test_no_endpoints_are_sent_as_an_empty_assignment_and_not_as_a_removal,
+        DELTA,
+        Seen('await client.expect(EDS, {"a": 0})', "removed {'a'}, expected ()"),
+    ),
+)
