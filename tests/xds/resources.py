@@ -24,6 +24,7 @@ from envoy.extensions.filters.network.http_connection_manager.v3.http_connection
     HttpConnectionManager,
 )
 from envoy.extensions.transport_sockets.tls.v3.secret_pb2 import Secret
+from envoy.extensions.transport_sockets.tls.v3.tls_pb2 import UpstreamTlsContext
 from envoy.service.runtime.v3.rtds_pb2 import Runtime
 from google.protobuf.any_pb2 import Any as ProtoAny
 from google.protobuf.message import Message
@@ -57,13 +58,22 @@ class Served(msgspec.Struct, frozen=True):
         return PREFIX + self.message.DESCRIPTOR.full_name
 
 
-def cluster(name: str, edition: int = 1, *, service_name: str = "") -> Served:
-    """An EDS cluster over ADS; `service_name` names its endpoints, else they have the cluster's name."""
+def cluster(name: str, edition: int = 1, *, service_name: str = "", secret: str = "") -> Served:
+    """An EDS cluster over ADS; `service_name` names its endpoints, else they have the cluster's name.
+
+    With `secret` it speaks TLS and takes its certificate under that name, over ADS.
+    """
     message = Cluster(name=name, type=Cluster.EDS)
     message.connect_timeout.seconds = edition
     message.eds_cluster_config.eds_config.ads.SetInParent()
     message.eds_cluster_config.eds_config.resource_api_version = 2
     message.eds_cluster_config.service_name = service_name
+    if secret:
+        tls = UpstreamTlsContext()
+        certificate = tls.common_tls_context.tls_certificate_sds_secret_configs.add(name=secret)
+        certificate.sds_config.ads.SetInParent()
+        message.transport_socket.name = "envoy.transport_sockets.tls"
+        message.transport_socket.typed_config.Pack(tls)
     return Served(name, message)
 
 

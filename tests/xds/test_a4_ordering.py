@@ -148,6 +148,34 @@ async def test_a_secret_that_is_asked_for_while_a_cluster_warms_comes_at_once(la
     assert (await client.receive(SDS)).holds == {"s": 1}
 
 
+@pytest.mark.rule(36, on=ADS)
+async def test_the_secret_of_a_changed_cluster_follows_it_though_unchanged(lab: Lab) -> None:
+    await lab.put(cluster("a", secret="s"), BUILDERS[SDS]("s"))
+    client = lab.client()
+    await client.subscribe(CDS)
+    await client.expect(CDS, {"a": 1})
+    await client.subscribe(SDS, "s")
+    await client.expect(SDS, {"s": 1})
+    await lab.put(cluster("a", 2, secret="s"))
+    await client.expect(CDS, {"a": 2})
+    await client.expect(SDS, {"s": 1})
+    await client.quiet()
+
+
+@pytest.mark.rule(36, on=(Variant.DELTA_ADS,))
+async def test_a_secret_that_a_new_cluster_names_and_that_is_missing_is_answered_as_removed(lab: Lab) -> None:
+    await lab.put(cluster("a", secret="s"))
+    client = lab.client()
+    await client.subscribe(CDS)
+    await client.expect(CDS, {"a": 1})
+    await client.subscribe(SDS, "s")
+    await client.expect(SDS, {}, removed=("s",))
+    await lab.put(cluster("b", secret="s"))
+    await client.expect(CDS, {"b": 1})
+    await client.expect(SDS, {}, removed=("s",))
+    await client.quiet()
+
+
 @pytest.mark.rule(37, on=ALL)
 async def test_no_endpoints_are_sent_as_an_empty_assignment_and_not_as_a_removal(lab: Lab) -> None:
     await lab.put(endpoints("a"))
@@ -158,6 +186,21 @@ async def test_no_endpoints_are_sent_as_an_empty_assignment_and_not_as_a_removal
     await client.expect(EDS, {"a": 0})
     await lab.put(endpoints("a", 2))
     await client.expect(EDS, {"a": 2})
+
+
+@pytest.mark.rule(39, on=ADS)
+async def test_endpoints_follow_every_cluster_that_has_their_service_name(lab: Lab) -> None:
+    """A client asks once for a name that two clusters have, and waits with the second for an answer."""
+    await lab.put(cluster("a", service_name="s"), endpoints("s"))
+    client = lab.client()
+    await client.subscribe(CDS)
+    await client.expect(CDS, {"a": 1})
+    await client.subscribe(EDS, "s")
+    await client.expect(EDS, {"s": 1})
+    await lab.put(cluster("b", service_name="s"))
+    assert (await client.receive()).holds["b"] == 1
+    follows = await client.receive()
+    assert (follows.type_url, follows.holds) == (EDS, {"s": 1})
 
 
 @pytest.mark.rule(38, on=ADS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from xdsbpf.model import names
 from xdsbpf.xds import protocol, shared
+from xdsbpf.xds.references import REFERRING_TYPES, merged
 from xdsbpf.xds.request import DeltaRequest, Request
 from xdsbpf.xds.response import Page, Response, encode
 from xdsbpf.xds.session import Session
@@ -31,9 +32,7 @@ class DeltaSession(Session):
         if not asked and type_url not in protocol.NAMED_ONLY:
             subscription.wildcard = Wildcard.LEGACY
         subscription.unsubscribe(request.unsubscribe, self._stamp)
-        owed: set[str] = set()
-        if type_url == names.ENDPOINTS:
-            owed, self._clusters_sent = self._clusters_sent, owed
+        owed = self._owed.pop(type_url, set())
         for name in asked:
             if name in subscription.names and (name not in claimed or name in owed):
                 self._force(subscription, name)
@@ -64,8 +63,7 @@ class DeltaSession(Session):
         subscription.names = subscription.names | new if subscription.names else new
         pages = self._reader.shared.pages(self.view.scopes, type_url, asked)
         subscription.queue_pages(pages, self._stamp, named=True)
-        if type_url == names.ENDPOINTS:
-            self._clusters_sent = set()
+        self._owed.pop(type_url, None)
         return True
 
     def _take_claims(self, subscription: Subscription, claimed: dict[str, str]) -> None:
@@ -169,6 +167,7 @@ class DeltaSession(Session):
         removed = page.missing if subscription.backlog_named else ()
         subscription.held.update(page.versions)
         nonce = self._take_off(subscription, Sent(page.versions, removed, subscription.backlog_stamp, self._clock()))
+        self._owe(page.references)
         return Response(
             subscription.type_url, nonce, page.resources, removed, self._reader.revision, segments=page.segments
         )
@@ -185,6 +184,8 @@ class DeltaSession(Session):
             self._ledger.forget(subscription.type_url, page.removed)
         stamp = self._stamp if page.stamp is None else page.stamp
         nonce = self._take_off(subscription, Sent(versions, tuple(page.removed), stamp, self._clock()))
+        if subscription.type_url in REFERRING_TYPES:
+            self._owe(merged(self._reader.references(resource) for resource in page.resources))
         return Response(
             subscription.type_url,
             nonce,

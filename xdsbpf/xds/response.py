@@ -13,6 +13,7 @@ import msgspec
 
 from xdsbpf.model.resource import Resource, version_of
 from xdsbpf.xds import protocol, shared
+from xdsbpf.xds.references import References
 from xdsbpf.xds.shared import PageCache, SharedPage
 from xdsbpf.xds.store import View
 
@@ -30,6 +31,8 @@ class Reader(Protocol):
     def wildcard(self, view: View, type_url: str) -> tuple[Resource, ...]: ...
 
     def header(self, resource: Resource) -> bytes: ...
+
+    def references(self, resource: Resource) -> References: ...
 
     def knows_type(self, type_url: str) -> bool: ...
 

@@ -17,6 +17,7 @@ from xdsbpf.model import names
 from xdsbpf.model.resource import Requirement, Resource
 from xdsbpf.xds import protocol
 from xdsbpf.xds.gate import EnvoyLedger, Gate
+from xdsbpf.xds.references import References
 from xdsbpf.xds.request import MAX_NAMES, Request
 from xdsbpf.xds.response import Page, Reader, Response
 from xdsbpf.xds.store import AGENT, Changes, View
@@ -67,8 +68,8 @@ class Session(abc.ABC):
         self._quarantine = quarantine and view.kind != AGENT
         self._stamp = 0
         self._subscriptions: dict[str, Subscription] = {}
-        self._clusters_sent: set[str] = set()
-        """Clusters sent before the first EDS request: their endpoints are owed (rule 34)."""
+        self._owed: dict[str, set[str]] = {}
+        """Type -> names that clusters and listeners sent before the first request of the type refer to (rule 34)."""
 
     @abc.abstractmethod
     def encode(self, response: Response) -> bytes:
@@ -327,15 +328,20 @@ class Session(abc.ABC):
         subscription.answer_due = False
         subscription.last_nonce = nonce
         subscription.last_revision = self._reader.revision
-        if subscription.type_url == names.CLUSTER and sent.versions:
-            self._owe_endpoints(sent.versions)
         return nonce
 
-    def _owe_endpoints(self, clusters: dict[str, str]) -> None:
-        """Envoy waits 15 s for the endpoints of an updated cluster unless they follow it, changed or not."""
-        endpoints = self._subscriptions.get(names.ENDPOINTS)
-        if endpoints is None:
-            self._clusters_sent.update(clusters)
-            return
-        for name in endpoints.names & clusters.keys():
-            endpoints.force(name, self._stamp)
+    def _owe(self, references: References) -> None:
+        """Envoy waits 15 s for what an updated cluster or listener needs unless it follows, changed or not.
+
+        That is the endpoints of a cluster, under its service name, and the secrets of both; a secret that does not
+        exist is answered as removed, which ends the wait.
+        """
+        for type_url, wanted in ((names.ENDPOINTS, references.endpoints), (names.SECRET, references.secrets)):
+            if not wanted:
+                continue
+            subscription = self._subscriptions.get(type_url)
+            if subscription is not None:
+                for name in subscription.names & wanted:
+                    subscription.force(name, self._stamp)
+            elif not self._service_type:
+                self._owed.setdefault(type_url, set()).update(wanted)

@@ -14,7 +14,8 @@ from typing import Protocol
 import msgspec
 
 from xdsbpf.model.resource import Resource
-from xdsbpf.xds import protocol
+from xdsbpf.xds import protocol, references
+from xdsbpf.xds.references import References
 
 PAGE_RESOURCES = 1000
 PAGE_BYTES = 1 << 20
@@ -38,6 +39,8 @@ class SharedPage(msgspec.Struct, frozen=True, gc=False):
     versions: dict[str, str]
     segments: bytes
     missing: tuple[str, ...]
+    references: References
+    """Of all its resources together."""
 
 
 class Source(Protocol):
@@ -48,6 +51,8 @@ class Source(Protocol):
     def lookup(self, scopes: Scopes, type_url: str, name: str) -> Resource | None: ...
 
     def header(self, resource: Resource) -> bytes: ...
+
+    def references(self, resource: Resource) -> References: ...
 
 
 @functools.lru_cache(maxsize=64)
@@ -116,6 +121,7 @@ class PageCache:
             {resource.name: resource.version for resource in resources},
             join(self._source, resources),
             tuple(name for name, resource in found if resource is None),
+            references.merged(self._source.references(resource) for resource in resources),
         )
         self._keep(key, page)
         return page

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from xdsbpf.model.resource import Resource
 from xdsbpf.xds import protocol
+from xdsbpf.xds.references import REFERRING_TYPES, merged
 from xdsbpf.xds.request import Request, SotwRequest
 from xdsbpf.xds.response import Page, Response, content_version, encode_sotw
 from xdsbpf.xds.session import Session
@@ -209,6 +210,8 @@ class SotwSession(Session):
             versions = {resource.name: resource.version for resource in resources}
         subscription.held.update(versions)
         nonce = self._take_off(subscription, Sent(versions, (), stamp, self._clock(), state))
+        if subscription.type_url in REFERRING_TYPES:
+            self._owe(merged(self._reader.references(item) for item in resources if item.name in versions))
         return Response(
             subscription.type_url,
             nonce,

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from xdsbpf.model.resource import Resource
-from xdsbpf.xds import protocol
+from xdsbpf.xds import protocol, references
+from xdsbpf.xds.references import References
 from xdsbpf.xds.shared import PageCache, SharedPage
 
 Key = tuple[str, str]
@@ -65,6 +66,7 @@ class ResourceStore:
     def __init__(self) -> None:
         self._scopes: dict[str, dict[str, dict[str, Resource]]] = {}
         self._headers: dict[tuple[str, str, str, int], bytes] = {}
+        self._references: dict[tuple[str, str, str, int], References] = {}
         self._wildcards: dict[tuple[tuple[str, ...], str], tuple[Resource, ...]] = {}
         self._types: set[str] = set()
         self._changed: dict[tuple[str, str], int] = {}
@@ -100,6 +102,7 @@ class ResourceStore:
                     keys[key] = None
                     if old is not None and (new is None or new.version != old.version):
                         self._headers.pop(_header_key(old), None)
+                        self._references.pop(_header_key(old), None)
         by_scope = {scope: tuple(keys) for scope, keys in touched.items() if keys}
         if by_scope:
             self.revision += 1
@@ -162,6 +165,16 @@ class ResourceStore:
         if header is None:
             header = self._headers[key] = protocol.resource_header(resource)
         return header
+
+    def references(self, resource: Resource) -> References:
+        """What a resource refers to (`references.references_of`), found once for all streams."""
+        if resource.type_url not in references.REFERRING_TYPES:
+            return references.NONE
+        key = _header_key(resource)
+        found = self._references.get(key)
+        if found is None:
+            found = self._references[key] = references.references_of(resource)
+        return found
 
     def names(self, scope: str, type_url: str) -> tuple[str, ...]:
         """Names of that type in one scope, sorted."""

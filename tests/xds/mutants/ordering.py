@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from tests.xds import test_a4_ordering as a4
 from tests.xds.mutation import Edit, Mutant, Seen, no_response, noise
-from tests.xds.resources import CDS, EDS, LDS
+from tests.xds.resources import CDS, EDS, LDS, SDS
 from tests.xds.wire import Variant
-from xdsbpf.xds import delta, session
+from xdsbpf.xds import delta, references, session
 
 SOTW, DELTA = Variant.SOTW_ADS, Variant.DELTA_ADS
 
@@ -35,7 +35,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         33,
         "endpoints do not follow their cluster",
-        Edit(_B, "_owe_endpoints", "endpoints.names & clusters.keys()", "()"),
+        Edit(_B, "_owe", "subscription.names & wanted", "()"),
         a4.test_the_endpoints_of_a_changed_cluster_follow_it_though_unchanged,
         DELTA,
         Seen("changed, follows = await client.receive(), await client.receive()", "no response of any type"),
@@ -58,6 +58,14 @@ MUTANTS: tuple[Mutant, ...] = (
         Seen('assert (await client.receive(type_url)).holds == {"r/a": 2}', no_response(LDS)),
     ),
     Mutant(
+        36,
+        "secrets do not follow who names them",
+        Edit(_B, "_owe", ", (names.SECRET, references.secrets)", ","),
+        a4.test_the_secret_of_a_changed_cluster_follows_it_though_unchanged,
+        DELTA,
+        Seen('await client.expect(SDS, {"s": 1})', no_response(SDS)),
+    ),
+    Mutant(
         37,
         "no endpoints are a removal",
         Edit(
@@ -69,5 +77,13 @@ MUTANTS: tuple[Mutant, ...] = (
         a4.test_no_endpoints_are_sent_as_an_empty_assignment_and_not_as_a_removal,
         DELTA,
         Seen('await client.expect(EDS, {"a": 0})', "removed {'a'}, expected ()"),
+    ),
+    Mutant(
+        39,
+        "endpoints follow a cluster of their own name only",
+        Edit(references, "_of_cluster", "message.eds_cluster_config.service_name or resource.name", "resource.name"),
+        a4.test_endpoints_follow_every_cluster_that_has_their_service_name,
+        DELTA,
+        Seen("follows = await client.receive()", "no response of any type"),
     ),
 )
