@@ -1,159 +1,197 @@
-"""Fan-out of one endpoint change to many delta ADS streams, and first sync, over loopback gRPC.
+"""What the xDS server costs: the table of the design, on both transports, above what is below them.
 
-Run it by hand: `python -m tests.bench.bench_xds [--streams 1000] [--names 100]`. The clients run in a second
-process; figures are the server process's own CPU per push (ACK handling included), the time until all
-streams have the change, and its memory per stream. No assertion: this is a measurement, not a test.
+Each row runs against the product on each transport and, in the same run, against servers without an engine. CPU is the
+server process's own, reading the answers included; the load client is C on the other processor, and its share of the
+time shows that it is not what is measured. Repeated, and the median is taken.
 """
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import logging
-import multiprocessing
-import resource as rusage
+import os
 import statistics
 import time
-from multiprocessing.connection import Connection
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-import structlog
-from grpc import aio
+from envoy.service.discovery.v3.discovery_pb2 import DiscoveryRequest
 
-from xdsbpf.model.names import CLUSTER, ENDPOINTS
-from xdsbpf.model.resource import Resource, make_resource
+from tests.bench.load.rig import NODE_ID, Rig, all_clusters, named, started
+from tests.bench.load.subject import endpoints
+from tests.bench.machine import describe
+from xdsbpf.model.names import ENDPOINTS
 from xdsbpf.xds import protocol
-from xdsbpf.xds.server import XdsServer
-from xdsbpf.xds.store import NODE_ENVOY, ResourceStore, View
 
-BODY = b"x" * 400
-VIEW = View(("node-envoy",), "n", NODE_ENVOY)
+STREAMS, NAMES, ROUNDS = 1000, 100, 20
+SYNC_STREAMS, SYNC_RESOURCES = 100, 10_000
+SOTW_STREAMS, SOTW_NAMES = 200, 1000
+REPEATS = 3
+PRODUCTS = ("grpcio", "grpcio-uvloop", "fast")
+FLOORS = ("bare-grpcio", "bare-sockets")
 
+Figures = dict[str, float]
 
-def endpoints(number: int, content: int) -> Resource:
-    return make_resource(ENDPOINTS, f"cluster-{number}", b"%08d" % content + BODY)
-
-
-def cpu_s() -> float:
-    usage = rusage.getrusage(rusage.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
-def resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096
-
-
-async def client_stream(address: str, number: int, subscriptions: dict[str, list[str]], count: list[int]) -> None:
-    """One stream on a connection of its own; ACKs everything, counts resources."""
-    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
-    async with aio.insecure_channel(address, options=options) as channel:
-        call = channel.stream_stream(protocol.DELTA_ADS)()
-        node_id = f"node~127.0.0.1~n{number}~x"
-        for type_url, names in subscriptions.items():
-            await call.write(protocol.encode_request(type_url, node_id=node_id, subscribe=names))
-            node_id = ""
-        while (raw := await call.read()) is not aio.EOF:
-            got = protocol.decode_response(raw)
-            count[0] += len(got.resources)
-            await call.write(protocol.encode_request(got.type_url, nonce=got.nonce))
-            if got.type_url == CLUSTER:  # as Envoy: endpoints of the clusters that it has just learned
-                await call.write(protocol.encode_request(ENDPOINTS, subscribe=[item.name for item in got.resources]))
+TARGETS: dict[str, dict[str, Figures]] = {
+    "push": {
+        "grpcio": {"cpu_us_per_push": 120, "kb_per_stream": 80},
+        "fast": {"cpu_us_per_push": 35, "received_all_ms": 80, "kb_per_stream": 27},
+    },
+    "first_sync": {"grpcio": {"cpu_s": 1.5}, "fast": {"cpu_s": 1.5}},
+    "sotw_push": {"grpcio": {"cpu_us_per_push": 170}, "fast": {"cpu_us_per_push": 170}},
+}
+"""Of the design for grpc.aio; for the built-in HTTP/2 those of the server's specification, where its ratios to a peer
+are turned into figures by what that peer was measured at."""
+FLOOR_OF = {"grpcio": "bare-grpcio", "grpcio-uvloop": "bare-grpcio", "fast": "bare-sockets"}
 
 
-def run_clients(address: str, streams: int, subscriptions: dict[str, list[str]], pipe: Connection) -> None:
-    """Second process: all client streams; reports the number of resources received when asked."""
+def push(kind: str) -> Figures:
+    """One changed endpoint to STREAMS streams of NAMES names each, everybody idle before."""
+    with started(kind, endpoint_sets=NAMES) as rig:
+        before = rig.server.rss_bytes
+        rig.client.requests([named(NAMES)])
+        rig.client.open(0, STREAMS)
+        received = STREAMS * NAMES
+        rig.client.wait(received)
+        memory = (rig.server.rss_bytes - before) / STREAMS
+        rounds = [_one_push(rig, number, received + (number + 1) * STREAMS) for number in range(ROUNDS)]
+    return {**_medians(rounds), "kb_per_stream": memory / 1024}
 
-    async def main() -> None:
-        count = [0]
-        tasks = [asyncio.create_task(client_stream(address, number, subscriptions, count)) for number in range(streams)]
-        while True:
-            while not pipe.poll():
-                await asyncio.sleep(0.001)
-            wanted = pipe.recv()
-            if wanted is None:
+
+def _one_push(rig: Rig, number: int, received: int) -> Figures:
+    answered = rig.ask("answers") + STREAMS
+    cpu = rig.cpu()
+    changed_at = rig.ask("change", number % NAMES, 1, number + 1)
+    all_at = rig.client.wait(received)
+    acked_at = rig.ask("answered", answered)
+    cost = rig.cost_since(cpu)
+    times = rig.client.times(0, STREAMS, changed_at)
+    return {
+        "cpu_us_per_push": cost.server_s * 1e6 / STREAMS,
+        "client_cpu_us_per_push": cost.client_s * 1e6 / STREAMS,
+        "received_p50_ms": times.p50 * 1e3,
+        "received_all_ms": (all_at - changed_at) * 1e3,
+        "last_ack_ms": (acked_at - changed_at) * 1e3,
+    }
+
+
+def first_sync(kind: str) -> Figures:
+    """All clusters, then the endpoints of each, to SYNC_STREAMS clients that know nothing."""
+    with started(kind, clusters=SYNC_RESOURCES, endpoint_sets=SYNC_RESOURCES) as rig:
+        before, cpu = rig.server.rss_bytes, rig.cpu()
+        rig.client.requests([all_clusters()], follow=True)
+        opened_at = rig.client.open(0, SYNC_STREAMS)
+        all_at = rig.client.wait(2 * SYNC_STREAMS * SYNC_RESOURCES)
+        cost = rig.cost_since(cpu)
+        stat = rig.client.stat()
+        return {
+            "cpu_s": cost.server_s,
+            "client_cpu_s": cost.client_s,
+            "wall_s": all_at - opened_at,
+            "rss_mb": (rig.server.rss_bytes - before) / 2**20,
+            "mb_sent": stat["bytes"] / 2**20,
+        }
+
+
+def sotw_push(kind: str) -> Figures:
+    """One changed endpoint to state-of-the-world streams, each of whose ACKs repeats SOTW_NAMES names."""
+    with started(kind, endpoint_sets=SOTW_NAMES, method=protocol.SOTW_ADS) as rig:
+        rig.client.requests([_sotw_request(SOTW_NAMES)])
+        rig.client.open(0, SOTW_STREAMS)
+        received = SOTW_STREAMS * SOTW_NAMES
+        rig.client.wait(received)
+        rounds = []
+        for number in range(ROUNDS):
+            received += SOTW_STREAMS
+            answered = rig.ask("answers") + SOTW_STREAMS
+            cpu = rig.cpu()
+            changed_at = rig.ask("change", number, 1, number + 1)
+            all_at = rig.client.wait(received)
+            rig.ask("answered", answered)
+            cost = rig.cost_since(cpu)
+            rounds.append(
+                {
+                    "cpu_us_per_push": cost.server_s * 1e6 / SOTW_STREAMS,
+                    "client_cpu_us_per_push": cost.client_s * 1e6 / SOTW_STREAMS,
+                    "received_all_ms": (all_at - changed_at) * 1e3,
+                }
+            )
+    return _medians(rounds)
+
+
+def reconnect(kind: str) -> Figures:
+    """STREAMS clients come at once, each with NAMES current versions, and are owed nothing; then something changes."""
+    with started(kind, endpoint_sets=NAMES) as rig:
+        rig.client.requests([named(NAMES, held=True)])
+        cpu = rig.cpu()
+        opened_at = rig.client.open(0, STREAMS)
+        sent = 0.0
+        while time.monotonic() - opened_at < 60.0:  # until nothing moves any more: a quiet server is what is wanted
+            time.sleep(0.25)
+            now = rig.cpu().server_s
+            if now - sent < 0.005:
                 break
-            while count[0] < wanted:
-                await asyncio.sleep(0.0005)
-            pipe.send(count[0])
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    asyncio.run(main())
-
-
-async def received(pipe: Connection, wanted: int) -> None:
-    """Wait until the clients have that many resources, without blocking the server's loop."""
-    pipe.send(wanted)
-    while not pipe.poll():
-        await asyncio.sleep(0.0005)
-    pipe.recv()
+            sent = now
+        cost = rig.cost_since(cpu)
+        quiet = rig.client.stat()
+        changed_at = rig.ask("change", 0, 1, 1)
+        all_at = rig.client.wait(STREAMS)
+        return {
+            "cpu_us_per_stream": cost.server_s * 1e6 / STREAMS,
+            "resources_sent": quiet["resources"],
+            "then_one_change_to_all_ms": (all_at - changed_at) * 1e3,
+        }
 
 
-async def fan_out(streams: int, names: int, rounds: int) -> None:
-    store = ResourceStore()
-    store.apply("node-envoy", [endpoints(number, 0) for number in range(names)])
-    server = XdsServer(store, lambda node_id, metadata: VIEW, time.monotonic)
-    (address,) = await server.start(["127.0.0.1:0"])
-    before = resident_bytes()
-    ours, theirs = multiprocessing.Pipe()
-    wanted = {ENDPOINTS: [f"cluster-{number}" for number in range(names)]}
-    process = multiprocessing.get_context("spawn").Process(target=run_clients, args=(address, streams, wanted, theirs))
-    process.start()
-    total = streams * names
-    await received(ours, total)
-    memory = (resident_bytes() - before) / streams
-    walls, cpus = [], []
-    for number in range(rounds):
-        start, used = time.perf_counter(), cpu_s()
-        server.changed(store.apply("node-envoy", [endpoints(number % names, number + 1)]))
-        total += streams
-        await received(ours, total)
-        walls.append(time.perf_counter() - start)
-        await asyncio.sleep(0.2)
-        cpus.append((cpu_s() - used) / streams)
-    ours.send(None)
-    process.join()
-    await server.stop(1.0)
-    print(f"fan-out: {streams} streams x {names} names, {rounds} rounds of one change")
-    print(f"  CPU per push incl. ACK  p50 {statistics.median(cpus) * 1e6:6.0f} us")
-    print(f"  all received            p50 {statistics.median(walls) * 1e3:6.0f} ms   max {max(walls) * 1e3:.0f} ms")
-    print(f"  memory per stream           {memory / 1024:6.0f} KB")
+SCENARIOS: dict[str, tuple[Callable[[str], Figures], tuple[str, ...]]] = {
+    "push": (push, (*PRODUCTS, *FLOORS)),
+    "first_sync": (first_sync, (*PRODUCTS, *FLOORS)),
+    "sotw_push": (sotw_push, PRODUCTS),
+    "reconnect": (reconnect, PRODUCTS),
+}
 
 
-async def first_sync(streams: int, clusters: int) -> None:
-    store = ResourceStore()
-    store.apply("node-envoy", [make_resource(CLUSTER, f"cluster-{n}", BODY) for n in range(clusters)])
-    store.apply("node-envoy", [endpoints(n, 0) for n in range(clusters)])
-    server = XdsServer(store, lambda node_id, metadata: VIEW, time.monotonic)
-    (address,) = await server.start(["127.0.0.1:0"])
-    before, used, start = resident_bytes(), cpu_s(), time.perf_counter()
-    ours, theirs = multiprocessing.Pipe()
-    wanted = {CLUSTER: ["*"]}
-    process = multiprocessing.get_context("spawn").Process(target=run_clients, args=(address, streams, wanted, theirs))
-    process.start()
-    await received(ours, 2 * streams * clusters)
-    wall, cpu, memory = time.perf_counter() - start, cpu_s() - used, resident_bytes() - before
-    ours.send(None)
-    process.join()
-    await server.stop(1.0)
-    print(f"first sync: {clusters} clusters and their endpoints to {streams} streams")
-    print(f"  server CPU {cpu:.2f} s   wall {wall:.2f} s   memory +{memory / 2**20:.0f} MB")
+def _sotw_request(count: int) -> bytes:
+    request = DiscoveryRequest(type_url=ENDPOINTS, resource_names=[endpoints(number).name for number in range(count)])
+    request.node.id = NODE_ID
+    return bytes(request.SerializeToString())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--streams", type=int, default=1000)
-    parser.add_argument("--names", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--sync-streams", type=int, default=100)
-    parser.add_argument("--sync-clusters", type=int, default=10_000)
-    options = parser.parse_args()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    asyncio.run(fan_out(options.streams, options.names, options.rounds))
-    asyncio.run(first_sync(options.sync_streams, options.sync_clusters))
+def _medians(rounds: Sequence[Figures]) -> Figures:
+    return {key: statistics.median(figures[key] for figures in rounds) for key in rounds[0]}
 
 
-if __name__ == "__main__":
-    main()
+def measure(name: str, repeats: int, kinds: Sequence[str] = ()) -> dict[str, Any]:
+    """One scenario, kinds in turn in every repeat: a busy neighbour slows all of them, not one."""
+    scenario, every_kind = SCENARIOS[name]
+    found: dict[str, list[Figures]] = {kind: [] for kind in kinds or every_kind}
+    for _ in range(repeats):
+        for kind, runs in found.items():
+            runs.append(scenario(kind))
+    medians = {kind: _medians(runs) for kind, runs in found.items()}
+    return {kind: _row(name, kind, runs, medians) for kind, runs in found.items()}
+
+
+def _row(name: str, kind: str, runs: Sequence[Figures], medians: Mapping[str, Figures]) -> dict[str, Any]:
+    """One kind's figures: median and every run, target, and the ratio to what is below it."""
+    row: dict[str, Any] = {}
+    floor = medians.get(FLOOR_OF.get(kind, ""), {})
+    for key, value in medians[kind].items():
+        row[key] = {"value": _short(value), "runs": [_short(figures[key]) for figures in runs]}
+        if floor.get(key):
+            row[key]["ratio_to_floor"] = _short(value / floor[key])
+        target = TARGETS.get(name, {}).get(kind, {}).get(key)
+        if target is not None:
+            row[key] |= {"target": target, "ratio_to_target": _short(value / target)}
+            if value > 1.5 * target:
+                below = f"{FLOOR_OF[kind]} alone took {_short(floor[key])}" if key in floor else "no floor was measured"
+                row[key]["miss"] = f"{below}; the runs of all kinds shared the machine, see load_average"
+    return row
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.3g}")
+
+
+def run() -> dict[str, Any]:
+    """The figures as one JSON-able value."""
+    rows = {name: measure(name, REPEATS) for name in SCENARIOS}
+    return {"machine": describe(), "load_average": os.getloadavg(), "repeats": REPEATS, "rows": rows}

@@ -46,6 +46,8 @@ class SharedPage(msgspec.Struct, frozen=True, gc=False):
 class Source(Protocol):
     """What the pages are made of."""
 
+    def holders(self, scopes: Scopes, type_url: str) -> Scopes: ...
+
     def revision_of(self, scopes: Scopes, type_url: str) -> int: ...
 
     def lookup(self, scopes: Scopes, type_url: str, name: str) -> Resource | None: ...
@@ -65,7 +67,7 @@ def plain_names(asked: tuple[str, ...]) -> frozenset[str] | None:
 
 
 class PageCache:
-    """Pages by scopes, type and names."""
+    """Pages by the scopes that hold the type, by type and by names."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -75,6 +77,7 @@ class PageCache:
 
     def pages(self, scopes: Scopes, type_url: str, asked: tuple[str, ...]) -> tuple[SharedPage, ...]:
         """The pages of these names, in their order. Cost: O(names) once per content."""
+        scopes = self._source.holders(scopes, type_url)
         key = (scopes, type_url, asked)
         found = self._layouts.get(key)
         revision = self._source.revision_of(scopes, type_url)
@@ -89,7 +92,7 @@ class PageCache:
         """The page with what the store holds now."""
         if page.revision == self._source.revision_of(scopes, page.type_url):
             return page
-        return self._render(scopes, page.type_url, page.names)
+        return self._render(self._source.holders(scopes, page.type_url), page.type_url, page.names)
 
     def _split(self, scopes: Scopes, type_url: str, asked: tuple[str, ...]) -> list[tuple[str, ...]]:
         """Names in pages, each within the limits for what they hold now."""

@@ -20,6 +20,7 @@ Key = tuple[str, str]
 """(type_url, name)"""
 
 _NOTHING: Mapping[str, Resource] = {}
+_NO_TYPES: Mapping[str, Mapping[str, Resource]] = {}
 
 NODE_ENVOY = "node-envoy"
 AGENT = "agent"
@@ -131,17 +132,24 @@ class ResourceStore:
         everything = self.wildcard(view, type_url)
         return self.shared.pages(view.scopes, type_url, tuple(resource.name for resource in everything))
 
+    def holders(self, scopes: tuple[str, ...], type_url: str) -> tuple[str, ...]:
+        """Those of the scopes that hold that type, or did once: all that an answer about the type depends on.
+
+        Every node has a scope of its own, and nearly everything is in a scope that all of them see.
+        """
+        return tuple(scope for scope in scopes if type_url in self._scopes.get(scope, _NO_TYPES))
+
     def wildcard(self, view: View, type_url: str) -> tuple[Resource, ...]:
         """Everything of that type that a wildcard subscription covers (not on demand), sorted by name.
 
-        Cost: O(n log n) once per (scopes, type) and revision, shared by all streams of equal scopes.
+        Cost: O(n log n) once per (scopes that hold the type, type) and revision, shared by all streams.
         """
-        key = (view.scopes, type_url)
+        key = (self.holders(view.scopes, type_url), type_url)
         found = self._wildcards.get(key)
         if found is None:
             merged: dict[str, Resource] = {}
-            for scope in view.scopes:
-                merged.update(self._scopes.get(scope, {}).get(type_url, {}))
+            for scope in key[0]:
+                merged.update(self._scopes[scope][type_url])
             found = tuple(merged[name] for name in sorted(merged) if not merged[name].on_demand)
             self._wildcards[key] = found
         return found

@@ -109,3 +109,19 @@ def test_headers_of_replaced_resources_are_not_kept() -> None:
         store.header(resource(CDS, "a", str(number)))
     store.apply("s", (), [(CDS, "a")])
     assert len(store._headers) == 0
+
+
+def test_views_that_differ_in_a_scope_without_the_type_share_its_pages() -> None:
+    """Every node has a scope of its own: were it part of the question, nothing would be shared."""
+    store = ResourceStore()
+    store.apply("node-envoy", [resource(CDS, name) for name in "abc"])
+    store.apply("node-envoy/node1", [resource(EDS, "own")])
+    views = [View(("node-envoy", f"node-envoy/node{number}"), f"node{number}", "test") for number in (1, 2, 3)]
+    first, second, third = (store.wildcard_pages(view, CDS) for view in views)
+    assert first[0] is second[0] is third[0]
+    store.apply("node-envoy/node1", [resource(CDS, "b", "own")])
+    own, common = (store.wildcard_pages(view, CDS)[0] for view in views[:2])
+    assert [item.body for item in own.resources] == [b"a=1", b"b=own", b"c=1"]
+    assert [item.body for item in common.resources] == [b"a=1", b"b=1", b"c=1"]
+    assert store.shared.current(views[0].scopes, first[0]) is own
+    assert store.shared.current(views[1].scopes, first[0]) is common

@@ -1,0 +1,89 @@
+"""One server process and its load clients, each on a processor of its own if there are two.
+
+In: the kind of server, how many resources it holds. Out: changes, and what they cost. Used by the benchmarks and by the
+tests of faults.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+
+from tests.bench.load.client import NUMBER, LoadClient
+from tests.bench.load.processes import Lines
+from tests.bench.load.subject import cluster, endpoints
+from xdsbpf.model.names import CLUSTER, ENDPOINTS
+from xdsbpf.xds import protocol
+
+NODE_ID = f"node~10.0.0.1~n{NUMBER}~cluster.local"
+"""Every client is the Envoy of a node of its own."""
+_CPUS = sorted(os.sched_getaffinity(0))
+SERVER_CPU, CLIENT_CPU = (_CPUS[0], _CPUS[1]) if len(_CPUS) > 1 else (None, None)
+
+
+class Cost(msgspec.Struct, frozen=True):
+    """CPU time of both processes between two moments."""
+
+    server_s: float
+    client_s: float
+
+
+class Rig:
+    """A started server; `client` is not connected yet."""
+
+    def __init__(self, server: Lines, client: LoadClient) -> None:
+        self.server = server
+        self.client = client
+
+    def ask(self, *command: Any, timeout_s: float = 120.0) -> Any:
+        """One command to the server; see `subject.serve`."""
+        return json.loads(self.server.ask(json.dumps(command), timeout_s))
+
+    def cpu(self) -> Cost:
+        return Cost(self.server.cpu_s, self.client.cpu_s)
+
+    def cost_since(self, before: Cost) -> Cost:
+        now = self.cpu()
+        return Cost(now.server_s - before.server_s, now.client_s - before.client_s)
+
+
+@contextmanager
+def started(kind: str, *, clusters: int = 0, endpoint_sets: int = 0, method: str = protocol.DELTA_ADS) -> Iterator[Rig]:
+    """A server of that kind (see `subject`) that holds so many resources."""
+    server = Lines([sys.executable, "-m", "tests.bench.load.subject", kind], cpu=SERVER_CPU)
+    try:
+        address = json.loads(server.ask(json.dumps(["load", clusters, endpoint_sets]), 60.0))
+        with LoadClient(address, method=method, cpu=CLIENT_CPU) as client:
+            yield Rig(server, client)
+    finally:
+        server.close()
+
+
+def named(count: int, *, held: bool = False) -> bytes:
+    """The first delta request for the first `count` endpoints; `held`: claiming their current versions."""
+    resources = [endpoints(number) for number in range(count)]
+    return protocol.encode_request(
+        ENDPOINTS,
+        node_id=NODE_ID,
+        user_agent="envoy",
+        subscribe=[item.name for item in resources],
+        initial_versions={item.name: item.version for item in resources} if held else None,
+    )
+
+
+def all_clusters(claimed: int = 0) -> bytes:
+    """The first delta request for all clusters; `claimed`: so many held in their current version."""
+    held = [cluster(number) for number in range(claimed)]
+    return protocol.encode_request(
+        CLUSTER,
+        node_id=NODE_ID,
+        user_agent="envoy",
+        subscribe=[protocol.WILDCARD],
+        initial_versions={item.name: item.version for item in held},
+    )

@@ -1,0 +1,148 @@
+"""The server process of a benchmark: the product's server over a store of made-up resources, or a floor below it.
+
+`python -m tests.bench.load.subject KIND`: `grpcio` and `fast` are the product with that transport, as `xdsbpf serve`
+runs it; `grpcio-uvloop` the first one on another event loop. `bare-grpcio` and `bare-sockets` send bytes made
+beforehand through grpc.aio and through asyncio's sockets, with no engine at all: what is below them no engine can save.
+Reads commands as lines of JSON and answers with lines of JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import structlog
+import uvloop
+
+from tests.bench.load.floors import BareGrpc, BareSockets
+from xdsbpf.compile.envoy import names as envoy_names
+from xdsbpf.model.names import CLUSTER, ENDPOINTS
+from xdsbpf.model.resource import Resource, make_resource
+from xdsbpf.serve import view_of
+from xdsbpf.xds.server import XdsServer
+from xdsbpf.xds.store import ResourceStore
+from xdsbpf.xds.transports import TRANSPORTS
+
+BODY_BYTES = 256
+
+
+def cluster(number: int, content: int = 0) -> Resource:
+    return _resource(CLUSTER, number, content)
+
+
+def endpoints(number: int, content: int = 0) -> Resource:
+    return _resource(ENDPOINTS, number, content)
+
+
+def _resource(type_url: str, number: int, content: int) -> Resource:
+    """The engine never looks into a body, so any bytes do; the name is as long as Istio's are."""
+    name = f"outbound|80||service-{number:05}.default.svc.cluster.local"
+    return make_resource(type_url, name, (b"%08d" % content).ljust(BODY_BYTES, b"x"))
+
+
+class Subject(Protocol):
+    """What the commands need of a server."""
+
+    async def start(self) -> str: ...
+
+    def load(self, clusters: int, endpoint_sets: int) -> None: ...
+
+    def change(self, first: int, count: int, content: int) -> None: ...
+
+    def answers(self) -> int: ...
+
+
+class Product:
+    """The engine as it is shipped, with the views of node Envoys."""
+
+    def __init__(self, transport: str) -> None:
+        self._store = ResourceStore()
+        self._server = XdsServer(
+            self._store, lambda node_id, _: view_of(node_id), time.monotonic, transport=TRANSPORTS[transport]
+        )
+
+    async def start(self) -> str:
+        (address,) = await self._server.start(["127.0.0.1:0"])
+        return address
+
+    def load(self, clusters: int, endpoint_sets: int) -> None:
+        made = [*map(cluster, range(clusters)), *map(endpoints, range(endpoint_sets))]
+        self._store.apply(envoy_names.MESH_SCOPE, made)
+
+    def change(self, first: int, count: int, content: int) -> None:
+        changed = [endpoints(number, content) for number in range(first, first + count)]
+        self._server.changed(self._store.apply(envoy_names.MESH_SCOPE, changed))
+
+    def answers(self) -> int:
+        events = self._server.events
+        return sum(number for (event, _), number in events.items() if event in ("acked", "nacked"))
+
+
+SUBJECTS: dict[str, Callable[[], Subject]] = {
+    "grpcio": lambda: Product("grpcio"),
+    "grpcio-uvloop": lambda: Product("grpcio"),
+    "fast": lambda: Product("fast"),
+    "bare-grpcio": lambda: BareGrpc(endpoints),
+    "bare-sockets": lambda: BareSockets(endpoints),
+}
+ON_UVLOOP = {"fast", "grpcio-uvloop", "bare-sockets"}
+
+
+async def serve(subject: Subject) -> None:
+    """Answer commands until the input ends."""
+    reader = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while line := await reader.readline():
+        command, *arguments = json.loads(line)
+        answer: Any = None
+        match command, arguments:
+            case "load", [clusters, endpoint_sets]:
+                subject.load(clusters, endpoint_sets)
+                gc.collect()
+                gc.freeze()
+                answer = await subject.start()
+            case "change", [first, count, content]:
+                answer = time.monotonic()
+                subject.change(first, count, content)
+            case "changes", [rounds, names, first_content]:  # many, each in a turn of the loop of its own
+                answer = time.monotonic()
+                for number in range(rounds):
+                    subject.change(number % names, 1, first_content + number)
+                    await asyncio.sleep(0)
+            case "answered", [wanted]:
+                while subject.answers() < wanted:
+                    await asyncio.sleep(0.0005)
+                answer = time.monotonic()
+            case "answers", []:
+                answer = subject.answers()
+            case _:
+                raise ValueError(f"no such command: {line!r}")
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+def main() -> None:
+    kind = sys.argv[1]
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+    )
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop if kind in ON_UVLOOP else None) as runner:
+
+        async def run() -> None:
+            await serve(SUBJECTS[kind]())
+            os._exit(0)  # a thousand streams would only be torn down one by one
+
+        runner.run(run())
+
+
+if __name__ == "__main__":
+    main()
