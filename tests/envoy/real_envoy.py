@@ -1,4 +1,4 @@
-"""A real Envoy that takes everything over delta ADS from a unix socket; loopback only.
+"""A real Envoy that takes everything over one variant of xDS from unix sockets; loopback only.
 
 Deprecated fields are an error for it, so that compiled configuration cannot contain one unseen.
 """
@@ -11,39 +11,55 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from tests.xds.wire import Variant
+
+XDS_CLUSTER = "xds"
 READY_SECONDS = 30.0
 
 
-def bootstrap(directory: Path, xds_socket: Path, node_id: str) -> dict[str, Any]:
-    """Envoy's bootstrap: admin on a unix socket, LDS and CDS over delta ADS, deprecated fields refused."""
-    ads = {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"}
+def api_source(variant: Variant) -> dict[str, Any]:
+    """An ApiConfigSource: this control plane over gRPC."""
+    return {
+        "api_type": "DELTA_GRPC" if variant.is_delta else "GRPC",
+        "transport_api_version": "V3",
+        "grpc_services": [{"envoy_grpc": {"cluster_name": XDS_CLUSTER}}],
+    }
+
+
+def config_source(variant: Variant, fetch_timeout: str) -> dict[str, Any]:
+    """Where a resource comes from; `fetch_timeout` is how long Envoy warms without it."""
+    source: dict[str, Any] = {"ads": {}} if variant.is_ads else {"api_config_source": api_source(variant)}
+    return {**source, "resource_api_version": "V3", "initial_fetch_timeout": fetch_timeout}
+
+
+def bootstrap(
+    directory: Path, xds_sockets: tuple[Path, ...], node_id: str, variant: Variant = Variant.DELTA_ADS
+) -> dict[str, Any]:
+    """Envoy's bootstrap: admin on a unix socket, LDS and CDS from one of the sockets, deprecated fields refused."""
+    source = config_source(variant, "0s")
     http2 = {
         "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
         "explicit_http_config": {"http2_protocol_options": {}},
     }
-    endpoint = {"endpoint": {"address": {"pipe": {"path": str(xds_socket)}}}}
+    endpoints = [{"endpoint": {"address": {"pipe": {"path": str(path)}}}} for path in xds_sockets]
     return {
         "node": {"id": node_id, "cluster": "test"},
         "admin": {"address": {"pipe": {"path": str(directory / "admin.sock"), "mode": 0o600}}},
         "dynamic_resources": {
-            "ads_config": {
-                "api_type": "DELTA_GRPC",
-                "transport_api_version": "V3",
-                "grpc_services": [{"envoy_grpc": {"cluster_name": "xds"}}],
-            },
-            "lds_config": ads,
-            "cds_config": ads,
+            **({"ads_config": api_source(variant)} if variant.is_ads else {}),
+            "lds_config": source,
+            "cds_config": source,
         },
         "static_resources": {
             "clusters": [
                 {
-                    "name": "xds",
+                    "name": XDS_CLUSTER,
                     "type": "STATIC",
                     "connect_timeout": "1s",
                     "typed_extension_protocol_options": {
                         "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": http2
                     },
-                    "load_assignment": {"cluster_name": "xds", "endpoints": [{"lb_endpoints": [endpoint]}]},
+                    "load_assignment": {"cluster_name": XDS_CLUSTER, "endpoints": [{"lb_endpoints": endpoints}]},
                 }
             ]
         },
@@ -59,14 +75,25 @@ def bootstrap(directory: Path, xds_socket: Path, node_id: str) -> dict[str, Any]
 
 
 class RealEnvoy:
-    """One Envoy process with its directory (bootstrap, log, admin socket)."""
+    """One Envoy process with its directory (bootstrap, log, admin socket).
 
-    def __init__(self, binary: str, directory: Path, xds_socket: Path, node_id: str) -> None:
+    With several control planes it connects to one of them, and to the next when that one is gone.
+    """
+
+    def __init__(
+        self,
+        binary: str,
+        directory: Path,
+        xds_sockets: Path | tuple[Path, ...],
+        node_id: str,
+        variant: Variant = Variant.DELTA_ADS,
+    ) -> None:
         self.binary = binary
         self.directory = directory
         self.log = directory / "envoy.log"
         self._bootstrap = directory / "bootstrap.json"
-        self._bootstrap.write_text(json.dumps(bootstrap(directory, xds_socket, node_id)))
+        sockets = xds_sockets if isinstance(xds_sockets, tuple) else (xds_sockets,)
+        self._bootstrap.write_text(json.dumps(bootstrap(directory, sockets, node_id, variant)))
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
@@ -107,7 +134,8 @@ class RealEnvoy:
 
     def tail(self) -> str:
         """The end of the log."""
-        return "\n".join(self.log.read_text().splitlines()[-20:]) if self.log.exists() else "no log"
+        lines = self.log.read_text().splitlines()[-20:] if self.log.exists() else ["no log"]
+        return "\n".join(line[:500] for line in lines)
 
     async def _is_live(self) -> bool:
         assert self._process is not None
