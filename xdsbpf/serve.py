@@ -116,6 +116,8 @@ class ControlPlane:
         self._failures: Mapping[Slot, str] = {}
         self._globs: tuple[Globs, ...] = ()
         self._dirty = asyncio.Event()
+        self._taken_at: float | None = None
+        """When the oldest change came that is not published yet."""
 
     @property
     def catalog(self) -> Catalog:
@@ -135,6 +137,8 @@ class ControlPlane:
 
     def take(self, delta: CatalogDelta) -> None:
         """Apply what a source found; the compile task publishes it."""
+        if self._taken_at is None:
+            self._taken_at = time.monotonic()
         self.compiler.apply(delta.puts, delta.removes)
         self._dirty.set()
 
@@ -169,10 +173,11 @@ class ControlPlane:
                 await asyncio.sleep(0)
                 deadline = time.monotonic() + SLICE_S
         changes = self.compiler.publish()
+        taken_at, self._taken_at = self._taken_at, None
         self.compile_seconds.observe(time.monotonic() - started)
         self._log_failures()
         if changes:
-            self.server.changed(changes)
+            self.server.changed(changes, taken_at)
             self._follow_globs()
             count = sum(len(keys) for keys in changes.by_scope.values())
             elapsed_ms = round((time.monotonic() - started) * 1e3, 1)

@@ -6,12 +6,13 @@ peer or a manifest chose). Called by the admin endpoint.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from xdsbpf.model.names import SHORT_TYPES
@@ -19,6 +20,7 @@ from xdsbpf.report.objects import state_counts
 from xdsbpf.serve import ControlPlane
 from xdsbpf.xds.load_reports import ClusterLoad
 from xdsbpf.xds.status import NodeStatus
+from xdsbpf.xds.telemetry import BOUNDS_S, Delays, Telemetry
 
 _TYPE_LABELS: Final = {type_url: short for short, type_url in SHORT_TYPES.items()}
 
@@ -54,19 +56,46 @@ class _ControlPlaneCollector(Collector):
         streams = Counter[tuple[str, ...]]((client.kind,) for client in clients)
         yield _gauge("xdsbpf_xds_streams", "Connected clients", streams, "kind")
         yield from _client_gauges(clients)
-        events = Counter[tuple[str, ...]]()
-        for (event, type_url), count in plane.server.events.items():
-            events[event, type_label(type_url)] += count
-        responses = CounterMetricFamily(
-            "xdsbpf_xds_responses", "Responses by what became of them: sent, acked, nacked", labels=("event", "type")
-        )
-        for labels, count in sorted(events.items()):
-            responses.add_metric(labels, count)
-        yield responses
+        yield from _traffic(plane.server.telemetry)
         yield from _loads(plane.load_reports.rows())
         states = state_counts(plane.compiler, plane.catalog, clients)
         by_state: dict[tuple[str, ...], int] = {(state.value,): count for state, count in states.items()}
         yield _gauge("xdsbpf_objects", "Manifest objects by state", by_state, "state")
+
+
+def _traffic(telemetry: Telemetry) -> Iterator[Metric]:
+    """Responses, bytes, and how long changes took; the labels are the types that the server knows."""
+    events = Counter[tuple[str, ...]]()
+    for (event, type_url), count in telemetry.events.items():
+        events[event, type_label(type_url)] += count
+    what = "Responses by what became of them: sent, acked, nacked; unfinished: sent, and more of the type followed"
+    yield _counter("xdsbpf_xds_responses", what, events, "event", "type")
+    for name, what, sizes in (
+        ("xdsbpf_xds_sent_bytes", "Bytes of responses", telemetry.sent_bytes),
+        ("xdsbpf_xds_received_bytes", "Bytes of requests", telemetry.received_bytes),
+    ):
+        amounts = Counter[tuple[str, ...]]()
+        for type_url, size in sizes.items():
+            amounts[type_label(type_url),] += size
+        yield _counter(name, what, amounts, "type")
+    start = "From taking a change from its source to"
+    yield _histogram("xdsbpf_xds_change_sent_seconds", f"{start} its response to a stream", telemetry.until_sent)
+    yield _histogram("xdsbpf_xds_change_acked_seconds", f"{start} the ACK of a stream", telemetry.until_acked)
+
+
+def _histogram(name: str, text: str, delays: Mapping[str, Delays]) -> HistogramMetricFamily:
+    """Types that we know and have no short name are one series."""
+    merged: dict[str, tuple[list[int], float]] = {}
+    for type_url, found in delays.items():
+        counts, total = merged.get(type_label(type_url), ([0] * len(found.counts), 0.0))
+        summed = [count + more for count, more in zip(counts, found.counts, strict=True)]
+        merged[type_label(type_url)] = (summed, total + found.total)
+    family = HistogramMetricFamily(name, text, labels=("type",))
+    limits = [*map(str, BOUNDS_S), "+Inf"]
+    for label, (counts, total) in sorted(merged.items()):
+        buckets = list(zip(limits, itertools.accumulate(counts), strict=True))
+        family.add_metric((label,), buckets, sum_value=total)
+    return family
 
 
 def _client_gauges(clients: tuple[NodeStatus, ...]) -> Iterator[Metric]:
@@ -93,6 +122,13 @@ def _loads(rows: tuple[ClusterLoad, ...]) -> Iterator[Metric]:
     yield requests
     current = sum(row.in_progress for row in rows)
     yield _gauge("xdsbpf_load_requests_in_progress", "Requests in progress at the last reports", {(): current})
+
+
+def _counter(name: str, text: str, values: Mapping[tuple[str, ...], int], *labels: str) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, text, labels=labels)
+    for key, value in sorted(values.items()):
+        family.add_metric(key, value)
+    return family
 
 
 def _gauge(name: str, text: str, values: dict[tuple[str, ...], int], *labels: str) -> GaugeMetricFamily:

@@ -18,6 +18,8 @@ from xdsbpf.xds.subscription import Sent, Subscription, Wildcard
 class DeltaSession(Session):
     """One delta stream; see `Session`."""
 
+    variant = "delta"
+
     def encode(self, response: Response) -> bytes:
         return encode(response, self._reader)
 
@@ -166,11 +168,14 @@ class DeltaSession(Session):
         subscription.is_first = subscription.is_first and bool(subscription.backlog)
         removed = page.missing if subscription.backlog_named else ()
         subscription.held.update(page.versions)
-        nonce = self._take_off(subscription, Sent(page.versions, removed, subscription.backlog_stamp, self._clock()))
+        nonce = self._take_off(subscription, self._sent(page.versions, removed, subscription.backlog_stamp))
         self._owe(page.references)
         return Response(
             subscription.type_url, nonce, page.resources, removed, self._reader.revision, segments=page.segments
         )
+
+    def _sent(self, versions: dict[str, str], removed: tuple[str, ...], stamp: int) -> Sent:
+        return Sent(versions, removed, stamp, self._clock(), version=str(self._reader.revision))
 
     def _send(self, subscription: Subscription, page: Page) -> Response:
         versions = {resource.name: resource.version for resource in page.resources}
@@ -183,7 +188,7 @@ class DeltaSession(Session):
         if self._ledger is not None:
             self._ledger.forget(subscription.type_url, page.removed)
         stamp = self._stamp if page.stamp is None else page.stamp
-        nonce = self._take_off(subscription, Sent(versions, tuple(page.removed), stamp, self._clock()))
+        nonce = self._take_off(subscription, self._sent(versions, tuple(page.removed), stamp))
         if subscription.type_url in REFERRING_TYPES:
             self._owe(merged(self._reader.references(resource) for resource in page.resources))
         return Response(

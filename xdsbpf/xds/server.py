@@ -6,7 +6,6 @@ protocol logic and no task of its own.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 import structlog
@@ -17,6 +16,7 @@ from xdsbpf.xds.services import METHODS
 from xdsbpf.xds.status import NodeStatus
 from xdsbpf.xds.store import Changes, ResourceStore
 from xdsbpf.xds.streams import Streams, ViewResolver
+from xdsbpf.xds.telemetry import Telemetry
 from xdsbpf.xds.transport import Handler, Transport
 
 __all__ = ["ViewResolver", "XdsServer"]
@@ -55,9 +55,8 @@ class XdsServer:
         return self.streams.gate
 
     @property
-    def events(self) -> Counter[tuple[str, str]]:
-        """See `Streams.events`."""
-        return self.streams.events
+    def telemetry(self) -> Telemetry:
+        return self.streams.telemetry
 
     async def start(self, addresses: Iterable[str]) -> tuple[str, ...]:
         """Listen on loopback TCP (`127.0.0.1:0` picks a port) and unix sockets (`unix:/path`, mode 0660).
@@ -76,9 +75,9 @@ class XdsServer:
         await self._transport.stop(grace)
         log.info("xds.server_stopped")
 
-    def changed(self, changes: Changes) -> None:
-        """Tell every session what changed in the store, and let it send."""
-        self.streams.changed(changes)
+    def changed(self, changes: Changes, taken_at: float | None = None) -> None:
+        """Tell every session what changed in the store, and let it send; see `Streams.changed`."""
+        self.streams.changed(changes, taken_at)
 
     def views_changed(self) -> None:
         """Ask the resolver again for every open stream; see `Streams.views_changed`."""

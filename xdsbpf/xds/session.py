@@ -22,6 +22,7 @@ from xdsbpf.xds.request import MAX_NAMES, Request
 from xdsbpf.xds.response import Page, Reader, Response
 from xdsbpf.xds.store import AGENT, Changes, View
 from xdsbpf.xds.subscription import Nack, Sent, Subscription
+from xdsbpf.xds.telemetry import Telemetry
 
 MAX_TYPES = 64
 """Types that one stream may ask for; Envoy knows about twenty."""
@@ -37,8 +38,9 @@ class Session(abc.ABC):
 
     `gate` is given for an agent's stream (its resources may be withheld), `ledger` for a node Envoy's
     (what it ACKs opens that gate). `nonces` is shared by all streams of a server, so a nonce of another
-    stream is stale here. `clock` (seconds) is only recorded, for the status. `service_type` is the type of a
-    per-type service, "" for the aggregated one. `quarantine`: what a NACK names is held back alone, and what
+    stream is stale here, and so is `stamps`: what happened earlier has the smaller one on all of them. `clock`
+    (seconds) is only recorded, for the status and the `telemetry`. `service_type` is the type of a per-type service, ""
+    for the aggregated one. `quarantine`: what a NACK names is held back alone, and what
     came with it is sent again.
     """
 
@@ -51,7 +53,9 @@ class Session(abc.ABC):
         gate: Gate | None = None,
         ledger: EnvoyLedger | None = None,
         nonces: Iterator[int] | None = None,
+        stamps: Iterator[int] | None = None,
         clock: Callable[[], float] = lambda: 0.0,
+        telemetry: Telemetry | None = None,
         service_type: str = "",
         quarantine: bool = True,
     ) -> None:
@@ -63,13 +67,19 @@ class Session(abc.ABC):
         self._gate_revision = gate.revision(view.node) if gate else 0
         self._ledger = ledger
         self._nonces = itertools.count(1) if nonces is None else nonces
+        self._stamps = itertools.count(1) if stamps is None else stamps
         self._clock = clock
+        self._telemetry = Telemetry() if telemetry is None else telemetry
+        self.opened_at = clock()
         # Security: a part of an agent's policies is never put in force without the others.
         self._quarantine = quarantine and view.kind != AGENT
         self._stamp = 0
         self._subscriptions: dict[str, Subscription] = {}
         self._owed: dict[str, set[str]] = {}
         """Type -> names that clusters and listeners sent before the first request of the type refer to (rule 34)."""
+
+    variant: str
+    """`delta` or `sotw`, for the status."""
 
     @abc.abstractmethod
     def encode(self, response: Response) -> bytes:
@@ -112,7 +122,7 @@ class Session(abc.ABC):
         Raises: ProtocolError if the stream must be closed (another node, no type, too many names).
         """
         type_url = self._type_of(request)
-        self._stamp += 1
+        self._stamp = next(self._stamps)
         subscription = self._subscriptions.get(type_url)
         if subscription is None:
             if len(self._subscriptions) >= MAX_TYPES:
@@ -129,9 +139,12 @@ class Session(abc.ABC):
         if len(subscription.in_flight) > MAX_UNANSWERED:
             raise ProtocolError("RESOURCE_EXHAUSTED", f"more than {MAX_UNANSWERED} responses without an ACK")
 
-    def on_changes(self, changes: Changes) -> None:
-        """Note which of the changed names concern this client. Cost: O(changed keys in its scopes)."""
-        self._stamp += 1
+    def on_changes(self, changes: Changes, stamp: int | None = None) -> None:
+        """Note which of the changed names concern this client. Cost: O(changed keys in its scopes).
+
+        `stamp` is that of the change on all streams, taken from `stamps`.
+        """
+        self._stamp = next(self._stamps) if stamp is None else stamp
         for scope in self.view.scopes:
             for type_url, name in changes.by_scope.get(scope, ()):
                 subscription = self._subscriptions.get(type_url)
@@ -147,7 +160,7 @@ class Session(abc.ABC):
         if (view.kind, view.node) != (self.view.kind, self.view.node):
             raise ValueError(f"{self.node_id} cannot change from {self.view} to {view} on an open stream")
         self.view = view
-        self._stamp += 1
+        self._stamp = next(self._stamps)
         for subscription in self._subscriptions.values():
             subscription.unfold_backlog()
             for name in (*subscription.names, *subscription.held, *subscription.withheld):
@@ -209,6 +222,9 @@ class Session(abc.ABC):
 
     def _accepted(self, subscription: Subscription, sent: Sent) -> None:
         """The client took a response."""
+        subscription.acked_at = self._clock()
+        subscription.acked_version = sent.version
+        self._telemetry.response_accepted(subscription.type_url, sent.stamp, subscription.acked_at)
         if subscription.nacks:
             for name in (*sent.versions, *sent.removed):
                 subscription.nacks.pop(name, None)
@@ -226,6 +242,7 @@ class Session(abc.ABC):
         What was removed or unsubscribed since is nobody's concern any more.
         """
         text = subscription.last_error = protocol.readable_error(error)
+        subscription.nacked_at = self._clock()
         refused = {name: version for name, version in sent.versions.items() if name in subscription.held}
         blamed = protocol.blamed(text, tuple(refused))
         for name in blamed:
@@ -327,7 +344,11 @@ class Session(abc.ABC):
         subscription.in_flight[nonce] = sent
         subscription.answer_due = False
         subscription.last_nonce = nonce
+        subscription.last_version = sent.version
         subscription.last_revision = self._reader.revision
+        subscription.sent_at = sent.at
+        has_more = subscription.has_names_queued
+        self._telemetry.response_made(subscription.type_url, sent.stamp, sent.at, has_more=has_more)
         return nonce
 
     def _owe(self, references: References) -> None:

@@ -7,6 +7,8 @@ can be deleted. At most one response of a type is out, and only a request with i
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from xdsbpf.model.resource import Resource
 from xdsbpf.xds import protocol
 from xdsbpf.xds.references import REFERRING_TYPES, merged
@@ -18,6 +20,8 @@ from xdsbpf.xds.subscription import Sent, Subscription, Wildcard
 
 class SotwSession(Session):
     """One state-of-the-world stream; see `Session`."""
+
+    variant = "sotw"
 
     def encode(self, response: Response) -> bytes:
         return encode_sotw(response)
@@ -151,12 +155,12 @@ class SotwSession(Session):
         if subscription.in_flight or subscription.dirty:
             return None
         limit = self._may_leave(later)
-        leaving = [name for name, stamp in subscription.removals.items() if stamp < limit]
+        leaving = {name: stamp for name, stamp in subscription.removals.items() if stamp < limit}
         for name in leaving:
             del subscription.removals[name]
-        return self._send_state(subscription, self._stamp, leaving) if leaving else None
+        return self._send_state(subscription, min(leaving.values()), leaving) if leaving else None
 
-    def _send_state(self, subscription: Subscription, stamp: int, leaving: list[str] | None = None) -> Response:
+    def _send_state(self, subscription: Subscription, stamp: int, leaving: Iterable[str] = ()) -> Response:
         state = self._state(subscription)
         versions = {
             name: item.version
@@ -164,9 +168,9 @@ class SotwSession(Session):
             if subscription.held.get(name) != item.version and self._is_wanted(subscription, item)
         }
         if self._ledger is not None:
-            self._ledger.forget(subscription.type_url, leaving or ())
+            self._ledger.forget(subscription.type_url, leaving)
         subscription.state = state
-        for name in leaving or ():
+        for name in leaving:
             subscription.held.pop(name, None)
             subscription.nacks.pop(name, None)
         return self._send(subscription, list(state.values()), stamp, versions)
@@ -209,7 +213,8 @@ class SotwSession(Session):
         if versions is None:
             versions = {resource.name: resource.version for resource in resources}
         subscription.held.update(versions)
-        nonce = self._take_off(subscription, Sent(versions, (), stamp, self._clock(), state))
+        version = content_version(resources)
+        nonce = self._take_off(subscription, Sent(versions, (), stamp, self._clock(), state, version))
         if subscription.type_url in REFERRING_TYPES:
             self._owe(merged(self._reader.references(item) for item in resources if item.name in versions))
         return Response(
@@ -218,7 +223,7 @@ class SotwSession(Session):
             tuple(resources),
             (),
             self._reader.revision,
-            version=content_version(resources),
+            version=version,
         )
 
 

@@ -45,28 +45,43 @@ class WithheldResource(msgspec.Struct, frozen=True):
 
 
 class TypeStatus(msgspec.Struct, frozen=True):
-    """One type of one client. `subscribed` counts names, without what a wildcard covers; `held` counts
-    resources; `revision` is the store's at the last response (0: none was sent)."""
+    """One type of one client.
+
+    `subscribed` counts names, without what a wildcard covers; `held` counts the resources that it was sent or
+    claimed, `accepted` those of them that it did not refuse and that no unanswered response holds. `revision` is the
+    store's at the last response (0: none was sent). `version` is what the last response said of itself, and
+    `acked_version` the last accepted one: the revision as text, for state of the world `version_info`. Ages are in
+    seconds, None for what never happened; `waits_s` is how long the oldest unanswered response has been out.
+    """
 
     type_url: str
     state: SyncState
-    subscribed: int
-    wildcard: bool
-    held: int
-    revision: int
-    nonce: str
-    error: str
-    nacked: tuple[NackedResource, ...]
-    withheld: tuple[WithheldResource, ...]
+    subscribed: int = 0
+    wildcard: bool = False
+    held: int = 0
+    accepted: int = 0
+    revision: int = 0
+    nonce: str = ""
+    version: str = ""
+    acked_version: str = ""
+    sent_age_s: float | None = None
+    acked_age_s: float | None = None
+    nacked_age_s: float | None = None
+    waits_s: float | None = None
+    error: str = ""
+    nacked: tuple[NackedResource, ...] = ()
+    withheld: tuple[WithheldResource, ...] = ()
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
-    """One connected client and its types in push order."""
+    """One stream of a connected client and its types in push order; `age_s`: for how long it has been open."""
 
     node_id: str
     kind: str
     node: str
     types: tuple[TypeStatus, ...]
+    variant: str = "delta"
+    age_s: float = 0.0
 
 
 def node_statuses(sessions: Iterable[Session], gate: Gate, now: float) -> tuple[NodeStatus, ...]:
@@ -79,7 +94,8 @@ def node_status(session: Session, gate: Gate, now: float) -> NodeStatus:
     """Status of one session."""
     view = session.view
     types = tuple(_type_status(subscription, gate, view.node, now) for subscription in session.subscriptions())
-    return NodeStatus(session.node_id, view.kind, view.node, types)
+    age_s = now - session.opened_at
+    return NodeStatus(session.node_id, view.kind, view.node, types, session.variant, age_s)
 
 
 def _type_status(subscription: Subscription, gate: Gate, node: str, now: float) -> TypeStatus:
@@ -89,8 +105,15 @@ def _type_status(subscription: Subscription, gate: Gate, node: str, now: float) 
         subscribed=len(subscription.names),
         wildcard=subscription.is_wildcard,
         held=len(subscription.held),
+        accepted=_accepted(subscription),
         revision=subscription.last_revision,
         nonce=subscription.last_nonce,
+        version=subscription.last_version,
+        acked_version=subscription.acked_version,
+        sent_age_s=_age(subscription.sent_at, now),
+        acked_age_s=_age(subscription.acked_at, now),
+        nacked_age_s=_age(subscription.nacked_at, now),
+        waits_s=_age(min((sent.at for sent in subscription.in_flight.values()), default=None), now),
         error=subscription.last_error,
         nacked=tuple(
             NackedResource(name, nack.version, nack.text) for name, nack in sorted(subscription.nacks.items())
@@ -100,6 +123,16 @@ def _type_status(subscription: Subscription, gate: Gate, node: str, now: float) 
             for name, unmet in sorted(subscription.withheld.items())
         ),
     )
+
+
+def _accepted(subscription: Subscription) -> int:
+    """Cost: O(names in unanswered responses), nothing while all is answered."""
+    unsettled = set(subscription.nacks).union(*(sent.versions for sent in subscription.in_flight.values()))
+    return len(subscription.held) - len(unsettled & subscription.held.keys())
+
+
+def _age(at: float | None, now: float) -> float | None:
+    return None if at is None else now - at
 
 
 def _state(subscription: Subscription, now: float) -> SyncState:

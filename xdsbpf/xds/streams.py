@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping
 
 import structlog
@@ -26,6 +26,7 @@ from xdsbpf.xds.session import Session
 from xdsbpf.xds.sotw import SotwSession
 from xdsbpf.xds.status import NodeStatus, node_statuses
 from xdsbpf.xds.store import AGENT, NODE_ENVOY, Changes, ResourceStore, View
+from xdsbpf.xds.telemetry import Telemetry
 from xdsbpf.xds.transport import Call
 
 ViewResolver = Callable[[str, Mapping[str, object]], View]
@@ -45,6 +46,7 @@ class _Stream:
     def __init__(
         self, method: Method, session: Session, ledger: EnvoyLedger | None, metadata: Mapping[str, object]
     ) -> None:
+        self.type_url = method.type_url
         self.decode = decode_delta if method.variant is Variant.DELTA else decode_sotw
         self.session = session
         self.ledger = ledger
@@ -69,12 +71,12 @@ class Streams:
     ) -> None:
         self.store = store
         self.gate = Gate()
-        self.events: Counter[tuple[str, str]] = Counter()
-        """("sent" | "acked" | "nacked", type URL, "" for unknown ones) -> how many responses, for the metrics."""
+        self.telemetry = Telemetry()
         self._resolve_view = resolve_view
         self._clock = clock
         self._quarantine = quarantine
         self._nonces = itertools.count(1)
+        self._stamps = itertools.count(1)
         self._open: set[_Stream] = set()
         self._agents: dict[str, set[_Stream]] = {}
         """Agents' streams by node."""
@@ -110,12 +112,17 @@ class Streams:
             if stream is not None:
                 self._leave(stream)
 
-    def changed(self, changes: Changes) -> None:
-        """Tell every session what changed in the store, and let it send. Cost: O(streams x changed keys)."""
+    def changed(self, changes: Changes, taken_at: float | None = None) -> None:
+        """Tell every session what changed in the store, and let it send. Cost: O(streams x changed keys).
+
+        `taken_at`: when the change was taken from its source, by the clock of the server; now if left out.
+        """
         if not changes:
             return
+        stamp = next(self._stamps)
+        self.telemetry.change_taken(stamp, self._clock() if taken_at is None else taken_at)
         for stream in self._open:
-            stream.session.on_changes(changes)
+            stream.session.on_changes(changes, stamp)
             if stream.session.has_work:
                 self._wake(stream)
 
@@ -172,7 +179,7 @@ class Streams:
         session.on_request(request)
         resources = session.whole(method.type_url)
         version = content_version(resources)
-        self._count("sent", method.type_url)
+        self.telemetry.count("sent", method.type_url)
         return encode_sotw(Response(method.type_url, "", resources, (), self.store.revision, version=version))
 
     def _enter(self, method: Method, first: bytes) -> _Stream:
@@ -187,7 +194,9 @@ class Streams:
             gate=self.gate if view.kind in (AGENT, NODE_ENVOY) else None,
             ledger=ledger,
             nonces=self._nonces,
+            stamps=self._stamps,
             clock=self._clock,
+            telemetry=self.telemetry,
             service_type=method.type_url,
             quarantine=self._quarantine,
         )
@@ -197,6 +206,7 @@ class Streams:
             self._watch_writes()
         if view.kind == AGENT:
             self._agents.setdefault(view.node, set()).add(stream)
+        self.telemetry.received(request.type_url or method.type_url, len(first))
         try:
             session.on_request(request)
         except ProtocolError:
@@ -264,8 +274,10 @@ class Streams:
             session.on_request(request)
             if session.has_work:
                 stream.wake.set()
+            type_url = request.type_url or stream.type_url
+            self.telemetry.received(type_url, len(data))
             if request.nonce:
-                self._count("acked" if request.error is None else "nacked", request.type_url)
+                self.telemetry.count("acked" if request.error is None else "nacked", type_url)
             if stream.ledger is not None and self.gate.revision(session.view.node) != before:
                 self._wake_agents(session.view.node)
             if request.error is not None:
@@ -283,10 +295,12 @@ class Streams:
             await stream.wake.wait()
             stream.wake.clear()
             while not self._is_over(stream) and (response := session.next_response()) is not None:
+                message = session.encode(response)
                 stream.writing_since = self._clock()
-                await call.write(session.encode(response))
+                await call.write(message)
                 stream.writing_since = None
-                self._count("sent", response.type_url)
+                self.telemetry.written(response.type_url, len(message))
+                del message  # a stream that waits keeps no bytes
             if self._is_stopping:
                 raise ProtocolError("UNAVAILABLE", "the server is stopping")
             if stream.end is not None:
@@ -310,10 +324,6 @@ class Streams:
 
     def _is_over(self, stream: _Stream) -> bool:
         return self._is_stopping or stream.end is not None
-
-    def _count(self, event: str, type_url: str) -> None:
-        known = type_url if type_url in protocol.KNOWN_TYPES else ""  # peers may ask for any number of types
-        self.events[event, known] += 1
 
     def _wake(self, stream: _Stream) -> None:
         """Let a stream send, in the next turn that has room."""

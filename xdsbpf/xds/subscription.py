@@ -30,6 +30,7 @@ class Sent(msgspec.Struct, frozen=True):
     """A response that has no ACK or NACK yet; `stamp` is of the oldest change in it, `at` the clock's.
 
     `versions` are of the resources that are new to the client, `state` is the whole set where a response is one.
+    `version` is what the client was told of the response as a whole.
     """
 
     versions: dict[str, str]
@@ -37,6 +38,7 @@ class Sent(msgspec.Struct, frozen=True):
     stamp: int
     at: float
     state: dict[str, Resource] | None = None
+    version: str = ""
 
 
 class Nack(msgspec.Struct, frozen=True):
@@ -83,6 +85,12 @@ class Subscription:
         """Whole sets only: the last one that the client took."""
         self.last_error = ""
         self.last_nonce = ""
+        self.last_version = ""
+        """What the last response said of itself, and when it went out; below, of the last one that was accepted."""
+        self.sent_at: float | None = None
+        self.acked_version = ""
+        self.acked_at: float | None = None
+        self.nacked_at: float | None = None
         self.last_revision = 0
 
     @property

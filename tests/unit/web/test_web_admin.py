@@ -15,7 +15,7 @@ from envoy.service.load_stats.v3.lrs_pb2 import LoadStatsRequest
 from grpc import aio
 from web_client import Client
 
-from xdsbpf.model.names import CLUSTER
+from xdsbpf.model.names import CLUSTER, ENDPOINTS, SHORT_TYPES
 from xdsbpf.serve import ControlPlane, ServeConfig
 from xdsbpf.web.admin import admin_app
 from xdsbpf.xds import protocol
@@ -35,6 +35,13 @@ kind: VirtualService
 metadata: {name: wrong}
 spec: {hosts: [reviews], htp: []}
 """
+RULE = """---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: reviews}
+spec: {host: reviews, trafficPolicy: {connectionPool: {tcp: {connectTimeout: 3s}}}}
+"""
+REVIEWS_CLUSTER = "outbound|9080||reviews.default.svc.cluster.local"
 STATES = {"APPLIED", "PENDING", "REJECTED", "NOT-ENFORCED", "SHADOWED-BY"}
 
 
@@ -179,3 +186,56 @@ async def test_whynot_wants_to_be_asked_properly(idle: ControlPlane) -> None:
             (row,) = (await get(client, path))["items"]
             assert row["answer"] == "it is in the client's view, but the client has not asked for it"
             stream.cancel()
+
+
+def series(text: str) -> set[str]:
+    """Every series of the xDS metrics."""
+    return {line.rsplit(" ", 1)[0] for line in text.splitlines() if line.startswith("xdsbpf_")}
+
+
+async def hostile(plane: ControlPlane, first: int, count: int) -> None:
+    """Streams with a node id and a type of their own each, which ask, are answered, and refuse."""
+    async with aio.insecure_channel(plane.bound[0]) as channel:
+        for number in range(first, first + count):
+            call = channel.stream_stream(protocol.DELTA_ADS)()
+            type_url = f"type.googleapis.com/evil.V{number}"
+            await call.write(protocol.encode_request(type_url, node_id=f'evil-{number}"{{x}}', subscribe=("a",)))
+            await call.write(protocol.encode_request(type_url, nonce="7", error=f"evil {number}"))
+            await call.write(protocol.encode_request(CLUSTER))
+            assert await call.read() is not aio.EOF
+            call.cancel()
+
+
+async def test_a_thousand_hostile_clients_and_types_add_no_series(idle: ControlPlane) -> None:
+    async with started(idle) as client:
+        await hostile(idle, 0, 1)
+        before = series((await client.get("/metrics")).text)
+        await hostile(idle, 1, 1000)
+        text = (await client.get("/metrics")).text
+        assert "evil" not in text
+        assert series(text) - {name for name in series(text) if "xdsbpf_xds_subscriptions" in name} <= before
+        states = 5 * (len(SHORT_TYPES) + 1)
+        assert sum("xdsbpf_xds_subscriptions" in name for name in series(text)) <= states
+        async with aio.insecure_channel(idle.bound[0]) as channel:
+            call = channel.stream_stream(protocol.DELTA_ADS)()
+            await call.write(protocol.encode_request(ENDPOINTS, node_id="an-envoy", subscribe=("a",)))
+            assert await call.read() is not aio.EOF
+            new = series((await client.get("/metrics")).text) - series(text)
+        assert 'xdsbpf_xds_sent_bytes_total{type="eds"}' in new, "control: a type that the server knows is a series"
+
+
+async def test_a_change_is_measured_until_it_is_sent_and_acked(tmp_path: Path, idle: ControlPlane) -> None:
+    async with started(idle) as client, aio.insecure_channel(idle.bound[0]) as channel:
+        call: Any = channel.stream_stream(protocol.DELTA_ADS)()
+        await call.write(protocol.encode_request(CLUSTER, node_id="an-envoy", subscribe=(REVIEWS_CLUSTER,)))
+        first = protocol.decode_response(await call.read())
+        await call.write(protocol.encode_request(CLUSTER, nonce=first.nonce))
+        (tmp_path / "a.yaml").write_text(MANIFEST + RULE)
+        second = protocol.decode_response(await call.read())
+        text = (await client.get("/metrics")).text
+        assert 'xdsbpf_xds_change_sent_seconds_count{type="cds"} 1.0' in text
+        assert 'xdsbpf_xds_change_acked_seconds_count{type="cds"}' not in text
+        await call.write(protocol.encode_request(CLUSTER, nonce=second.nonce))
+        async with asyncio.timeout(15):
+            while 'xdsbpf_xds_change_acked_seconds_count{type="cds"} 1.0' not in (await client.get("/metrics")).text:
+                await asyncio.sleep(0.01)

@@ -79,3 +79,28 @@ def test_rows_are_sorted_by_node_id() -> None:
     rows = node_statuses(sessions, Gate(), 0.0)
     assert [row.node_id for row in rows] == ["a", "b", "c"]
     assert NODE_ID not in [row.node_id for row in rows]
+
+
+def test_versions_ages_and_what_was_accepted_are_told() -> None:
+    client = StreamClient(store_with(resource(CDS, "a"), resource(CDS, "b")))
+    client.now = 10.0
+    first = client.on(CDS)[0]
+    row = status(client, 12.0)
+    assert (row.version, row.acked_version) == (str(first.revision), "")
+    assert (row.sent_age_s, row.acked_age_s, row.waits_s, row.accepted) == (2.0, None, 2.0, 0)
+    client.now = 13.0
+    client.ack(first)
+    row = status(client, 20.0)
+    assert (row.acked_version, row.sent_age_s, row.acked_age_s, row.waits_s) == (str(first.revision), 10.0, 7.0, None)
+    assert (row.held, row.accepted) == (2, 2)
+    client.now = 30.0
+    client.nack(client.put(resource(CDS, "b", "2"))[0], "b is wrong")
+    row = status(client, 31.0)
+    assert (row.acked_version, row.nacked_age_s, row.accepted) == (str(first.revision), 1.0, 1)
+    assert row.version == str(client.store.revision)
+
+
+def test_a_stream_tells_its_variant_and_for_how_long_it_is_open() -> None:
+    delta = StreamClient(ResourceStore())
+    assert node_status(delta.session, Gate(), 5.0).variant == "delta"
+    assert node_status(delta.session, Gate(), 5.0).age_s == 5.0
