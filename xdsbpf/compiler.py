@@ -6,17 +6,17 @@ hands it batches and lets it work step by step.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from typing import Final
 
 from xdsbpf.compile.generator import Generator
 from xdsbpf.compile.outputs import generators
 from xdsbpf.compile.raw.resources import Globs, families
 from xdsbpf.diagnostics import Diagnostic, ObjectId, Origin, Severity
-from xdsbpf.incremental import Database, QueryError
+from xdsbpf.incremental import Absent, Database, QueryError
 from xdsbpf.mesh.findings import findings
 from xdsbpf.mesh.identities import known_nodes
-from xdsbpf.mesh.inputs import MESH, SETTINGS, MeshSettings, put_object, remove_object
+from xdsbpf.mesh.inputs import MESH, SETTINGS, MeshSettings, get_object, put_object, remove_object
 from xdsbpf.mesh.summary import ServiceSummary, summaries
 from xdsbpf.model.meta import Manifest
 from xdsbpf.model.resource import Resource
@@ -99,6 +99,22 @@ class Compiler:
     def globs(self) -> tuple[Globs, ...]:
         """The distinct lists of globs that raw resources are addressed by; a client's view depends on them."""
         return tuple(dict.fromkeys(nodes for nodes, _ in self._families))
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The nodes that manifests name, sorted."""
+        return self._known_nodes
+
+    def get(self, object_id: ObjectId) -> Manifest | Absent | None:
+        """An object as it was applied last; ABSENT if it is not there, None for a kind that no query reads."""
+        return get_object(self.database, object_id)
+
+    def made_from(self, objects: Set[ObjectId]) -> set[Slot]:
+        """The resources (and lists of names) that were made from one of the objects; the inverse of `origins`.
+
+        Cost: one visit per cell.
+        """
+        return self.publisher.slots_of(self.database.citing(objects))
 
     def services(self) -> tuple[ServiceSummary, ...]:
         """Which plane carries each service port, and why."""

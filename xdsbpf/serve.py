@@ -27,6 +27,7 @@ from xdsbpf.sources.catalog import Catalog, CatalogDelta
 from xdsbpf.sources.files import FileSource
 from xdsbpf.xds import client_status, load_reporting
 from xdsbpf.xds.addresses import listen_target
+from xdsbpf.xds.barriers import Barriers
 from xdsbpf.xds.client_status import ClientStatus
 from xdsbpf.xds.health import Health
 from xdsbpf.xds.load_reporting import LoadReporting
@@ -116,6 +117,7 @@ class ControlPlane:
         self._failures: Mapping[Slot, str] = {}
         self._globs: tuple[Globs, ...] = ()
         self._dirty = asyncio.Event()
+        self.barriers = Barriers()
         self._taken_at: float | None = None
         """When the oldest change came that is not published yet."""
 
@@ -140,6 +142,7 @@ class ControlPlane:
         if self._taken_at is None:
             self._taken_at = time.monotonic()
         self.compiler.apply(delta.puts, delta.removes)
+        self.barriers.taken((*(object_id for object_id, _ in delta.puts), *delta.removes))
         self._dirty.set()
 
     async def run(self) -> None:
@@ -182,6 +185,7 @@ class ControlPlane:
             count = sum(len(keys) for keys in changes.by_scope.values())
             elapsed_ms = round((time.monotonic() - started) * 1e3, 1)
             log.info("compile.finished", revision=changes.revision, resources=count, duration_ms=elapsed_ms)
+        self.barriers.published(self.server.streams.barrier())
 
     def _follow_globs(self) -> None:
         """Raw resources for other nodes came or went: open streams see what their node id opens now."""

@@ -24,8 +24,8 @@ def default_admin() -> str:
     return f"unix:{labs[0]}" if len(labs) == 1 else DEFAULT_ADMIN
 
 
-def request(address: str, path: str, *, method: str = "GET", timeout_s: float = 10.0) -> Any:
-    """JSON answer of `method path`.
+def request(address: str, path: str, *, method: str = "GET", body: Any = None, timeout_s: float = 10.0) -> Any:
+    """JSON answer of `method path`; a `body` is sent as JSON.
 
     Raises: CommandError(UNREACHABLE) when nothing answers at `address`, CommandError(FAILURE) with
     the server's own text on an error status.
@@ -35,10 +35,10 @@ def request(address: str, path: str, *, method: str = "GET", timeout_s: float = 
     except http.client.InvalidURL as error:
         raise CommandError(f"--admin {address!r} is not host:port or unix:PATH", Exit.USAGE) from error
     try:
-        connection.request(method, path)
+        connection.request(method, path, body=None if body is None else json.dumps(body).encode())
         response = connection.getresponse()
-        body = response.read()
-        answer = json.loads(body) if body else {}
+        text = response.read()
+        answer = json.loads(text) if text else {}
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
         raise CommandError(

@@ -7,10 +7,10 @@ manifest; what is computed is up to the queries.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Set
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from xdsbpf.diagnostics import Diagnostic, Origin
+from xdsbpf.diagnostics import Diagnostic, ObjectId, Origin
 from xdsbpf.errors import InvariantError
 from xdsbpf.incremental.cells import Cell, Watch
 from xdsbpf.incremental.inputs import Inputs
@@ -169,6 +169,20 @@ class Database(Inputs):
             return {found for cells in self._queries.values() for kept in cells.values() for found in kept.reports}
         finally:
             self.release(cell)
+
+    def citing(self, objects: Set[ObjectId]) -> set[tuple[Callable[..., Any], tuple[Any, ...]]]:
+        """The watched queries, with their arguments, that one of the objects was cited for, there or below.
+
+        The inverse of `origins`, as of the last drain. Cost: one visit per cell.
+        """
+        self.refuse_in_query("origins and diagnostics")
+        cells = [
+            cell
+            for kept in self._queries.values()
+            for cell in kept.values()
+            if any(origin.object in objects for origin in cell.origins)
+        ]
+        return {(cell.watch.query, cell.key) for cell in self.above(cells) if cell.watch is not None}
 
     @property
     def cells(self) -> int:

@@ -7,7 +7,7 @@ by hand; the cells of a failed cycle read one another, so these are freed by a w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from xdsbpf.incremental.cells import DIRTY, FEW, Cell
@@ -119,6 +119,18 @@ class Graph:
         for read in reads:
             self._disconnect(read, cell)
         self._idle.pop(cell, None)
+
+    def above(self, cells: Iterable[Cell]) -> Iterator[Cell]:
+        """The cells and every cell that was made from one of them, each once."""
+        stack = list(cells)
+        seen = set(stack)
+        while stack:
+            current = stack.pop()
+            yield current
+            for reader in current.readers:
+                if reader not in seen:
+                    seen.add(reader)
+                    stack.append(reader)
 
     def below(self, cell: Cell) -> Iterator[Cell]:
         """`cell` and every cell that its value was made from, each once."""

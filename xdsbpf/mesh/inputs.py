@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from xdsbpf.diagnostics import ObjectId
-from xdsbpf.incremental import ABSENT, Database, Index, Table, query
+from xdsbpf.incremental import ABSENT, Absent, Database, Index, Table, query
 from xdsbpf.model.authorization_policy import AuthorizationPolicy
 from xdsbpf.model.destination_rule import DestinationRule
 from xdsbpf.model.envoy_resource import EnvoyResource
@@ -187,6 +187,12 @@ def remove_object(change: Change, id: ObjectId) -> bool:
         return False
     change.remove(table, id)
     return True
+
+
+def get_object(db: Database, id: ObjectId) -> Manifest | Absent | None:
+    """What the table of its kind holds of an object; None for a kind without a table."""
+    table = _TABLES.get(id.kind)
+    return None if table is None or id.group != GROUPS.get(id.kind, "") else db.input(table, id)
 
 
 def object_id(kind: str, namespace: str, name: str) -> ObjectId:

@@ -171,10 +171,11 @@ class Catalog:
 
     def states(self) -> tuple[ObjectStatus, ...]:
         """One status per occurrence of an object, sorted by object, then by place."""
-        result: list[ObjectStatus] = []
-        for object_id in sorted(self._claims):
-            result.extend(statuses_of(self._ranked(object_id), self._in_force.get(object_id)))
-        return tuple(result)
+        return tuple(status for object_id in sorted(self._claims) for status in self.states_of(object_id))
+
+    def states_of(self, object_id: ObjectId) -> list[ObjectStatus]:
+        """One status per occurrence of one object, sorted by place."""
+        return statuses_of(self._ranked(object_id), self._in_force.get(object_id))
 
     def sources(self) -> tuple[SourceStatus, ...]:
         """Files, and directories with a problem, in order."""

@@ -8,6 +8,8 @@ GET /loads      load that clients reported, by cluster
 GET /locate     ?ref=Kind/namespace/name path (repeatable): where that is written
 GET /debug/whynot  ?node=ID&resource=NAME[&type=cds]: why a client does not have a resource, or that it has
 GET /metrics    Prometheus text
+POST /distribution  {"objects": [{"kind", "namespace", "name", "group", "digest"}], "connected_only": false}: whether
+                they are in force everywhere, and who is in the way (`xdsbpf wait`); `digest` "" for one to be gone
 POST /confirm   accept a mass deletion that is being held
 
 Errors are JSON: {"error": text}.
@@ -24,6 +26,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from xdsbpf.model.names import SHORT_TYPES
+from xdsbpf.report.distribution import Awaited, Distributor
 from xdsbpf.report.objects import find_reference, object_rows, source_rows
 from xdsbpf.report.proxies import proxy_rows
 from xdsbpf.report.services import service_rows
@@ -33,11 +36,22 @@ from xdsbpf.web.metrics import registry_of
 
 MAX_REFERENCES = 10_000
 """References that one request to /locate may name."""
+MAX_BODY_BYTES = 32 << 20
+
+
+class Question(msgspec.Struct, frozen=True):
+    """What `xdsbpf wait` asks of /distribution."""
+
+    objects: tuple[Awaited, ...]
+    connected_only: bool = False
 
 
 def admin_app(control_plane: ControlPlane) -> Starlette:
     """The ASGI application over a running control plane."""
     registry = registry_of(control_plane)
+    distributor = Distributor(
+        control_plane.compiler, control_plane.catalog, control_plane.server, control_plane.barriers
+    )
 
     async def ready(_: Request) -> Response:
         if control_plane.ready.is_set():
@@ -78,6 +92,14 @@ def admin_app(control_plane: ControlPlane) -> Starlette:
             raise HTTPException(404, f"no client with the node id {node!r} is connected")
         return JSONResponse({"items": items})
 
+    async def distribution(request: Request) -> Response:
+        try:
+            question = msgspec.json.decode(await _body(request), type=Question)
+        except msgspec.DecodeError as error:
+            raise HTTPException(400, f"not a question as `xdsbpf wait` puts it: {error}") from error
+        found = await distributor.look(question.objects, connected_only=question.connected_only)
+        return JSONResponse(msgspec.to_builtins(found))
+
     async def metrics(_: Request) -> Response:
         return PlainTextResponse(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
@@ -96,11 +118,22 @@ def admin_app(control_plane: ControlPlane) -> Starlette:
             Route("/loads", loads),
             Route("/locate", locate),
             Route("/debug/whynot", whynot),
+            Route("/distribution", distribution, methods=["POST"]),
             Route("/metrics", metrics),
             Route("/confirm", confirm, methods=["POST"]),
         ],
         exception_handlers={HTTPException: _http_error, 500: _defect},
     )
+
+
+async def _body(request: Request) -> bytes:
+    """The body of a request. Raises: HTTPException(413) for more than MAX_BODY_BYTES, as soon as that is known."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise HTTPException(413, f"more than {MAX_BODY_BYTES >> 20} MiB")
+    return bytes(body)
 
 
 async def _http_error(_: Request, error: Exception) -> Response:

@@ -7,7 +7,7 @@ outputs of its database. Pure: no I/O, no clock.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -127,6 +127,11 @@ class Publisher:
         return self._store.apply_all(
             Batch(scope, tuple(puts.get(scope, ())), tuple(removes.get(scope, ()))) for scope in scopes
         )
+
+    def slots_of(self, outputs: Iterable[tuple[Callable[..., Any], tuple[Any, ...]]]) -> set[Slot]:
+        """Where the resources (and lists of names) go that these watched queries build."""
+        found = ((self._outputs.get(key), key) for key in outputs)
+        return {_slot(taker, output.name) for output, _ in found if output is not None for taker in output.takers}
 
     def _built(self, slot: Slot) -> list[Resource]:
         """What the generators of a slot make of it, the one that was added first to the front."""

@@ -127,7 +127,7 @@ class Session(abc.ABC):
         if subscription is None:
             if len(self._subscriptions) >= MAX_TYPES:
                 raise ProtocolError("RESOURCE_EXHAUSTED", f"more than {MAX_TYPES} types on one stream")
-            subscription = Subscription(type_url)
+            subscription = Subscription(type_url, self._stamp)
             self._insert(subscription)
             self._first_request(subscription, request)
         else:

@@ -21,6 +21,7 @@ from xdsbpf.xds.delta import DeltaSession
 from xdsbpf.xds.gate import EnvoyLedger, Gate
 from xdsbpf.xds.request import Request, decode_delta, decode_sotw, request_node
 from xdsbpf.xds.response import Response, content_version, encode_sotw
+from xdsbpf.xds.roster import Roster
 from xdsbpf.xds.services import METHODS, Method, Variant
 from xdsbpf.xds.session import Session
 from xdsbpf.xds.sotw import SotwSession
@@ -72,6 +73,7 @@ class Streams:
         self.store = store
         self.gate = Gate()
         self.telemetry = Telemetry()
+        self.roster = Roster()
         self._resolve_view = resolve_view
         self._clock = clock
         self._quarantine = quarantine
@@ -146,6 +148,10 @@ class Streams:
                     stream.end = ProtocolError("UNAVAILABLE", "the client's view has changed: connect again")
             self._wake(stream)
 
+    def barrier(self) -> int:
+        """A stamp that nothing has: what any session owes at this moment has a smaller one, what comes a greater."""
+        return next(self._stamps)
+
     def sessions(self) -> tuple[Session, ...]:
         """Every live session, to look at."""
         return tuple(stream.session for stream in self._open)
@@ -202,6 +208,7 @@ class Streams:
         )
         stream = _Stream(method, session, ledger, metadata)
         self._open.add(stream)
+        self.roster.entered(view)
         if self._watchdog is None:
             self._watch_writes()
         if view.kind == AGENT:
@@ -222,6 +229,7 @@ class Streams:
         if stream not in self._open:
             return
         self._open.discard(stream)
+        self.roster.left(stream.session.view, self._clock())
         node = stream.session.view.node
         agents = self._agents.get(node, set())
         agents.discard(stream)

@@ -7,6 +7,7 @@ into responses. Holds names and versions only, never bytes, so a stalled stream 
 from __future__ import annotations
 
 import enum
+import math
 from collections import deque
 from collections.abc import Iterable
 
@@ -51,8 +52,10 @@ class Nack(msgspec.Struct, frozen=True):
 class Subscription:
     """One type on one stream. Queues map a name to the stamp of the change that put it there."""
 
-    def __init__(self, type_url: str) -> None:
+    def __init__(self, type_url: str, first_stamp: int = 0) -> None:
         self.type_url = type_url
+        self.first_stamp = first_stamp
+        """Of the first request for the type."""
         self.wildcard = Wildcard.NONE
         self.names: set[str] | frozenset[str] = frozenset()
         """Shared with other streams until it changes."""
@@ -194,6 +197,12 @@ class Subscription:
         if self.backlog:
             stamps.append(self.backlog_stamp)
         return min(stamps, default=None)
+
+    def oldest_waiting(self) -> float:
+        """Stamp of the oldest change or question that waits to be sent, removals included; infinity if none does."""
+        queues = (self.forced, self.dirty, self.removals)
+        oldest = min((min(queue.values()) for queue in queues if queue), default=math.inf)
+        return min(oldest, self.backlog_stamp) if self.backlog else oldest
 
     def answered(self, nonce: str) -> Sent | None:
         """Take the response of that nonce out of flight; None if the nonce is stale.
