@@ -6,6 +6,7 @@ with a status when it raises ProtocolError. Used by `xds.server`; knows no xDS.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
@@ -39,10 +40,12 @@ _EOF: object = aio.EOF  # type: ignore[attr-defined]  # grpc-stubs lacks it
 class _GrpcCall:
     """A `Call` on top of a servicer context."""
 
-    __slots__ = ("_context", "method", "peer")
+    __slots__ = ("_context", "_is_writing", "_written", "method", "peer")
 
     def __init__(self, context: Context, method: str) -> None:
         self._context = context
+        self._is_writing = False
+        self._written: asyncio.Future[None] | None = None
         self.method = method
         self.peer = _peer_of(context)
 
@@ -51,7 +54,23 @@ class _GrpcCall:
         return None if message is _EOF else message
 
     async def write(self, message: bytes) -> None:
-        await self._context.write(message)
+        self._is_writing = True
+        try:
+            await self._context.write(message)
+        finally:
+            self._is_writing = False
+            if self._written is not None:
+                self._written.set_result(None)
+
+    async def abort(self, error: ProtocolError) -> None:
+        """End the call with that status, behind a message in flight: gRPC refuses it before, and the call would hang.
+
+        A client that reads nothing gets it when it reads again; until then gRPC holds that one message.
+        """
+        if self._is_writing:
+            self._written = asyncio.get_running_loop().create_future()
+            await self._written
+        await self._context.abort(grpc.StatusCode[error.status], str(error))
 
 
 class _Methods(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the stubs only
@@ -66,10 +85,11 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in 
 
 def _method_handler(path: str, handler: Handler) -> grpc.RpcMethodHandler[bytes, bytes]:
     async def serve(_: object, context: Context) -> None:
+        call = _GrpcCall(context, path)
         try:
-            await handler(_GrpcCall(context, path))
+            await handler(call)
         except ProtocolError as error:
-            await context.abort(grpc.StatusCode[error.status], str(error))
+            await call.abort(error)
 
     behaviour: Callable[[object, Context], Awaitable[None]] = serve
     return grpc.stream_stream_rpc_method_handler(behaviour)

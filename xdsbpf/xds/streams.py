@@ -53,7 +53,8 @@ class _Stream:
         self.ledger = ledger
         self.metadata = metadata
         self.wake = asyncio.Event()
-        self.writer: asyncio.Task[None] | None = None
+        self.reader: asyncio.Task[None] | None = None
+        """The task of the call, while it may be interrupted."""
         self.writing_since: float | None = None
         self.end: ProtocolError | None = None
         self.is_half_closed = False
@@ -244,35 +245,40 @@ class Streams:
         """Read here and write in a task; whichever ends first ends the stream.
 
         A half-close ends it with OK, once the client has what its requests are owed: they may have come in one
-        segment with it.
+        segment with it. A message in flight is never cancelled while the call lives: the status could not follow it.
         """
-        reader = asyncio.current_task()
+        reader = stream.reader = asyncio.current_task()
         assert reader is not None
-        is_reading = True
 
-        def interrupt(_: asyncio.Task[None]) -> None:
-            if is_reading:
-                reader.cancel()
+        def interrupt(done: asyncio.Task[None]) -> None:
+            if not done.cancelled():
+                done.exception()  # looked at, also when nobody waits for the writer any more
+            if stream.reader is not None:
+                stream.reader.cancel()
 
-        writer = stream.writer = asyncio.create_task(self._write(stream, call))
+        writer = asyncio.create_task(self._write(stream, call))
         writer.add_done_callback(interrupt)
         try:
             await self._read(stream, call)
-            is_reading = False
             stream.is_half_closed = True
             stream.wake.set()
-            await writer
+            await asyncio.Event().wait()  # for the writer's interrupt
+        except ProtocolError as error:
+            stream.end = stream.end or error
+            raise
         except asyncio.CancelledError:
-            if not writer.done():
+            if reader.uncancel():
+                writer.cancel()
                 raise
-            reader.uncancel()
             if stream.end is not None:
                 raise stream.end from None
+            if not writer.done():
+                writer.cancel()
+                raise
             writer.result()
         finally:
-            is_reading = False
-            writer.cancel()
-            await asyncio.gather(writer, return_exceptions=True)
+            stream.reader = None
+            stream.wake.set()
 
     async def _read(self, stream: _Stream, call: Call) -> None:
         session = stream.session
@@ -309,21 +315,19 @@ class Streams:
                 stream.writing_since = None
                 self.telemetry.written(response.type_url, len(message))
                 del message  # a stream that waits keeps no bytes
-            if self._is_stopping:
-                raise ProtocolError("UNAVAILABLE", "the server is stopping")
-            if stream.end is not None:
-                raise stream.end
-            if stream.is_half_closed:
+            if self._is_stopping and stream.end is None:
+                stream.end = ProtocolError("UNAVAILABLE", "the server is stopping")
+            if stream.end is not None or stream.is_half_closed:
                 return
 
     def _look_for_stalled(self) -> None:
         """End streams whose client takes no data. One look at all of them costs less than a timer per write."""
         limit = self._clock() - WRITE_TIMEOUT_S
         for stream in self._open:
-            if stream.writing_since is not None and stream.writing_since <= limit and stream.writer is not None:
+            if stream.writing_since is not None and stream.writing_since <= limit and stream.reader is not None:
                 text = f"the client took no data for {WRITE_TIMEOUT_S:.0f} s"
                 stream.end = ProtocolError("DEADLINE_EXCEEDED", text)
-                stream.writer.cancel()
+                stream.reader.cancel()
         self._watch_writes()
 
     def _watch_writes(self) -> None:

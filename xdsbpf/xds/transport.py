@@ -40,7 +40,11 @@ class Call(Protocol):
         """The next message, or None when the client has half-closed. Raises: ProtocolError for a broken one."""
 
     async def write(self, message: bytes) -> None:
-        """Send a message; returns when the transport takes another one, so a slow client slows its writer."""
+        """Send a message; returns when the transport takes another one, so a slow client slows its writer.
+
+        It may be under way when the handler ends, and must not be cancelled while the call lives: the status of the
+        call goes out behind it.
+        """
 
 
 Handler = Callable[[Call], Awaitable[None]]

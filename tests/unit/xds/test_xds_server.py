@@ -18,7 +18,8 @@ from xds_stream_client import AGENT_VIEW, CDS, EDS, ENVOY_VIEW, VHDS, need, reso
 from xdsbpf.errors import ConfigError, ProtocolError
 from xdsbpf.model import names
 from xdsbpf.model.names import parse_node_id
-from xdsbpf.xds import protocol
+from xdsbpf.model.resource import make_resource
+from xdsbpf.xds import protocol, streams
 from xdsbpf.xds.addresses import listen_target
 from xdsbpf.xds.server import ViewResolver, XdsServer
 from xdsbpf.xds.services import METHODS, Method, Variant
@@ -30,6 +31,8 @@ pytestmark = pytest.mark.usefixtures("each_transport")
 ENVOY_ID = "node~10.0.0.1~node1~cluster.local"
 AGENT_ID = "agent~10.0.0.1~node1~cluster.local"
 DEADLINE_S = 10.0
+CHANNEL_OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
+"""A connection for each stream, as proxies have."""
 
 
 def resolve(node_id: str, metadata: Mapping[str, object]) -> View:
@@ -73,7 +76,7 @@ class Rig:
         self.bound: tuple[str, ...] = ()
 
     def stream(self, address: int = 0, method: str = protocol.DELTA_ADS) -> Stream:
-        channel = aio.insecure_channel(self.bound[address])
+        channel = aio.insecure_channel(self.bound[address], CHANNEL_OPTIONS)
         self.channels.append(channel)
         return Stream(channel, method)
 
@@ -287,6 +290,39 @@ async def test_a_half_close_ends_the_stream_with_ok() -> None:
         await stream.call.done_writing()
         assert (await stream.end())[0] is grpc.StatusCode.OK
         assert rig.server.status() == ()
+
+
+BIG = make_resource(EDS, "big", b"x" * (24 << 20))
+"""More than a transport takes for a client that does not read."""
+
+
+@pytest.mark.parametrize("half_closes", [False, True])
+async def test_a_refused_request_ends_the_stream_behind_a_response_on_its_way(half_closes: bool) -> None:
+    async with running(store_with(BIG)) as rig:
+        stream = rig.stream()
+        await stream.send(EDS, node_id=ENVOY_ID, subscribe=["big"])
+        await until(lambda: len(rig.server.status()) == 1)
+        await stream.call.write(b"\xff\xff\xff")
+        if half_closes:
+            await stream.call.done_writing()
+        await until(lambda: rig.server.status() == ())
+        assert (await stream.end())[0] is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_client_that_takes_no_data_is_let_go_and_learns_it_when_it_reads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rule 43: not silently, or it would believe that nothing changes; beside one that reads, which stays."""
+    monkeypatch.setattr(streams, "WRITE_TIMEOUT_S", 1.0)
+    async with running(store_with(BIG)) as rig:
+        slow, good = rig.stream(), rig.stream()
+        for stream in (slow, good):
+            await stream.send(EDS, node_id=ENVOY_ID, subscribe=["big"])
+        await good.receive_and_ack()
+        await until(lambda: len(rig.server.status()) == 1)
+        assert (await slow.end())[0] is grpc.StatusCode.DEADLINE_EXCEEDED
+        rig.server.changed(rig.store.apply("node-envoy", [resource(EDS, "big", "2")]))
+        assert (await good.receive()).resources[0].body == b"big=2"
 
 
 async def test_stop_ends_streams_with_trailers_so_that_clients_reconnect() -> None:

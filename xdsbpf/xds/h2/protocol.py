@@ -222,6 +222,7 @@ class H2Protocol(asyncio.Protocol):
         self._connection.release()
         del self.calls[stream.id]
         self._flush()
+        call.message_sent()  # a writer that outlives its handler
         self._owner.call_ended()
 
     def _status(self, call: H2Call, task: asyncio.Task[None], ending: BaseException | None) -> tuple[str, str]:
