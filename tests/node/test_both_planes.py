@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from xdsbpf.lab.bringup import down, up
+from tests.node.bookinfo_lab import HALF_V2, Apply, applying, bookinfo, objects, running
 from xdsbpf.lab.lab import Lab
 from xdsbpf.lab.measure import balanced_over, envoy_connections, wait_until, xdsbpf_json
-from xdsbpf.lab.plan import LabOptions
 from xdsbpf.unix_http import UnixConnection
 
 pytestmark = [pytest.mark.root, pytest.mark.envoy, pytest.mark.timeout(180)]
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "deploy" / "examples" / "bookinfo"
 NAME = f"xbplanes{os.getpid()}"
 REVIEWS = "http://reviews:9080/reviews/0"
 DETAILS = "http://details:9080/details/0"
@@ -72,17 +69,6 @@ spec:
   rules:
     - from: [{source: {principals: [cluster.local/ns/default/sa/nobody]}}]
 """
-HALF_V2 = """
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {name: reviews}
-spec:
-  hosts: [reviews]
-  http:
-    - route:
-        - {destination: {host: reviews, subset: v1}, weight: 50}
-        - {destination: {host: reviews, subset: v2}, weight: 50}
-"""
 DETAILS_L7 = """
 apiVersion: networking.istio.io/v1
 kind: VirtualService
@@ -96,41 +82,19 @@ spec:
 
 @pytest.fixture(scope="module")
 def manifests(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("manifests")
-    for name in ("bookinfo", "destination-rules", "clients", "ratings-delay"):
-        shutil.copy(EXAMPLES / f"{name}.yaml", directory)
-    (directory / "reviews.yaml").write_text(HALF_V2)
-    return directory
+    return bookinfo(tmp_path_factory.mktemp("manifests"), "ratings-delay")
 
 
 @pytest.fixture(scope="module")
 def lab(manifests: Path) -> Iterator[Lab]:
-    down(NAME)
-    try:
-        yield up(LabOptions(name=NAME, paths=(manifests,), nodes=2, replicas=(("details", 2),)), progress=None)
-    finally:
-        down(NAME)
+    with running(NAME, manifests, replicas=(("details", 2),)) as lab:
+        yield lab
 
 
 @pytest.fixture
-def apply(lab: Lab, manifests: Path) -> Iterator[Callable[[str, str], None]]:
-    """Write a manifest for the time of one test."""
-    written: list[Path] = []
-
-    def write(name: str, text: str) -> None:
-        path = manifests / name
-        path.write_text(text)
-        written.append(path)
-
-    yield write
-    for path in written:
-        path.unlink(missing_ok=True)
-    names = {path.stem for path in written}
-    wait_until(lambda: not names & {row["name"] for row in objects(lab)}, 20, "the test's manifests to be gone")
-
-
-def objects(lab: Lab) -> list[dict[str, Any]]:
-    return [{**row, "name": row["object"].rpartition("/")[2]} for row in xdsbpf_json(lab, "objects")["items"]]
+def apply(lab: Lab, manifests: Path) -> Iterator[Apply]:
+    with applying(lab, manifests) as apply:
+        yield apply
 
 
 def statuses(answer: dict[str, Any]) -> Counter[int]:
@@ -174,7 +138,7 @@ def test_envoy_accepts_everything_and_finds_nothing_deprecated(lab: Lab) -> None
     assert [entry["nacked"] for item in clients for entry in item["types"] if entry["nacked"]] == []
 
 
-def test_envoy_refuses_what_only_some_endpoints_deny(lab: Lab, apply: Callable[[str, str], None]) -> None:
+def test_envoy_refuses_what_only_some_endpoints_deny(lab: Lab, apply: Apply) -> None:
     """The kernel cannot know which subset the route will choose; RBAC sits on the destination cluster."""
     apply("reviews-v2-not-for-denied.yaml", DENY_V2)
 
@@ -191,7 +155,7 @@ def test_envoy_refuses_what_only_some_endpoints_deny(lab: Lab, apply: Callable[[
     assert versions(allowed) == {"v1", "v2"}
 
 
-def test_a_guarded_pod_cannot_be_reached_around_the_proxy(lab: Lab, apply: Callable[[str, str], None]) -> None:
+def test_a_guarded_pod_cannot_be_reached_around_the_proxy(lab: Lab, apply: Apply) -> None:
     v2 = f"{lab.pod('reviews-v2').address}:9080"
     v1 = f"{lab.pod('reviews-v1').address}:9080"
     assert probe(lab, "client-denied", v2) == {"connected": 20}
@@ -201,23 +165,21 @@ def test_a_guarded_pod_cannot_be_reached_around_the_proxy(lab: Lab, apply: Calla
     assert probe(lab, "client-denied", v1, 200) == {"connected": 200}
 
 
-def test_a_redirected_service_is_refused_at_connect_when_every_endpoint_denies(
-    lab: Lab, apply: Callable[[str, str], None]
-) -> None:
+def test_a_redirected_service_is_refused_at_connect_when_every_endpoint_denies(lab: Lab, apply: Apply) -> None:
     assert probe(lab, "client-denied", "reviews:9080") == {"connected": 20}
     apply("reviews-not-for-denied.yaml", DENY_REVIEWS)
     wait_until(lambda: probe(lab, "client-denied", "reviews:9080") == {"EPERM": 20}, 20, "the kernel's policy")
     assert probe(lab, "client-allowed", "reviews:9080", 200) == {"connected": 200}
 
 
-def test_a_namespace_can_be_denied_with_an_exception(lab: Lab, apply: Callable[[str, str], None]) -> None:
+def test_a_namespace_can_be_denied_with_an_exception(lab: Lab, apply: Apply) -> None:
     apply("ratings-not-for-default.yaml", DENY_NAMESPACE)
     wait_until(lambda: probe(lab, "client-denied", "ratings:9080") == {"EPERM": 20}, 20, "the kernel's policy")
     assert probe(lab, "client-allowed", "ratings:9080", 200) == {"connected": 200}
 
 
 def test_a_service_changes_plane_and_back_without_a_failed_request(
-    lab: Lab, apply: Callable[[str, str], None], manifests: Path, tmp_path: Path
+    lab: Lab, apply: Apply, manifests: Path, tmp_path: Path
 ) -> None:
     """details: kernel, Envoy, kernel again, under short and keep-alive connections."""
 
@@ -254,7 +216,7 @@ def test_a_service_changes_plane_and_back_without_a_failed_request(
 
 
 def test_twelve_changes_of_the_set_of_policies_fail_no_request_and_let_nobody_in(
-    lab: Lab, apply: Callable[[str, str], None], tmp_path: Path
+    lab: Lab, apply: Apply, tmp_path: Path
 ) -> None:
     """Six times on each plane a second policy selects the service, or does not; client-denied is always denied."""
     planes = {"reviews": REVIEWS, "details": DETAILS}

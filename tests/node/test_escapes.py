@@ -7,42 +7,33 @@ allows is the control. Policies of the file: details (kernel plane) admits clien
 from __future__ import annotations
 
 import json
-import shutil
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from xdsbpf.lab.bringup import down, up
+from tests.node.bookinfo_lab import (
+    ATTEMPTS,
+    Apply,
+    applying,
+    bookinfo,
+    objects,
+    run_attempts,
+    running,
+    virtual_address,
+)
 from xdsbpf.lab.lab import Lab
 from xdsbpf.lab.measure import wait_until, xdsbpf_json
-from xdsbpf.lab.plan import LabOptions
-from xdsbpf.lab.processes import enter_argv, environment
+from xdsbpf.lab.processes import enter_argv
 
 pytestmark = [pytest.mark.root, pytest.mark.envoy, pytest.mark.timeout(180)]
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "deploy" / "examples" / "bookinfo"
-ATTEMPTS = Path(__file__).with_name("escape_attempts.py")
 NAME = "xbescape"
 DENIED_AT_CONNECT = (
     "plain", "mapped", "fast_open", "fast_open_connect", "mptcp", "marked", "other_user", "nested_cgroup", "bound",
     "reconnected", "foreign_address",
 )  # fmt: skip
-SPLIT = """
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {name: reviews}
-spec:
-  hosts: [reviews]
-  http:
-    - route:
-        - {destination: {host: reviews, subset: v1}, weight: 50}
-        - {destination: {host: reviews, subset: v2}, weight: 50}
-"""
 DENY_REVIEWS = """
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
@@ -89,78 +80,40 @@ spec:
 
 @pytest.fixture(scope="module")
 def manifests(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("manifests")
-    for name in ("bookinfo", "destination-rules", "clients", "details-policy"):
-        shutil.copy(EXAMPLES / f"{name}.yaml", directory)
-    (directory / "reviews.yaml").write_text(SPLIT)
-    return directory
+    return bookinfo(tmp_path_factory.mktemp("manifests"), "details-policy")
 
 
 @pytest.fixture(scope="module")
 def lab(manifests: Path) -> Iterator[Lab]:
-    down(NAME)
-    try:
-        yield up(LabOptions(name=NAME, paths=(manifests,), nodes=2, replicas=(("details", 2),)), progress=None)
-    finally:
-        down(NAME)
+    with running(NAME, manifests, replicas=(("details", 2),)) as lab:
+        yield lab
 
 
 @pytest.fixture
-def apply(lab: Lab, manifests: Path) -> Iterator[Callable[[str, str], None]]:
-    """Write a manifest for the time of one test."""
-    written: list[Path] = []
-
-    def write(name: str, text: str) -> None:
-        written.append(manifests / name)
-        written[-1].write_text(text)
-
-    yield write
-    for path in written:
-        path.unlink(missing_ok=True)
-    names = {path.stem for path in written}
-    wait_until(lambda: not names & {row["object"].rpartition("/")[2] for row in objects(lab)}, 20, "the clean-up")
-
-
-def objects(lab: Lab) -> list[dict[str, Any]]:
-    items: list[dict[str, Any]] = xdsbpf_json(lab, "objects")["items"]
-    return items
-
-
-def virtual_address(lab: Lab, service: str) -> str:
-    """The service's address, as the pods' hosts files have it."""
-    lab.refresh_hosts()
-    lines = lab.layout.pod_file(lab.pod("client-denied"), "hosts").read_text().splitlines()
-    return next(line.split()[0] for line in lines if line.split()[-1] == service)
+def apply(lab: Lab, manifests: Path) -> Iterator[Apply]:
+    with applying(lab, manifests) as apply:
+        yield apply
 
 
 def attempt(lab: Lab, pod: str, *tricks: tuple[str, str, str, int, str]) -> dict[str, str]:
     """Outcome of each (name, trick, address, port, host), tried from a pod."""
-    return run_attempts(lab, lab.exec_argv(pod, command()), lab.pod(pod).address, {"tricks": tricks})
+    return run_attempts(lab.exec_argv(pod, ATTEMPTS), places(lab, lab.pod(pod).address), {"tricks": tricks})
 
 
 def say(lab: Lab, pod: str, *texts: tuple[str, str], to: str) -> dict[str, str]:
     """Outcome of each (name, request text) over a connection to a service that the pod may reach."""
     said = [(name, text, virtual_address(lab, to), 9080) for name, text in texts]
-    return run_attempts(lab, lab.exec_argv(pod, command()), lab.pod(pod).address, {"said": said})
+    return run_attempts(lab.exec_argv(pod, ATTEMPTS), places(lab, lab.pod(pod).address), {"said": said})
 
 
-def command() -> tuple[str, ...]:
-    return (sys.executable, str(ATTEMPTS))
-
-
-def run_attempts(lab: Lab, argv: list[str], own: str, plan: dict[str, Any]) -> dict[str, str]:
-    names = {
+def places(lab: Lab, own: str) -> dict[str, str]:
+    return {
         "OWN_ADDRESS": own,
         "FOREIGN_ADDRESS": lab.pod("client-allowed").address,
         "OPEN_ADDRESS": virtual_address(lab, "ratings"),
         "OPEN_PORT": "9080",
         "REDIRECTED_ADDRESS": virtual_address(lab, "reviews"),
     }
-    text = json.dumps({"env": names, **plan})
-    result = subprocess.run(argv, input=text, capture_output=True, text=True, timeout=30, env=environment())
-    assert not result.returncode, result.stderr
-    found: dict[str, str] = json.loads(result.stdout)
-    return found
 
 
 def details_places(lab: Lab) -> tuple[str, ...]:
@@ -233,7 +186,7 @@ def test_a_proxy_that_is_dialled_directly_answers_nobody(lab: Lab) -> None:
         assert control["control"] == "served reviews"
 
 
-def test_a_network_namespace_of_its_own_does_not_hide_who_a_pod_is(lab: Lab, apply: Callable[[str, str], None]) -> None:
+def test_a_network_namespace_of_its_own_does_not_hide_who_a_pod_is(lab: Lab, apply: Apply) -> None:
     """The kernel knows namespaces of pods; from an unknown one the packet's address still says who it is."""
     direct = ("direct", "nested_netns", lab.pod("reviews-v1").address, 9080, "reviews")
     through_envoy = ("envoy", "nested_netns", virtual_address(lab, "reviews"), 9080, "reviews")
@@ -254,9 +207,9 @@ def test_a_process_of_the_node_is_not_its_proxy(lab: Lab) -> None:
     node = next(node for node in lab.plan.nodes if node.name == lab.pod("client-denied").node)
 
     def as_node(cgroup: Path, place: str) -> str:
-        argv = enter_argv(command(), cgroup=cgroup, netns=lab.layout.netns(node.netns))
+        argv = enter_argv(ATTEMPTS, cgroup=cgroup, netns=lab.layout.netns(node.netns))
         plan = {"tricks": [("bound", "bound_anywhere", place, 9080, "details")]}
-        return run_attempts(lab, list(argv), node.proxy_address, plan)["bound"]
+        return run_attempts(list(argv), places(lab, node.proxy_address), plan)["bound"]
 
     for place in details_places(lab):
         assert as_node(lab.layout.node_cgroup(node.name), place) == "EPERM"
@@ -331,9 +284,7 @@ def test_an_ambiguous_request_reaches_no_denied_host(lab: Lab) -> None:
     assert say(lab, "client-allowed", ("control", hidden), to="reviews") == {"control": "served details"}
 
 
-def test_a_policy_that_cannot_be_read_denies_on_both_planes_and_says_so(
-    lab: Lab, apply: Callable[[str, str], None]
-) -> None:
+def test_a_policy_that_cannot_be_read_denies_on_both_planes_and_says_so(lab: Lab, apply: Apply) -> None:
     """Even the client that its rule does not name: nobody knows what was meant."""
     v2, v1 = (f"{lab.pod(name).address}:9080" for name in ("reviews-v2", "reviews-v1"))
 
@@ -357,7 +308,7 @@ def test_a_policy_that_cannot_be_read_denies_on_both_planes_and_says_so(
 
 
 def test_a_further_policy_for_the_same_workload_disturbs_nobody_it_does_not_name(
-    lab: Lab, apply: Callable[[str, str], None], manifests: Path, tmp_path: Path
+    lab: Lab, apply: Apply, manifests: Path, tmp_path: Path
 ) -> None:
     """The workloads pass from one set of policies to another; between the two they are neither open nor shut."""
     stop = tmp_path / "stop"

@@ -14,21 +14,18 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from xdsbpf.lab.bringup import down, up
+from tests.node.bookinfo_lab import ATTEMPTS, objects, run_attempts, running, virtual_address
 from xdsbpf.lab.lab import Lab
 from xdsbpf.lab.measure import TCP_LISTENER_CONNECTIONS, envoy_connections, wait_until, xdsbpf_json
-from xdsbpf.lab.plan import LabOptions
 from xdsbpf.lab.processes import environment
 
 pytestmark = [pytest.mark.root, pytest.mark.envoy, pytest.mark.timeout(180)]
 
 NAME = f"xbtcp{os.getpid()}"
 PORT = 5432
-ATTEMPTS = Path(__file__).with_name("escape_attempts.py")
 L7 = "{xdsbpf.io/dataplane: l7}"
 
 DIAL = """
@@ -162,11 +159,8 @@ def manifests(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def lab(manifests: Path) -> Iterator[Lab]:
-    down(NAME)
-    try:
-        yield up(LabOptions(name=NAME, paths=(manifests,), nodes=2), progress=None)
-    finally:
-        down(NAME)
+    with running(NAME, manifests) as lab:
+        yield lab
 
 
 @pytest.fixture
@@ -179,11 +173,6 @@ def policies(lab: Lab, manifests: Path) -> Iterator[Path]:
     for name in ("plain", "db", "vault"):
         wait_until(lambda name=name: "EPERM" not in dial(lab, "client-denied", name, 1), 20, "the kernel without it")
         wait_until(lambda name=name: "CLOSED" not in dial(lab, "client-denied", name, 5), 20, "Envoy without it")
-
-
-def objects(lab: Lab) -> list[dict[str, Any]]:
-    items: list[dict[str, Any]] = xdsbpf_json(lab, "objects")["items"]
-    return items
 
 
 def dial(lab: Lab, pod: str, host: str, count: int) -> Counter[str]:
@@ -203,28 +192,17 @@ def plane(lab: Lab, app: str) -> str:
     return planes.pop() if len(planes) == 1 else "mixed"
 
 
-def address(lab: Lab, app: str) -> str:
-    lab.refresh_hosts()
-    lines = lab.layout.pod_file(lab.pod("client-denied"), "hosts").read_text().splitlines()
-    return next(line.split()[0] for line in lines if line.split()[-1] == app)
-
-
 def attempt(lab: Lab, pod: str, *tricks: tuple[str, str, str, int, str]) -> dict[str, str]:
     """Outcome of each (name, trick, address, port, host); a server's bytes are neither "closed" nor an errno."""
-    names = {
+    places = {
         "OWN_ADDRESS": lab.pod(pod).address,
         "FOREIGN_ADDRESS": lab.pod("plain").address,
-        "OPEN_ADDRESS": address(lab, "plain"),
+        "OPEN_ADDRESS": virtual_address(lab, "plain"),
         "OPEN_PORT": str(PORT),
-        "REDIRECTED_ADDRESS": address(lab, "db"),
+        "REDIRECTED_ADDRESS": virtual_address(lab, "db"),
         "REDIRECTED_PORT": str(PORT),
     }
-    text = json.dumps({"env": names, "tricks": tricks})
-    argv = lab.exec_argv(pod, (sys.executable, str(ATTEMPTS)))
-    result = subprocess.run(argv, input=text, capture_output=True, text=True, timeout=30, env=environment())
-    assert not result.returncode, result.stderr
-    found: dict[str, str] = json.loads(result.stdout)
-    return found
+    return run_attempts(lab.exec_argv(pod, ATTEMPTS), places, {"tricks": tricks})
 
 
 def test_a_server_that_speaks_first_is_reached_through_envoy_and_the_control_is_not(lab: Lab) -> None:
@@ -287,7 +265,7 @@ def test_with_several_policies_envoy_decides_and_a_denied_pod_hears_no_byte(lab:
 
 def test_a_namespace_that_the_kernel_does_not_know_is_judged_by_envoy(lab: Lab, policies: Path) -> None:
     """Why the connect check is not the authority: a pod's nested namespace is nobody to it, and passes a DENY."""
-    nested = ("nested", "nested_netns", address(lab, "db"), PORT, "db")
+    nested = ("nested", "nested_netns", virtual_address(lab, "db"), PORT, "db")
     silent = ("closed", "ECONNRESET", "timeout")
     assert attempt(lab, "client-denied", nested)["nested"] not in silent
     policies.write_text(deny("db", "{app: db}", "client-denied"))
@@ -303,7 +281,7 @@ def test_a_proxy_that_is_dialled_directly_serves_nobody(lab: Lab) -> None:
     for pod in ("client-allowed", "client-denied"):
         found = attempt(lab, pod, *tricks)
         assert {name: outcome for name, outcome in found.items() if outcome not in ("closed", "ECONNRESET")} == {}
-        control = attempt(lab, pod, ("control", "plain", address(lab, "db"), PORT, "db"))["control"]
+        control = attempt(lab, pod, ("control", "plain", virtual_address(lab, "db"), PORT, "db"))["control"]
         assert control not in ("closed", "ECONNRESET", "timeout")
 
 
