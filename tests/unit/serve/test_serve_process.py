@@ -90,11 +90,9 @@ def errors_of(text: str) -> str:
 def test_a_signal_ends_it_with_0_and_leaves_no_socket(tmp_path: Path, number: signal.Signals, transport: str) -> None:
     with serving(tmp_path, "--transport", transport) as serve:
         assert serve.xds.exists()
-        before = time.monotonic()
         serve.process.send_signal(number)
         code, errors = serve.ended()
         assert code == 0, errors
-        assert time.monotonic() - before < 5
         assert errors_of(errors) == ""
         assert not serve.xds.exists()
         assert not serve.admin.exists()
