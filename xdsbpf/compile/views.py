@@ -6,27 +6,90 @@ The xDS server asks when a stream opens; a node id of a kind that is not served 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
+from urllib.parse import quote
+
+import msgspec
 
 from xdsbpf.compile.datapath import names as datapath_names
 from xdsbpf.compile.envoy import names as envoy_names
+from xdsbpf.compile.proxyless import names as grpc_names
 from xdsbpf.compile.raw.resources import Globs, raw_scope
+from xdsbpf.compile.sidecar import names as sidecar_names
 from xdsbpf.errors import ProtocolError
+from xdsbpf.mesh.clients import Client
 from xdsbpf.mesh.identities import known_nodes
 from xdsbpf.model.globs import glob_matches
 from xdsbpf.model.names import NodeId, parse_node_id
+from xdsbpf.model.scalars import Labels
 
+_SIDECAR_HINT: Final = "sidecar~<ip>~<pod>.<namespace>~<namespace>.svc.<domain>"
 _NOT_YET: Final = {
-    "sidecar": "sidecars",
     "router": "gateways",
     "waypoint": "waypoints",
     "ztunnel": "ztunnel",
 }
-_SERVED: Final = frozenset({"node", "agent"})
+_SERVED: Final = frozenset({"node", "agent", "sidecar"})
 _AGENT: Final = "agent"
 
-__all__ = ["client_scopes", "is_mesh_client", "known_nodes", "other_scopes", "view_scopes"]
+GRPC: Final = "grpc"
+SIDECAR: Final = "sidecar"
+
+__all__ = ["ClientView", "client_scopes", "client_view", "is_mesh_client", "known_nodes", "other_scopes", "view_scopes"]
+
+
+class ClientView(msgspec.Struct, frozen=True, order=True):
+    """What the clients of one kind, namespace and labels see; compiled while any of them is connected."""
+
+    kind: str
+    client: Client
+
+    @property
+    def scope(self) -> str:
+        """Store scope of what only these clients see."""
+        labels = ",".join(f"{quote(key)}={quote(value)}" for key, value in self.client.labels)
+        return f"{self.kind}/{quote(self.client.namespace)}/{labels}"
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """Scopes that these clients see, the strongest last."""
+        shared = grpc_names.SCOPE if self.kind == GRPC else sidecar_names.SCOPE
+        return (envoy_names.MESH_SCOPE, shared, self.scope)
+
+
+def client_view(
+    node_id: str, metadata: Mapping[str, object], labels_of: Callable[[str, str], Labels | None]
+) -> ClientView | None:
+    """The view of a sidecar or proxyless gRPC client; None for every other kind of client.
+
+    `labels_of(namespace, pod)` are the labels of a pod, None if it is not known: then what the client says of itself
+    counts. A gRPC client shows in its user agent, or by GENERATOR; who it is, in an id of a sidecar's form, or in
+    NAMESPACE only. Raises: ProtocolError(INVALID_ARGUMENT) for an id or metadata that contradict themselves.
+    """
+    agent = str(metadata.get("node.user_agent_name", ""))
+    is_grpc = metadata.get("GENERATOR") == GRPC or agent.lower().startswith(GRPC)
+    claimed = metadata.get("NAMESPACE", "")
+    if not is_mesh_client(node_id):
+        return ClientView(GRPC, Client(str(claimed), _labels(metadata))) if is_grpc else None
+    if node_id.partition("~")[0] != SIDECAR:
+        return None
+    pod, dot, namespace = parse_node_id(node_id).name.rpartition(".")
+    if not dot or not pod or not namespace:
+        raise ProtocolError("INVALID_ARGUMENT", f"{node_id!r} names no <pod>.<namespace>", hint=_SIDECAR_HINT)
+    if claimed not in ("", namespace):
+        raise ProtocolError("INVALID_ARGUMENT", f"NAMESPACE is {claimed!r}, the node id says {namespace!r}")
+    known = labels_of(namespace, pod)
+    labels = _labels(metadata) if known is None else known
+    return ClientView(GRPC if is_grpc else SIDECAR, Client(namespace, labels))
+
+
+def _labels(metadata: Mapping[str, object]) -> Labels:
+    """The labels that a client gives itself."""
+    labels = metadata.get("LABELS")
+    if not isinstance(labels, Mapping):
+        return ()
+    return tuple(sorted((str(key), str(value)) for key, value in labels.items()))
 
 
 def is_mesh_client(node_id: str) -> bool:
@@ -35,8 +98,15 @@ def is_mesh_client(node_id: str) -> bool:
     return bool(separator) and (head in _SERVED or head in _NOT_YET)
 
 
-def client_scopes(node_id: str, globs: Iterable[Globs]) -> tuple[str, ...]:
-    """Scopes of any client, the strongest last. Raises: as `view_scopes`, for ids that only look like the mesh's."""
+def client_scopes(node_id: str, globs: Iterable[Globs], own: ClientView | None = None) -> tuple[str, ...]:
+    """Scopes of any client, the strongest last; `own` is its `client_view`.
+
+    Raises: as `view_scopes`, for ids that only look like the mesh's.
+    """
+    if own is not None:
+        if is_mesh_client(node_id):
+            return (*_raw_scopes(node_id, globs), *own.scopes)
+        return (*own.scopes, raw_scope(()), *_raw_scopes(node_id, globs))
     if is_mesh_client(node_id):
         return view_scopes(parse_node_id(node_id), globs)
     return other_scopes(node_id, globs)

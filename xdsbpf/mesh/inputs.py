@@ -28,7 +28,8 @@ class MeshSettings(msgspec.Struct, frozen=True):
     """Settings of the whole mesh.
 
     `service_cidr` is the range of addresses for services without one (reserved class E space: it
-    never leaves a host). `strict` turns off what Istio allows and we advise against.
+    never leaves a host). `strict` turns off what Istio allows and we advise against. With
+    `registry_only` sidecars refuse destinations that are no service of the mesh (outboundTrafficPolicy).
     """
 
     trust_domain: str = "cluster.local"
@@ -36,6 +37,7 @@ class MeshSettings(msgspec.Struct, frozen=True):
     root_namespace: str = "istio-system"
     service_cidr: str = "240.240.0.0/16"
     strict: bool = False
+    registry_only: bool = False
 
 
 SETTINGS = Table[str, MeshSettings]("settings")

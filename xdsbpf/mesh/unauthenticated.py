@@ -10,10 +10,29 @@ from __future__ import annotations
 from xdsbpf.diagnostics import Diagnostic, ObjectId, Severity
 from xdsbpf.incremental import Database
 from xdsbpf.mesh.authorization import Decision, PolicySet, Verdict
+from xdsbpf.mesh.clients import Client
+from xdsbpf.mesh.policy_groups import policy_set, possible_groups, workload_policies
 from xdsbpf.mesh.policy_rules import L4Rule, Subject, Term
 
 UNPROVEN_ALLOW = "XB2060"
 UNPROVEN_DENY = "XB2061"
+
+
+def unproven_policies(db: Database, workload: Client) -> tuple[PolicySet, ...]:
+    """The policies of the workloads of a class, reported on; () without any.
+
+    Of a class the addresses are not known: one set for each place that the policies tell apart by `destination.ip`.
+    """
+    groups = possible_groups(db, workload_policies(db, workload.namespace, workload.labels))
+    found = tuple(policy_set(db, group) for group in groups)
+    for policies in found:
+        _report_unproven(db, policies)
+    return found
+
+
+def is_closed(found: tuple[PolicySet, ...], port: int) -> bool:
+    """Whether a port admits nobody. Security: closed to all of a class if it is at any of its addresses."""
+    return any(evaluate_unproven(policies, port).verdict is Verdict.DENY for policies in found)
 
 
 def evaluate_unproven(policies: PolicySet, port: int) -> Decision:
@@ -29,10 +48,11 @@ def evaluate_unproven(policies: PolicySet, port: int) -> Decision:
     return Decision(Verdict.DENY, f"default: no ALLOW rule matched ({policies.name})")
 
 
-def mentioned_ports(policies: PolicySet) -> tuple[int, ...]:
-    """Ports that any rule mentions, sorted: all others get the decision for port 0."""
+def mentioned_ports(found: tuple[PolicySet, ...]) -> tuple[int, ...]:
+    """Ports that any rule mentions, sorted: all others get the decision for `OTHER_PORT`."""
     numbers = {
         int(value)
+        for policies in found
         for rule in (*policies.deny, *policies.allow)
         for terms in (*rule.operations, *rule.sources, rule.when)
         for term in terms
@@ -42,7 +62,7 @@ def mentioned_ports(policies: PolicySet) -> tuple[int, ...]:
     return tuple(sorted(numbers))
 
 
-def report_unproven(db: Database, policies: PolicySet) -> None:
+def _report_unproven(db: Database, policies: PolicySet) -> None:
     """Say of every rule that asks who the peer is what becomes of it."""
     for rules, code, text in (
         (policies.deny, UNPROVEN_DENY, "it denies everybody that its other fields match"),

@@ -6,8 +6,9 @@ import pytest
 
 from tests.builders import Mesh, bookinfo
 from xdsbpf.compile.outputs import generators
-from xdsbpf.compile.views import client_scopes, known_nodes, view_scopes
+from xdsbpf.compile.views import ClientView, client_scopes, known_nodes, view_scopes
 from xdsbpf.errors import ProtocolError
+from xdsbpf.mesh.clients import Client
 from xdsbpf.model.names import NodeId
 
 
@@ -17,7 +18,7 @@ def test_a_nodes_envoy_and_its_agent_see_the_shared_scope_and_their_own() -> Non
 
 
 @pytest.mark.parametrize(
-    ("type_", "status"), [("sidecar", "UNIMPLEMENTED"), ("router", "UNIMPLEMENTED"), ("x", "INVALID_ARGUMENT")]
+    ("type_", "status"), [("waypoint", "UNIMPLEMENTED"), ("router", "UNIMPLEMENTED"), ("x", "INVALID_ARGUMENT")]
 )
 def test_other_kinds_of_clients_are_told_why_not(type_: str, status: str) -> None:
     with pytest.raises(ProtocolError) as caught:
@@ -44,6 +45,13 @@ def test_any_other_envoy_sees_the_mesh_by_name_and_the_raw_resources_addressed_t
     globs = ((), ("*",), ("core-*",), ("edge-?", "x"))
     assert client_scopes("edge-1", globs) == ("mesh", "raw", "raw/*", "raw/edge-?,x")
     assert client_scopes("a~b", ()) == ("mesh", "raw")
+
+
+def test_raw_resources_add_to_a_mesh_clients_own_and_win_over_any_other_clients() -> None:
+    own = ClientView("grpc", Client("default"))
+    globs = (("edge-?",), ("sidecar~*",), ())
+    assert client_scopes("sidecar~1~a.default~x", globs, own) == ("raw/sidecar~*", "mesh", "grpc", "grpc/default/")
+    assert client_scopes("edge-1", globs, own) == ("mesh", "grpc", "grpc/default/", "raw", "raw/edge-?")
 
 
 def test_raw_resources_add_to_a_proxy_of_the_mesh_only_where_they_name_it_and_replace_nothing() -> None:

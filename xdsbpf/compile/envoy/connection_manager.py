@@ -29,39 +29,45 @@ CLUSTER_TIMEOUT: Final = 2 * NANOSECONDS
 """How long a request waits for a cluster that the control plane does not answer for."""
 
 
-def connection_manager(port: int) -> HttpConnectionManager:
-    """The connection manager of one service port number."""
+def base_manager(stat_prefix: str) -> HttpConnectionManager:
+    """What every connection manager has in common: no routes and no filters."""
     message = HttpConnectionManager(
-        stat_prefix=f"out_{port}",
+        stat_prefix=stat_prefix,
         merge_slashes=True,
         path_with_escaped_slashes_action=HttpConnectionManager.UNESCAPE_AND_FORWARD,
         server_header_transformation=HttpConnectionManager.PASS_THROUGH,
         internal_address_config=HttpConnectionManager.InternalAddressConfig(),
         proxy_100_continue=True,
-        http1_safe_max_connection_duration=True,
     )
-    message.rds.route_config_name = names.route_config_name(port)
-    message.rds.config_source.CopyFrom(over_ads())
     message.use_remote_address.value = False
     message.normalize_path.value = True
     message.stream_idle_timeout.CopyFrom(Duration())
-    message.common_http_protocol_options.max_connection_duration.CopyFrom(duration(MAX_CONNECTION_DURATION))
     message.upgrade_configs.add(upgrade_type="websocket")
-    message.early_header_mutation_extensions.append(typed(names.EARLY_MUTATION, _without_instructions()))
+    return message
+
+
+def connection_manager(port: int) -> HttpConnectionManager:
+    """The connection manager of one service port number."""
+    message = base_manager(f"out_{port}")
+    message.http1_safe_max_connection_duration = True
+    message.common_http_protocol_options.max_connection_duration.CopyFrom(duration(MAX_CONNECTION_DURATION))
+    message.rds.route_config_name = names.route_config_name(port)
+    message.rds.config_source.CopyFrom(over_ads())
+    refuse_instructions(message)
     for name in names.HTTP_FILTERS:
         message.http_filters.add(name=name, typed_config=any_of(_filter_config(name)))
     return message
 
 
-def _without_instructions() -> HeaderMutation:
-    """Security: drops every x-envoy-* request header before a route is chosen.
+def refuse_instructions(manager: HttpConnectionManager) -> None:
+    """Security: drop every x-envoy-* request header before a route is chosen.
 
     They would let a client set timeouts, retries and more. Envoy itself drops them only where it takes
     over x-forwarded-for (`use_remote_address`), which is the application's here.
     """
     message = HeaderMutation()
     message.mutations.add().remove_on_match.key_matcher.prefix = "x-envoy-"
-    return message
+    manager.early_header_mutation_extensions.append(typed(names.EARLY_MUTATION, message))
 
 
 def _filter_config(name: str) -> Message:

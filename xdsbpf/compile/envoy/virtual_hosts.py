@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from envoy.config.route.v3.route_components_pb2 import DirectResponseAction, Route, RouteMatch, VirtualHost
+from envoy.type.matcher.v3.filter_state_pb2 import FilterStateMatcher
 
 from xdsbpf.compile.envoy import names
 from xdsbpf.compile.envoy.attributes import guard_alternatives
@@ -65,7 +66,7 @@ def virtual_host(db: Database, name: str) -> Resource | Absent:
         return ABSENT
     message = VirtualHost(name=name, domains=_domains(db, owner, port), include_request_attempt_count=True)
     for rule in http_routes(db, host, port):
-        message.routes.extend(_routes_of(db, rule, port))
+        message.routes.extend(routes_of(db, rule, port, guard_alternatives(rule.guard), is_checked=True))
     if not message.routes or not is_catch_all(message.routes[-1].match):
         message.routes.append(_not_found(RouteMatch(prefix="/")))
     return resource(VIRTUAL_HOST, name, message, requires=(route_config_requirement(port),))
@@ -102,13 +103,23 @@ def _has_http_port(db: Database, name: str, namespace: str, port: int) -> bool:
     return info is not None and info.is_http
 
 
-def _routes_of(db: Database, rule: RouteRule, port: int) -> list[Route]:
-    """The Envoy routes of one rule: one per alternative of its guard, none if it cannot be expressed."""
-    alternatives = guard_alternatives(rule.guard)
+def routes_of(
+    db: Database,
+    rule: RouteRule,
+    port: int,
+    alternatives: tuple[tuple[FilterStateMatcher, ...], ...],
+    *,
+    is_checked: bool,
+) -> list[Route]:
+    """The Envoy routes of one rule: one for each alternative of its sources, none if it cannot be expressed.
+
+    `is_checked`: this proxy decides for the destination who may call it, so the policies of the destination's
+    workloads stand on the route. A client's own proxy leaves that to the destination.
+    """
     if rule.kind is RuleKind.NOT_FOUND:
         return [_not_found(RouteMatch(prefix="/", filter_state=source)) for source in alternatives]
     if rule.kind is RuleKind.DEFAULT or rule.http is None or rule.virtual_service is None:
-        route = default_route(_target(db, rule, rule.targets[0]))
+        route = default_route(_target(db, rule, rule.targets[0], is_checked=is_checked))
         return [_with_match(route, RouteMatch(prefix="/", filter_state=source)) for source in alternatives]
     where = Origin(rule.virtual_service, rule.path)
     db.cite(Origin(rule.virtual_service, rule.match_path or rule.path))
@@ -117,8 +128,9 @@ def _routes_of(db: Database, rule: RouteRule, port: int) -> list[Route]:
         place = Origin(rule.virtual_service, f"{rule.match_path}.{path}")
         fail(db.report, ROUTE_LEFT_OUT, place, f"{reason}: requests go on to the routes after this one")
         return []
-    targets = tuple(_target(db, rule, target) for target in rule.targets)
-    compiled = http_route(rule.http, targets, _mirrors(db, rule, where), port, where, db.report)
+    targets = tuple(_target(db, rule, target, is_checked=is_checked) for target in rule.targets)
+    mirrors = _mirrors(db, rule, where, is_checked=is_checked)
+    compiled = http_route(rule.http, targets, mirrors, port, where, db.report)
     if compiled is None:
         compiled = Route(direct_response=_failure())
     compiled.name = rule.name
@@ -147,7 +159,7 @@ def _failure() -> DirectResponseAction:
     return answer
 
 
-def _target(db: Database, rule: RouteRule, target: RouteTarget) -> Target:
+def _target(db: Database, rule: RouteRule, target: RouteTarget, *, is_checked: bool) -> Target:
     settings = effective_policy(db, target.host, target.port, target.subset)
     owner = rule.virtual_service or _object_of(db, target.host)
     return Target(
@@ -156,7 +168,7 @@ def _target(db: Database, rule: RouteRule, target: RouteTarget) -> Target:
         Origin(owner, target.path.removesuffix(".destination")),
         target.headers,
         consistent_hash(settings.load_balancer),
-        cluster_filters(db, target.host, target.port, target.subset),
+        cluster_filters(db, target.host, target.port, target.subset) if is_checked else (),
     )
 
 
@@ -169,14 +181,14 @@ def _object_of(db: Database, host: str) -> ObjectId:
     return found.object if found is not None else ObjectId("Service", "", host)
 
 
-def _mirrors(db: Database, rule: RouteRule, where: Origin) -> tuple[Mirror, ...]:
+def _mirrors(db: Database, rule: RouteRule, where: Origin, *, is_checked: bool) -> tuple[Mirror, ...]:
     """Mirrors of a rule. One whose destination has a policy is withheld: copies skip the authorisation
     filters, which decide on the route's own destination, and must not reach what the client may not.
     """
     mirrors: list[Mirror] = []
     for mirror in rule.mirrors:
         target = mirror.target
-        if cluster_filters(db, target.host, target.port, target.subset):
+        if is_checked and cluster_filters(db, target.host, target.port, target.subset):
             text = f"nothing is mirrored to {target.host}: copies would skip its authorization policy"
             warn(db.report, MIRROR_WITHHELD, at(Origin(where.object, target.path), ""), text)
         elif mirror.percentage > 0:

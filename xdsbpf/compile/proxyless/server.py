@@ -20,11 +20,9 @@ from xdsbpf.compile.envoy import names
 from xdsbpf.compile.envoy.encoding import any_of, resource
 from xdsbpf.compile.proxyless.names import ANY_ADDRESSES, SERVER_PREFIX, parse_target
 from xdsbpf.incremental import ABSENT, Absent, Database, query
-from xdsbpf.mesh.authorization import Verdict
 from xdsbpf.mesh.clients import Client
 from xdsbpf.mesh.inbound import inbound_ports
-from xdsbpf.mesh.policy_groups import policy_set, possible_groups, workload_policies
-from xdsbpf.mesh.unauthenticated import evaluate_unproven, report_unproven
+from xdsbpf.mesh.unauthenticated import is_closed, unproven_policies
 from xdsbpf.model.names import LISTENER
 from xdsbpf.model.resource import Resource
 
@@ -42,12 +40,7 @@ def server_listener(db: Database, client: Client, name: str) -> Resource | Absen
     address = parse_target(name.removeprefix(SERVER_PREFIX)) if name.startswith(SERVER_PREFIX) else None
     if address is None or all(port.number != address[1] for port in inbound_ports(db, client)):
         return ABSENT
-    is_denied = False
-    # Security: of a class of servers the addresses are not known, so it is denied what is denied at any of them.
-    for group in possible_groups(db, workload_policies(db, client.namespace, client.labels)):
-        policies = policy_set(db, group)
-        report_unproven(db, policies)
-        is_denied = is_denied or evaluate_unproven(policies, address[1]).verdict is Verdict.DENY
+    is_denied = is_closed(unproven_policies(db, client), address[1])
     return resource(LISTENER, name, _message(name, *address, is_denied=is_denied), on_demand=True)
 
 

@@ -18,6 +18,7 @@ from envoy.extensions.transport_sockets.tls.v3 import tls_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from google.protobuf import json_format
 
+from xdsbpf.compile.proxyless.names import SERVER_PREFIX
 from xdsbpf.errors import ConfigError
 
 XDS_CLUSTER: Final = "xds"
@@ -90,7 +91,7 @@ def envoy_bootstrap(options: ClientBootstrap) -> dict[str, Any]:
 
 
 def grpc_bootstrap(options: ClientBootstrap) -> dict[str, Any]:
-    """The file that GRPC_XDS_BOOTSTRAP names (gRFC A27), with which `xds:///` names are resolved.
+    """The file that GRPC_XDS_BOOTSTRAP names (gRFC A27): for `xds:///` targets, and for servers that listen over xDS.
 
     Raises: ConfigError for an address without a port.
     """
@@ -108,7 +109,8 @@ def grpc_bootstrap(options: ClientBootstrap) -> dict[str, Any]:
         }
         credentials = {"type": "tls", "config": files}
     server = {"server_uri": uri, "channel_creds": [credentials], "server_features": ["xds_v3"]}
-    return {"xds_servers": [server], "node": {"id": options.node_id, "cluster": options.cluster}}
+    node = {"id": options.node_id, "cluster": options.cluster, "metadata": {"GENERATOR": "grpc"}}
+    return {"xds_servers": [server], "node": node, "server_listener_resource_name_template": f"{SERVER_PREFIX}%s"}
 
 
 def _xds_cluster(cluster: cluster_pb2.Cluster, options: ClientBootstrap) -> None:

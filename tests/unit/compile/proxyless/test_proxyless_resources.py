@@ -14,7 +14,7 @@ from envoy.extensions.filters.network.http_connection_manager.v3.http_connection
 from tests.compiling import MESSAGES, Mesh, pod, service, slice_of
 from xdsbpf.compile.generator import Generator
 from xdsbpf.compile.proxyless.names import SERVER_PREFIX
-from xdsbpf.compile.proxyless.outputs import client_generators, server_generators, shared_generators
+from xdsbpf.compile.proxyless.outputs import client_generators, shared_generators
 from xdsbpf.incremental import ABSENT
 from xdsbpf.mesh.clients import Client
 from xdsbpf.model.names import CLUSTER, LISTENER, ROUTES
@@ -59,11 +59,7 @@ class Offer:
 
     def __init__(self, text: str, client: Client = SHOP) -> None:
         self.mesh = Mesh(text)
-        self.generators: tuple[Generator, ...] = (
-            *shared_generators(),
-            *client_generators("own", client),
-            *server_generators("own", client),
-        )
+        self.generators: tuple[Generator, ...] = (*shared_generators(), *client_generators("own", client))
 
     def __getitem__(self, key: tuple[str, str]) -> Any:
         """The decoded message, or None."""
