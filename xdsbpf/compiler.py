@@ -12,14 +12,25 @@ from typing import Final
 from xdsbpf.compile.generator import Generator
 from xdsbpf.compile.outputs import generators
 from xdsbpf.compile.raw.resources import Globs, families
+from xdsbpf.compile.views import ClientView
 from xdsbpf.diagnostics import Diagnostic, ObjectId, Origin, Severity
-from xdsbpf.incremental import Absent, Database, QueryError
+from xdsbpf.incremental import ABSENT, Absent, Database, QueryError
 from xdsbpf.mesh.findings import findings
 from xdsbpf.mesh.identities import known_nodes
-from xdsbpf.mesh.inputs import MESH, SETTINGS, MeshSettings, get_object, put_object, remove_object
+from xdsbpf.mesh.inputs import (
+    MESH,
+    PODS,
+    SETTINGS,
+    MeshSettings,
+    get_object,
+    object_id,
+    put_object,
+    remove_object,
+)
 from xdsbpf.mesh.summary import ServiceSummary, summaries
 from xdsbpf.model.meta import Manifest
 from xdsbpf.model.resource import Resource
+from xdsbpf.model.scalars import Labels
 from xdsbpf.xds.publisher import Publisher, Slot
 from xdsbpf.xds.store import Changes, ResourceStore
 
@@ -43,6 +54,8 @@ class Compiler:
         self._families: tuple[tuple[Globs, str], ...] = ()
         with self.database.change() as change:
             change.put(SETTINGS, MESH, settings)
+        self.views: frozenset[ClientView] = frozenset()
+        """The views of clients that are compiled for; see `use_views`."""
         self.database.watch(known_nodes)
         self.database.watch(families)
         self._known_nodes: tuple[str, ...] = ()
@@ -62,6 +75,17 @@ class Compiler:
         new = set(names).difference(self._nodes)
         if new:
             self._use(tuple(sorted(new.union(self._nodes))), self._families)
+
+    def use_views(self, views: frozenset[ClientView]) -> None:
+        """Build what the clients of these views see, and no longer what only others saw."""
+        self.views = views
+        self.generation += 1
+        self._use(self._nodes, self._families)
+
+    def labels_of(self, namespace: str, pod: str) -> Labels | None:
+        """The labels of a pod; None if there is none of that name."""
+        manifest = self.database.input(PODS, object_id("Pod", namespace, pod))
+        return None if manifest is ABSENT else manifest.metadata.labels
 
     def steps(self) -> Iterator[None]:
         """Recompute step by step; a shell yields to its loop between steps. `publish` must follow.
@@ -159,7 +183,7 @@ class Compiler:
         return self.database.origins(generator.build, *generator.args, slot.name)
 
     def _use(self, nodes: tuple[str, ...], present: tuple[tuple[Globs, str], ...]) -> None:
-        wanted = {(entry.scope, entry.type_url): entry for entry in generators(nodes, present)}
+        wanted = {(entry.scope, entry.type_url): entry for entry in generators(nodes, present, self.views)}
         for key, generator in wanted.items():
             if key not in self._generators:
                 self.publisher.add(generator)

@@ -11,16 +11,19 @@ import asyncio
 import gc
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 
 import msgspec
 import structlog
 from prometheus_client import Histogram
 
+from xdsbpf.client_views import ClientViews
 from xdsbpf.compile.raw.resources import Globs
-from xdsbpf.compile.views import client_scopes, is_mesh_client
+from xdsbpf.compile.views import ClientView, client_scopes, client_view, is_mesh_client
 from xdsbpf.compiler import Compiler
 from xdsbpf.diagnostics import State
+from xdsbpf.errors import ProtocolError
 from xdsbpf.mesh.inputs import MeshSettings
 from xdsbpf.model.names import parse_node_id
 from xdsbpf.sources.catalog import Catalog, CatalogDelta
@@ -65,12 +68,14 @@ class ServeConfig(msgspec.Struct, frozen=True):
     """A key of `TRANSPORTS`."""
 
 
-def view_of(node_id: str, globs: Iterable[Globs] = ()) -> View:
-    """The view of a client, where `globs` are those of the raw resources that there are.
+def view_of(node_id: str, globs: Iterable[Globs] = (), own: ClientView | None = None) -> View:
+    """The view of a client, where `globs` are those of the raw resources that there are, `own` its `client_view`.
 
     Raises: ProtocolError for a node id of the mesh's form and a type that is not served.
     """
-    scopes = client_scopes(node_id, globs)
+    scopes = client_scopes(node_id, globs, own)
+    if own is not None:
+        return View(scopes=scopes, node="", kind=own.kind)
     if not is_mesh_client(node_id):
         return View(scopes=scopes, node="", kind=ENVOY)
     parsed = parse_node_id(node_id)
@@ -79,7 +84,8 @@ def view_of(node_id: str, globs: Iterable[Globs] = ()) -> View:
 
 def _admit(_: Peer, node_id: str) -> None:
     """Who may report load: whoever would be served. Raises: ProtocolError."""
-    view_of(node_id)
+    if client_view(node_id, {}, lambda _namespace, _pod: None) is None:
+        view_of(node_id)
 
 
 class ControlPlane:
@@ -93,10 +99,14 @@ class ControlPlane:
         self.compiler = Compiler(config.settings)
         self.load_reports = LoadReports()
         self.health = Health(SERVICES)
+        self._dirty = asyncio.Event()
+        self.client_views = ClientViews(self.compiler, self._dirty.set)
+        self._is_moved = False
         self.server = XdsServer(
             self.compiler.store,
             self.resolve_view,
             time.monotonic,
+            prepare=self._prepare,
             more_handlers={
                 **self.health.handlers(),
                 **reflection_handlers(SERVICES),
@@ -116,7 +126,6 @@ class ControlPlane:
         )
         self._failures: Mapping[Slot, str] = {}
         self._globs: tuple[Globs, ...] = ()
-        self._dirty = asyncio.Event()
         self.barriers = Barriers()
         self._taken_at: float | None = None
         """When the oldest change came that is not published yet."""
@@ -127,9 +136,16 @@ class ControlPlane:
         return self.source.catalog
 
     def resolve_view(self, node_id: str, metadata: Mapping[str, object]) -> View:
-        """The view of a client at present; metadata plays no part. Raises: ProtocolError."""
-        del metadata
-        return view_of(node_id, self.compiler.globs)
+        """The view of a client at present. Raises: ProtocolError."""
+        own = client_view(node_id, metadata, self.compiler.labels_of)
+        if own is not None and not self.client_views.is_compiled(own):
+            raise ProtocolError("UNAVAILABLE", "the client's labels have changed: connect again")
+        return view_of(node_id, self.compiler.globs, own)
+
+    def _prepare(self, node_id: str, metadata: Mapping[str, object]) -> AbstractAsyncContextManager[None]:
+        """A client with a view of its own waits until that is compiled. Raises: ProtocolError."""
+        own = client_view(node_id, metadata, self.compiler.labels_of)
+        return nullcontext() if own is None else self.client_views.use(node_id, own)
 
     def confirm(self) -> int:
         """Let held removals happen; returns how many objects were held."""
@@ -142,7 +158,9 @@ class ControlPlane:
         if self._taken_at is None:
             self._taken_at = time.monotonic()
         self.compiler.apply(delta.puts, delta.removes)
-        self.barriers.taken((*(object_id for object_id, _ in delta.puts), *delta.removes))
+        touched = (*(id for id, _ in delta.puts), *delta.removes)
+        self.barriers.taken(touched)
+        self._is_moved |= self.client_views.concerns(touched)
         self._dirty.set()
 
     async def run(self) -> None:
@@ -176,9 +194,13 @@ class ControlPlane:
                 await asyncio.sleep(0)
                 deadline = time.monotonic() + SLICE_S
         changes = self.compiler.publish()
+        self.client_views.published()
         taken_at, self._taken_at = self._taken_at, None
         self.compile_seconds.observe(time.monotonic() - started)
         self._log_failures()
+        if self._is_moved:
+            self._is_moved = False
+            self.server.views_changed()
         if changes:
             self.server.changed(changes, taken_at)
             self._follow_globs()

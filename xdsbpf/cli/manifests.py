@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -24,6 +25,11 @@ SERVICE_CIDR = typer.Option("240.240.0.0/16", help="range for services without a
 TRUST_DOMAIN = typer.Option("cluster.local", help="SPIFFE trust domain of the mesh")
 
 
+REGISTRY_ONLY = typer.Option(
+    False, "--registry-only", help="sidecars refuse destinations that are no service of the mesh"
+)
+
+
 class Format(enum.StrEnum):
     """Formats of `translate -o`."""
 
@@ -41,7 +47,12 @@ class Threshold(enum.StrEnum):
 
 
 def load(
-    filenames: list[str], envoy_resources: list[str], service_cidr: str, trust_domain: str
+    filenames: list[str],
+    envoy_resources: list[str],
+    service_cidr: str,
+    trust_domain: str,
+    *,
+    registry_only: bool = False,
 ) -> tuple[Catalog, Compiler]:
     """Read and compile manifests and raw Envoy resources.
 
@@ -69,7 +80,13 @@ def load(
             Exit.BAD_INPUT,
             hint="-f takes YAML or JSON files and directories of them",
         )
-    compiler = Compiler(MeshSettings(trust_domain=trust_domain, service_cidr=service_cidr))
+    compiler = Compiler(
+        MeshSettings(
+            trust_domain=trust_domain,
+            service_cidr=service_cidr,
+            registry_only=registry_only,
+        )
+    )
     compiler.apply(catalog.manifests().items())
     return catalog, compiler
 
@@ -97,19 +114,34 @@ def _types(chosen: str) -> set[str] | None:
     return wanted
 
 
+def _metadata(path: Path | None) -> dict[str, object]:
+    """Node metadata from a JSON file; none without one."""
+    if path is None:
+        return {}
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CommandError(f"--metadata: {error}", Exit.BAD_INPUT) from error
+    if not isinstance(found, dict):
+        fail(f"--metadata: {path} is no JSON object", Exit.BAD_INPUT, hint='for example {"GENERATOR": "grpc"}')
+    return found
+
+
 def translate(
     filename: list[str] = FILENAME,
     envoy_resources: list[str] = ENVOY_RESOURCES,
     proxy: str = typer.Option(
         ..., "--proxy", help="xDS node id: node~…, agent~…, sidecar~IP~NAME~DOMAIN, or that of any Envoy"
     ),
+    metadata: Path | None = typer.Option(None, "--metadata", help="JSON file with the proxy's node metadata"),
+    registry_only: bool = REGISTRY_ONLY,
     type_: str = typer.Option("", "--type", help="only these types: lds,rds,vhds,cds,eds,ecds,datapath,…"),
     output: Format = typer.Option(Format.TABLE, "--output", "-o", help="table, json or yaml"),
     service_cidr: str = SERVICE_CIDR,
     trust_domain: str = TRUST_DOMAIN,
 ) -> None:
     """Print every resource that a proxy or agent would get, with the manifest lines it comes from."""
-    from xdsbpf.compile.views import is_mesh_client
+    from xdsbpf.compile.views import client_view, is_mesh_client
     from xdsbpf.model.names import parse_node_id
     from xdsbpf.report.translation import preview, translation
     from xdsbpf.serve import view_of
@@ -117,17 +149,22 @@ def translate(
 
     wanted = _types(type_)
     findings: tuple[Diagnostic, ...] = ()
+    known = _metadata(metadata)
     try:
-        partly = preview(parse_node_id(proxy)) if is_mesh_client(proxy) else None
-        view = view_of(proxy) if partly is None else partly[0]
+        own = client_view(proxy, known, lambda _namespace, _pod: None)
+        partly = preview(parse_node_id(proxy)) if is_mesh_client(proxy) and own is None else None
+        view = view_of(proxy, (), own) if partly is None else partly[0]
     except ProtocolError as error:
         raise CommandError(f"--proxy: {error}", Exit.USAGE, hint=error.hint) from error
-    catalog, compiler = load(filename, envoy_resources, service_cidr, trust_domain)
+    catalog, compiler = load(filename, envoy_resources, service_cidr, trust_domain, registry_only=registry_only)
+    own = client_view(proxy, known, compiler.labels_of)
+    if own is not None:
+        compiler.use_views(frozenset({own}))
     if view.node:
         compiler.add_nodes([view.node])
     compiler.compile()
     if partly is None:
-        view = view_of(proxy, compiler.globs)
+        view = view_of(proxy, compiler.globs, own)
     else:
         findings = (partly[2],)
         wanted = set(partly[1]) if wanted is None else wanted & set(partly[1])

@@ -14,6 +14,7 @@ from typing import Any
 import typer
 
 from xdsbpf.cli.exits import CommandError, Exit, fail
+from xdsbpf.cli.manifests import REGISTRY_ONLY
 from xdsbpf.errors import XdsbpfError
 
 
@@ -104,6 +105,7 @@ def serve(
     admin: str = typer.Option("127.0.0.1:15014", "--admin", help="admin address: loopback host:port or unix:PATH"),
     service_cidr: str = typer.Option("240.240.0.0/16", help="range for services without a cluster IP"),
     trust_domain: str = typer.Option("cluster.local", help="SPIFFE trust domain of the mesh"),
+    registry_only: bool = REGISTRY_ONLY,
     transport: str = typer.Option("grpcio", "--transport", help="grpcio, or fast: the built-in HTTP/2"),
     log_level: str = typer.Option("info", help="debug, info, warning or error"),
 ) -> None:
@@ -132,7 +134,7 @@ def serve(
         paths=tuple(filename),
         envoy_paths=tuple(envoy_resources),
         listen=tuple(listen),
-        settings=MeshSettings(trust_domain=trust_domain, service_cidr=service_cidr),
+        settings=MeshSettings(trust_domain=trust_domain, service_cidr=service_cidr, registry_only=registry_only),
         transport=transport,
     )
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from xdsbpf.compile.views import client_scopes
 from xdsbpf.compiler import Compiler
 from xdsbpf.diagnostics import Diagnostic, ObjectId, Severity
 from xdsbpf.model.resource import Resource
@@ -33,9 +32,8 @@ def landings(compiler: Compiler, statuses: Iterable[NodeStatus]) -> tuple[Diagno
     found: dict[Diagnostic, None] = {}
     objects: dict[tuple[str, str, str], tuple[ObjectId, ...]] = {}
     for status in statuses:
-        scopes = client_scopes(status.node_id, compiler.globs)
         for type_url, name, version, code, text in _troubles(status):
-            held = _resource(compiler, scopes, type_url, name)
+            held = _resource(compiler, status.scopes, type_url, name)
             if held is None or version not in ("", held[1].version):
                 continue
             key = (held[0], type_url, name)

@@ -22,7 +22,7 @@ from xdsbpf.xds.store import View
 
 PREVIEW_ONLY: Final = "XB4003"
 """Finding of `translate` for a kind of proxy that the server does not serve yet."""
-PREVIEW_TYPES: Final = {"sidecar": (CLUSTER, ENDPOINTS), "router": (CLUSTER, ENDPOINTS)}
+PREVIEW_TYPES: Final = {"router": (CLUSTER, ENDPOINTS)}
 """Node id type -> the resource types whose content is already what such a proxy would get."""
 
 

@@ -15,7 +15,7 @@ from xdsbpf.xds.grpcio import GrpcTransport
 from xdsbpf.xds.services import METHODS
 from xdsbpf.xds.status import NodeStatus
 from xdsbpf.xds.store import Changes, ResourceStore
-from xdsbpf.xds.streams import Streams, ViewResolver
+from xdsbpf.xds.streams import Preparation, Streams, ViewResolver, unprepared
 from xdsbpf.xds.telemetry import Telemetry
 from xdsbpf.xds.transport import Handler, Transport
 
@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 class XdsServer:
     """Serves one store over every method of xDS. `clock` (monotonic seconds) is for the status only.
 
-    `quarantine` see `Session`; `more_handlers` are served beside it: method path -> handler.
+    `quarantine` see `Session`, `prepare` see `Preparation`; `more_handlers` are served beside it: path -> handler.
     """
 
     def __init__(
@@ -37,10 +37,11 @@ class XdsServer:
         clock: Callable[[], float],
         *,
         quarantine: bool = True,
+        prepare: Preparation = unprepared,
         more_handlers: Mapping[str, Handler] | None = None,
         transport: Callable[[Mapping[str, Handler]], Transport] = GrpcTransport,
     ) -> None:
-        self.streams = Streams(store, resolve_view, clock, quarantine=quarantine)
+        self.streams = Streams(store, resolve_view, clock, quarantine=quarantine, prepare=prepare)
         self.handlers: dict[str, Handler] = dict.fromkeys(METHODS, self.streams.serve) | dict(more_handlers or {})
         """What a transport serves: method path -> handler."""
         self._transport = transport(self.handlers)

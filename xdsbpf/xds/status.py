@@ -74,7 +74,10 @@ class TypeStatus(msgspec.Struct, frozen=True):
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
-    """One stream of a connected client and its types in push order; `age_s`: for how long it has been open."""
+    """One stream of a connected client and its types in push order.
+
+    `scopes` of the store are what it sees; `age_s`: for how long it has been open.
+    """
 
     node_id: str
     kind: str
@@ -82,6 +85,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     types: tuple[TypeStatus, ...]
     variant: str = "delta"
     age_s: float = 0.0
+    scopes: tuple[str, ...] = ()
 
 
 def node_statuses(sessions: Iterable[Session], gate: Gate, now: float) -> tuple[NodeStatus, ...]:
@@ -95,7 +99,7 @@ def node_status(session: Session, gate: Gate, now: float) -> NodeStatus:
     view = session.view
     types = tuple(_type_status(subscription, gate, view.node, now) for subscription in session.subscriptions())
     age_s = now - session.opened_at
-    return NodeStatus(session.node_id, view.kind, view.node, types, session.variant, age_s)
+    return NodeStatus(session.node_id, view.kind, view.node, types, session.variant, age_s, view.scopes)
 
 
 def _type_status(subscription: Subscription, gate: Gate, node: str, now: float) -> TypeStatus:

@@ -12,6 +12,7 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 
 import structlog
 
@@ -33,12 +34,23 @@ from xdsbpf.xds.transport import Call
 ViewResolver = Callable[[str, Mapping[str, object]], View]
 """(node id, metadata) -> view. Raises: ProtocolError for a node that gets no view."""
 
+Preparation = Callable[[str, Mapping[str, object]], AbstractAsyncContextManager[None]]
+"""(node id, metadata) -> what a stream runs in: entered once what the client sees is there, left at the stream's end.
+
+Raises: ProtocolError.
+"""
+
 WRITE_TIMEOUT_S = 60.0
 """A stream that takes no byte for that long is reset."""
 STREAMS_PER_TURN = 256
 """Streams that one turn of the event loop lets send: ACKs and new streams are served in between."""
 
 log = structlog.get_logger(__name__)
+
+
+def unprepared(_node_id: str, _metadata: Mapping[str, object]) -> AbstractAsyncContextManager[None]:
+    """The preparation where everything that clients see is there from the start."""
+    return nullcontext()
 
 
 class _Stream:
@@ -70,6 +82,7 @@ class Streams:
         clock: Callable[[], float],
         *,
         quarantine: bool = True,
+        prepare: Preparation = unprepared,
     ) -> None:
         self.store = store
         self.gate = Gate()
@@ -78,6 +91,7 @@ class Streams:
         self._resolve_view = resolve_view
         self._clock = clock
         self._quarantine = quarantine
+        self._prepare = prepare
         self._nonces = itertools.count(1)
         self._stamps = itertools.count(1)
         self._open: set[_Stream] = set()
@@ -95,11 +109,16 @@ class Streams:
             first = await call.read()
             if first is None:
                 return
-            if method.variant is Variant.FETCH:
-                await call.write(self._fetch(method, first))
-                return
-            stream = self._enter(method, first)
-            await self._run(stream, call)
+            request: Request = decode_delta(first) if method.variant is Variant.DELTA else decode_sotw(first)
+            node_id, metadata = request_node(request)
+            async with self._prepare(node_id, metadata):
+                view = self._resolve(method, node_id, metadata)
+                if method.variant is Variant.FETCH:
+                    await call.write(self._fetch(method, request, node_id, view))
+                    return
+                self.telemetry.received(request.type_url or method.type_url, len(first))
+                stream = self._enter(method, request, node_id, metadata, view)
+                await self._run(stream, call)
         except ProtocolError as error:
             log.log(
                 logging.INFO if self._is_stopping else logging.WARNING,
@@ -170,18 +189,15 @@ class Streams:
         for stream in self._open:
             stream.wake.set()
 
-    def _resolve(self, method: Method, request: Request) -> tuple[str, Mapping[str, object], View]:
-        node_id, metadata = request_node(request)
+    def _resolve(self, method: Method, node_id: str, metadata: Mapping[str, object]) -> View:
         view = self._resolve_view(node_id, metadata)
         if view.kind == AGENT and method.variant is not Variant.DELTA:
             # Security: the gate between the planes is kept in the delta variant only.
             raise ProtocolError("UNIMPLEMENTED", "datapath resources are served by the delta variant only")
-        return node_id, metadata, view
+        return view
 
-    def _fetch(self, method: Method, data: bytes) -> bytes:
+    def _fetch(self, method: Method, request: Request, node_id: str, view: View) -> bytes:
         """The answer of a unary call: everything that was asked for, whatever the client holds."""
-        request = decode_sotw(data)
-        node_id, _, view = self._resolve(method, request)
         session = SotwSession(view, self.store, node_id=node_id, service_type=method.type_url)
         session.on_request(request)
         resources = session.whole(method.type_url)
@@ -189,10 +205,10 @@ class Streams:
         self.telemetry.count("sent", method.type_url)
         return encode_sotw(Response(method.type_url, "", resources, (), self.store.revision, version=version))
 
-    def _enter(self, method: Method, first: bytes) -> _Stream:
+    def _enter(
+        self, method: Method, request: Request, node_id: str, metadata: Mapping[str, object], view: View
+    ) -> _Stream:
         variant: type[Session] = DeltaSession if method.variant is Variant.DELTA else SotwSession
-        request: Request = decode_delta(first) if method.variant is Variant.DELTA else decode_sotw(first)
-        node_id, metadata, view = self._resolve(method, request)
         ledger = self.gate.open(view, self.store) if view.kind == NODE_ENVOY else None
         session = variant(
             view,
@@ -214,7 +230,6 @@ class Streams:
             self._watch_writes()
         if view.kind == AGENT:
             self._agents.setdefault(view.node, set()).add(stream)
-        self.telemetry.received(request.type_url or method.type_url, len(first))
         try:
             session.on_request(request)
         except ProtocolError:

@@ -148,9 +148,34 @@ def test_nothing_inside_an_extension_is_left_out() -> None:
     assert formatter["typedConfig"]["celConfig"] == {"enableStringFunctions": True}
 
 
-def test_a_sidecar_is_shown_what_exists_by_now_and_told_what_does_not() -> None:
+def test_a_sidecar_is_shown_all_of_its_resources() -> None:
     document = translation("sidecar~10.0.0.1~a.default~default.svc.cluster.local")
     assert "outbound|9080|v1|reviews.default.svc.cluster.local" in named(document, "Cluster")
+    assert {"virtualOutbound", "0.0.0.0_9080", "virtualInbound"} <= set(named(document, "Listener"))
+    assert "not served yet" not in str(document["diagnostics"])
+    hosts = {
+        host["name"]: host["domains"] for host in named(document, "RouteConfiguration")["9080"]["body"]["virtualHosts"]
+    }
+    assert "reviews" in hosts["reviews.default.svc.cluster.local:9080"]
+    assert hosts["allow_any"] == ["*"]
+
+
+def test_registry_only_refuses_unknown_hosts() -> None:
+    document = translation("sidecar~10.0.0.1~a.default~default.svc.cluster.local", "--registry-only")
+    (last,) = named(document, "RouteConfiguration")["9080"]["body"]["virtualHosts"][-1]["routes"]
+    assert last["directResponse"] == {"status": 502}
+
+
+def test_a_grpc_client_is_told_by_its_metadata(tmp_path: Path) -> None:
+    metadata = tmp_path / "metadata.json"
+    metadata.write_text('{"GENERATOR": "grpc", "NAMESPACE": "default"}')
+    document = translation("any-name", "--metadata", str(metadata))
+    assert {"reviews:9080", "reviews.default.svc.cluster.local:9080"} <= set(named(document, "Listener"))
+    assert "apiListener" in named(document, "Listener")["reviews:9080"]["body"]
+
+
+def test_a_gateway_is_shown_its_clusters_and_told_what_is_missing() -> None:
+    document = translation("router~10.0.0.1~a.default~default.svc.cluster.local")
     assert {url.rpartition(".")[2] for url in document["resources"]} == {"Cluster", "ClusterLoadAssignment"}
     assert "not served yet" in document["diagnostics"][0]["message"]
 

@@ -70,7 +70,8 @@ def client(node_id: str, type_url: str, *, nacked: str = "", version: str = "", 
         nacked=(NackedResource(nacked, version, "no such filter"),) if nacked else (),
         withheld=(WithheldResource(withheld, ("Envoy is not connected",)),) if withheld else (),
     )
-    return NodeStatus(node_id, "agent" if node_id == AGENT else "node-envoy", "node1", (entry,))
+    kind, scope = ("agent", "datapath") if node_id == AGENT else ("node-envoy", "node-envoy")
+    return NodeStatus(node_id, kind, "node1", (entry,), scopes=("mesh", scope, f"{scope}/node1"))
 
 
 def version_of(compiler: Compiler, type_url: str, name: str) -> str:

@@ -195,7 +195,8 @@ async def test_a_client_that_connects_early_waits_for_the_first_full_compile(
 @pytest.mark.parametrize(
     ("node_id", "code", "text"),
     [
-        ("sidecar~10.0.0.1~a.default~default.svc.cluster.local", "UNIMPLEMENTED", "sidecars are not supported yet"),
+        ("waypoint~10.0.0.1~a.default~default.svc.cluster.local", "UNIMPLEMENTED", "waypoints are not supported yet"),
+        ("sidecar~10.0.0.1~a~default.svc.cluster.local", "INVALID_ARGUMENT", "names no <pod>.<namespace>"),
         ("router~10.0.0.1~a.default~default.svc.cluster.local", "UNIMPLEMENTED", "gateways"),
         ("node~10.0.0.1", "INVALID_ARGUMENT", "node"),
     ],

@@ -1,0 +1,237 @@
+"""A real Envoy as the sidecar of a pod: redirected by nftables in a network namespace of its own, both directions.
+
+`pod` is the namespace of the workload and its Envoy, `peer` holds the servers it calls and a client of it; a veth
+pair joins them. Nothing leaves the two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.compiling import pod, service, slice_of
+from tests.envoy.real_envoy import RealEnvoy, bootstrap, until
+from tests.unit.serve.serve_rig import Rig, running
+from xdsbpf.xds.status import SyncState
+
+pytestmark = [pytest.mark.envoy, pytest.mark.root]
+
+POD, PEER = "xb-sidecar-pod", "xb-sidecar-peer"
+OWN, V1, V2, DB, OTHER = "100.64.1.20", "100.64.1.1", "100.64.1.2", "100.64.1.3", "100.64.1.9"
+ENVOY_GROUP = 1337
+NODE_ID = f"sidecar~{OWN}~web.default~default.svc.cluster.local"
+REDIRECT = f"""
+table ip sidecar {{
+  chain out {{
+    type nat hook output priority dstnat;
+    meta skgid {ENVOY_GROUP} return
+    ip saddr 127.0.0.6 oifname lo return
+    ip daddr 127.0.0.0/8 return
+    meta l4proto tcp redirect to :15001
+  }}
+  chain in {{
+    type nat hook prerouting priority dstnat;
+    iifname eth0 meta l4proto tcp redirect to :15006
+  }}
+}}
+"""
+MESH = {
+    "reviews.yaml": service("reviews", "9080/http", address="10.96.0.10")
+    + pod("r1", V1, app="reviews")
+    + pod("r2", V2, app="reviews", version="v2")
+    + slice_of("reviews", ("r1", V1), ("r2", V2)),
+    "db.yaml": service("db", "5432/tcp", address="10.96.0.11")
+    + pod("db", DB, app="db")
+    + slice_of("db", ("db", DB), port=5432, title="tcp"),
+    "web.yaml": service("web", "80/http/8080", address="10.96.0.12")
+    + pod("web", OWN, app="web")
+    + slice_of("web", ("web", OWN), port=8080),
+    "subsets.yaml": """
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: reviews, namespace: default}
+spec: {host: reviews, subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]}
+""",
+    "routes.yaml": """
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: reviews, namespace: default}
+spec:
+  hosts: [reviews]
+  http:
+  - match: [{headers: {end-user: {exact: jason}}}]
+    fault: {delay: {fixedDelay: 500ms, percentage: {value: 100}}}
+    route: [{destination: {host: reviews, subset: v2}}]
+  - route:
+    - {destination: {host: reviews, subset: v1}, weight: 90}
+    - {destination: {host: reviews, subset: v2}, weight: 10}
+""",
+}
+CLOSED = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: nobody, namespace: default}
+spec: {selector: {matchLabels: {app: web}}, action: ALLOW, rules: [{from: [{source: {namespaces: ["*"]}}]}]}
+"""
+SERVER = """
+import http.server, socketserver, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        body = sys.argv[3].encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *arguments): pass
+class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
+    request_queue_size = 128
+server = Server((sys.argv[1], int(sys.argv[2])), Handler)
+print("listening", flush=True)
+server.serve_forever()
+"""
+CLIENT = """
+import collections, http.client, json, sys, time
+address, port, count, headers = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
+answers, started = collections.Counter(), time.monotonic()
+for _ in range(count):
+    try:
+        connection = http.client.HTTPConnection(address, port, timeout=10)
+        connection.request("GET", "/", headers=headers)
+        answer = connection.getresponse()
+        answers[f"{answer.status} {answer.read().decode()}"] += 1
+        connection.close()
+    except (OSError, http.client.HTTPException) as error:
+        answers[type(error).__name__] += 1
+print(json.dumps({"answers": answers, "seconds": time.monotonic() - started}))
+"""
+
+
+async def run(*command: str, stdin: str = "") -> str:
+    """Run a command to its end; its output. AssertionError if it fails."""
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    output, errors = await process.communicate(stdin.encode())
+    assert process.returncode == 0, f"{command}: {errors.decode()}"
+    return output.decode()
+
+
+async def get(namespace: str, address: str, port: int, count: int = 1, **headers: str) -> dict[str, Any]:
+    """What `count` requests from a namespace got, by status and body, and how long they took."""
+    sent = json.dumps({key.replace("_", "-"): value for key, value in headers.items()})
+    inside = ("ip", "netns", "exec", namespace, sys.executable, "-c", CLIENT)
+    found: dict[str, Any] = json.loads(await run(*inside, address, str(port), str(count), sent))
+    return found
+
+
+@contextlib.asynccontextmanager
+async def namespaces() -> AsyncIterator[None]:
+    """The two namespaces, joined, with the redirection of the pod in place."""
+    try:
+        for name in (POD, PEER):
+            await run("ip", "netns", "add", name)
+            await run("ip", "-n", name, "link", "set", "lo", "up")
+        await run("ip", "link", "add", "eth0", "netns", POD, "type", "veth", "peer", "name", "eth0", "netns", PEER)
+        for name, addresses in ((POD, (OWN,)), (PEER, (V1, V2, DB, OTHER))):
+            for address in addresses:
+                await run("ip", "-n", name, "addr", "add", f"{address}/24", "dev", "eth0")
+            await run("ip", "-n", name, "link", "set", "eth0", "up")
+        # Addresses of services are dialled, never reached: Envoy answers for them.
+        await run("ip", "-n", POD, "route", "add", "10.96.0.0/16", "dev", "eth0")
+        await run("ip", "netns", "exec", POD, "nft", "-f", "-", stdin=REDIRECT)
+        yield
+    finally:
+        for name in (POD, PEER):
+            await run("ip", "netns", "del", name)
+
+
+@contextlib.asynccontextmanager
+async def serving(namespace: str, address: str, port: int, text: str) -> AsyncIterator[None]:
+    process = await asyncio.create_subprocess_exec(
+        *("ip", "netns", "exec", namespace, sys.executable, "-c", SERVER, address, str(port), text),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"listening\n"
+        yield
+    finally:
+        process.kill()
+        await process.wait()
+
+
+class SidecarEnvoy(RealEnvoy):
+    """An Envoy inside the pod's namespace, of the group whose connections are left alone."""
+
+    def __init__(self, binary: str, directory: Path, xds_socket: Path) -> None:
+        super().__init__("ip", directory, xds_socket, NODE_ID)
+        self.real_binary = binary
+        wrapper = directory / "envoy-in-pod"
+        group = f"setpriv --regid {ENVOY_GROUP} --clear-groups"
+        wrapper.write_text(f'#!/bin/sh\nexec ip netns exec {POD} {group} {binary} "$@"\n')
+        wrapper.chmod(0o755)
+        self.binary = str(wrapper)
+
+
+@contextlib.asynccontextmanager
+async def sidecar(envoy: str, tmp_path: Path) -> AsyncIterator[tuple[Rig, SidecarEnvoy]]:
+    """The mesh, its servers and the sidecar, everything accepted."""
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(namespaces())
+        for address, port, text in ((V1, 9080, "v1"), (V2, 9080, "v2"), (DB, 5432, "db"), (OTHER, 7000, "other")):
+            await stack.enter_async_context(serving(PEER, address, port, text))
+        await stack.enter_async_context(serving(POD, OWN, 8080, "web"))
+        await stack.enter_async_context(serving(POD, OWN, 8081, "unserved"))
+        rig = await stack.enter_async_context(running(tmp_path / "m", MESH, tmp_path / "xds.sock"))
+        process = SidecarEnvoy(envoy, tmp_path, tmp_path / "xds.sock")
+        await process.start()
+        stack.push_async_callback(process.stop)
+        await until(lambda: settled(rig), 15.0, lambda: f"not settled: {rig.plane.server.status()}")
+        yield rig, process
+
+
+async def settled(rig: Rig) -> bool:
+    types = [entry for status in rig.plane.server.status() for entry in status.types]
+    assert not [entry for entry in types if entry.nacked or entry.error], types
+    return bool(types) and all(entry.state in (SyncState.SYNCED, SyncState.NOT_SENT) for entry in types)
+
+
+async def test_a_sidecar_carries_a_workloads_traffic_both_ways(envoy: str, tmp_path: Path) -> None:
+    assert os.geteuid() == 0
+    async with sidecar(envoy, tmp_path) as (rig, process):
+        split = await get(POD, "10.96.0.10", 9080, 400, host="reviews")
+        assert sum(split["answers"].values()) == 400
+        # 5 standard deviations of 400 draws at 10 % are 30.
+        assert split["answers"]["200 v2"] == pytest.approx(40, abs=30)
+        assert set(split["answers"]) == {"200 v1", "200 v2"}
+        jason = await get(POD, "10.96.0.10", 9080, 2, host="reviews", end_user="jason")
+        assert jason["answers"] == {"200 v2": 2}
+        assert jason["seconds"] >= 1.0
+        assert (await get(POD, "10.96.0.11", 5432))["answers"] == {"200 db": 1}
+        assert (await get(POD, OTHER, 7000))["answers"] == {"200 other": 1}  # no service: passed through
+        assert (await get(PEER, OWN, 8080, 3))["answers"] == {"200 web": 3}
+        assert (await get(PEER, OWN, 8081))["answers"] == {"200 unserved": 1}
+        inbound = await process.stat("http.inbound_0.0.0.0_8080;.downstream_rq_2xx")
+        assert inbound == 3, await process.admin("/stats?filter=downstream_rq_2xx")
+        rig.write("policy.yaml", CLOSED)
+
+        async def is_closed() -> bool:
+            return list((await get(PEER, OWN, 8080))["answers"]) == ["403 RBAC: access denied"]
+
+        await until(is_closed, 15.0)
+        assert "200 unserved" not in (await get(PEER, OWN, 8081))["answers"]
+        assert await settled(rig)
+
+
+def test_the_bootstrap_refuses_deprecated_fields(tmp_path: Path) -> None:
+    (layer,) = bootstrap(tmp_path, tmp_path / "x", NODE_ID)["layered_runtime"]["layers"]
+    assert layer["static_layer"] == {"envoy.features.fail_on_any_deprecated_feature": True}

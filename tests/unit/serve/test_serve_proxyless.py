@@ -1,0 +1,229 @@
+"""Real grpcio clients and a real grpcio xDS server over the control plane; traffic on loopback only."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc import aio
+
+from tests.compiling import pod, service, slice_of
+from tests.envoy.node_mesh import free_port
+from tests.unit.serve.serve_rig import Rig, running
+from xdsbpf.compile.raw.bootstrap import ClientBootstrap, grpc_bootstrap
+
+V1, V2 = "127.1.0.1", "127.1.0.2"
+SUBSETS = """
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: reviews, namespace: default}
+spec: {host: reviews, subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]}
+---
+"""
+POLICY = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: nobody, namespace: default}
+spec: {selector: {matchLabels: {app: reviews}}, action: ALLOW, rules: [{from: [{source: {namespaces: ["*"]}}]}]}
+"""
+
+
+@pytest.fixture(autouse=True)
+def loopback_endpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mesh refuses loopback addresses; here they are the only ones that may be dialled."""
+    monkeypatch.setattr("xdsbpf.mesh.endpoints.refusal", lambda text: "")
+    monkeypatch.setattr("xdsbpf.model.validate_kube.unusable", lambda address: "")
+
+
+@pytest.fixture
+def port() -> int:
+    return free_port()
+
+
+def split(first: int, second: int) -> str:
+    """90/10 and the like for everybody but jason, who gets v2."""
+    return f"""
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: reviews, namespace: default}}
+spec:
+  hosts: [reviews]
+  http:
+  - match: [{{headers: {{end-user: {{exact: jason}}}}}}]
+    route: [{{destination: {{host: reviews, subset: v2}}}}]
+  - route:
+    - {{destination: {{host: reviews, subset: v1}}, weight: {first}}}
+    - {{destination: {{host: reviews, subset: v2}}, weight: {second}}}
+"""
+
+
+def endpoints(port: int, *pods: tuple[str, str]) -> str:
+    return slice_of("reviews", *pods, port=port, title="grpc")
+
+
+@contextlib.asynccontextmanager
+async def mesh(tmp_path: Path, port: int) -> AsyncIterator[Rig]:
+    """A control plane with `reviews` in two versions, and their servers."""
+    files = {
+        "services.yaml": service("reviews", f"{port}/grpc", address="10.96.0.10"),
+        "pods.yaml": pod("r1", V1, app="reviews") + pod("r2", V2, app="reviews", version="v2"),
+        "slices.yaml": endpoints(port, ("r1", V1), ("r2", V2)),
+        "subsets.yaml": SUBSETS,
+        "routes.yaml": split(90, 10),
+    }
+    async with contextlib.AsyncExitStack() as stack:
+        for address, name in ((V1, "v1"), (V2, "v2")):
+            await stack.enter_async_context(backend(f"{address}:{port}", name))
+        yield await stack.enter_async_context(running(tmp_path / "manifests", files, tmp_path / "xds.sock"))
+
+
+@contextlib.asynccontextmanager
+async def backend(address: str, name: str) -> AsyncIterator[None]:
+    server = aio.server()
+
+    async def who(request: bytes, context: object) -> bytes:
+        return name.encode()
+
+    handlers = {"Who": grpc.unary_unary_rpc_method_handler(who)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Service", handlers),))
+    server.add_insecure_port(address)
+    await server.start()
+    try:
+        yield
+    finally:
+        await server.stop(0)
+
+
+class Peer:
+    """A process of `tests.proxyless_peer` with a bootstrap for the control plane."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+
+    async def line(self) -> str:
+        assert self.process.stdout is not None
+        return (await asyncio.wait_for(self.process.stdout.readline(), 60)).decode()
+
+    async def calls(self, count: int, **metadata: str) -> dict[str, Any]:
+        """What `count` calls got."""
+        assert self.process.stdin is not None
+        wanted = {"count": count, "metadata": [[key.replace("_", "-"), value] for key, value in metadata.items()]}
+        self.process.stdin.write((json.dumps(wanted) + "\n").encode())
+        found: dict[str, Any] = json.loads(await self.line())
+        return found
+
+
+@contextlib.asynccontextmanager
+async def peer(rig: Rig, pod_name: str, *arguments: str) -> AsyncIterator[Peer]:
+    node_id = f"sidecar~127.0.0.1~{pod_name}~default.svc.cluster.local"
+    bootstrap = grpc_bootstrap(ClientBootstrap(node_id, xds=rig.address))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.proxyless_peer", *arguments),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        env=os.environ | {"GRPC_XDS_BOOTSTRAP_CONFIG": json.dumps(bootstrap)},
+    )
+    try:
+        yield Peer(process)
+    finally:
+        process.kill()
+        await process.wait()
+
+
+def share(found: dict[str, Any], name: str) -> float:
+    total = sum(found["answers"].values())
+    return float(found["answers"].get(name, 0) / total) if total else 0.0
+
+
+async def test_a_grpc_client_follows_splits_headers_and_their_changes_without_a_failed_call(
+    tmp_path: Path, port: int
+) -> None:
+    async with (
+        mesh(tmp_path, port) as rig,
+        peer(rig, "web.shop", "client", f"reviews.default.svc.cluster.local:{port}") as client,
+    ):
+        first = await client.calls(2000)
+        assert first["errors"] == []
+        # 5 standard deviations of 2,000 draws at 10 % are 3.4 %.
+        assert share(first, "v2") == pytest.approx(0.1, abs=0.034)
+        assert (await client.calls(50, end_user="jason"))["answers"] == {"v2": 50}
+        rig.write("routes.yaml", split(0, 100))
+        changes = await followed(client, "v2", 1.0)
+        rig.write("routes.yaml", split(100, 0))
+        changes += await followed(client, "v1", 1.0)
+        assert changes == []
+        (status,) = rig.plane.server.status()
+        assert (status.kind, [entry.nacked for entry in status.types if entry.nacked]) == ("grpc", [])
+        # The mechanism: with no endpoint left, calls do fail.
+        rig.write("slices.yaml", endpoints(port))
+        async with asyncio.timeout(30):
+            while not (broken := await client.calls(5))["errors"]:
+                pass
+        assert broken["errors"][0].startswith("UNAVAILABLE")
+
+
+async def followed(client: Peer, name: str, wanted: float) -> list[str]:
+    """Call until all calls of a batch go to one version; returns the errors on the way."""
+    errors: list[str] = []
+    async with asyncio.timeout(30):
+        while True:
+            found = await client.calls(100)
+            errors += found["errors"]
+            if share(found, name) == wanted:
+                return errors
+
+
+async def test_a_bare_name_needs_the_namespace_and_a_missing_service_is_a_clear_error(
+    tmp_path: Path, port: int
+) -> None:
+    async with mesh(tmp_path, port) as rig:
+        async with peer(rig, "web.default", "client", f"reviews:{port}") as client:
+            assert (await client.calls(5))["errors"] == []
+        async with peer(rig, "web.shop", "client", f"reviews:{port}") as client:
+            (error,) = (await client.calls(1))["errors"]
+            assert error.startswith("UNAVAILABLE")
+            assert f"LDS resource reviews:{port}: does not exist" in error
+
+
+async def test_a_grpc_server_serves_what_comes_over_xds_and_a_policy_closes_it(tmp_path: Path, port: int) -> None:
+    async with mesh(tmp_path, port) as rig:
+        own = free_port()
+        rig.write("services.yaml", service("reviews", f"{port}/grpc/{own}", address="10.96.0.10"))
+        async with peer(rig, "r1.default", "server", f"0.0.0.0:{own}", "xds") as server:
+            assert await server.line() == "serving\n"
+            call = aio.insecure_channel(f"127.0.0.1:{own}").unary_unary("/test.Service/Who")
+            assert await call(b"", timeout=20, wait_for_ready=True) == b"xds"
+            rig.write("policy.yaml", POLICY)
+            async with asyncio.timeout(30):
+                while (code := await outcome(call)) != "PERMISSION_DENIED":
+                    assert code in ("OK", "UNAVAILABLE")
+
+
+async def outcome(call: Any) -> str:
+    try:
+        await call(b"", timeout=10)
+    except aio.AioRpcError as error:
+        return str(error.code().name)
+    return "OK"
+
+
+async def test_a_pod_whose_labels_change_gets_the_view_of_its_new_labels(tmp_path: Path, port: int) -> None:
+    async with (
+        mesh(tmp_path, port) as rig,
+        peer(rig, "r1.default", "client", f"reviews:{port}") as client,
+    ):
+        assert (await client.calls(5))["errors"] == []
+        assert "version=v1" in rig.plane.server.status()[0].scopes[-1]
+        rig.write("pods.yaml", pod("r1", V1, app="reviews", version="v3") + pod("r2", V2, app="reviews", version="v2"))
+        async with asyncio.timeout(30):
+            while not any("version=v3" in status.scopes[-1] for status in rig.plane.server.status()):
+                await asyncio.sleep(0.02)
