@@ -31,14 +31,14 @@ NODE_ID = f"sidecar~{OWN}~web.default~default.svc.cluster.local"
 REDIRECT = f"""
 table ip sidecar {{
   chain out {{
-    type nat hook output priority dstnat;
+    type nat hook output priority -100;
     meta skgid {ENVOY_GROUP} return
     ip saddr 127.0.0.6 oifname lo return
     ip daddr 127.0.0.0/8 return
     meta l4proto tcp redirect to :15001
   }}
   chain in {{
-    type nat hook prerouting priority dstnat;
+    type nat hook prerouting priority -100;
     iifname eth0 meta l4proto tcp redirect to :15006
   }}
 }}
