@@ -7,11 +7,11 @@ from typing import Final
 from xdsbpf.compile.envoy.codes import Report, at, note, warn
 from xdsbpf.diagnostics import Origin
 
-WITHOUT: Final = "XB3040"
+WITHOUT: Final = "XB3051"
 """A field that gRPC clients do not know; their calls go on without it."""
-LEFT_OUT: Final = "XB3041"
+LEFT_OUT: Final = "XB3052"
 """A match that gRPC clients cannot evaluate: the route is not for them."""
-FAILS: Final = "XB3042"
+FAILS: Final = "XB3053"
 """An action that gRPC clients cannot take: calls that match fail with UNAVAILABLE."""
 
 

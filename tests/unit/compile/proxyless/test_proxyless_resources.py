@@ -83,7 +83,7 @@ class Offer:
             for name in generator.names(self.mesh.db, *generator.args)
             for one in self.mesh.db.diagnostics(generator.build, *generator.args, name)
         }
-        return [f"{code} {path}" for code, path in sorted(found) if code[:5] in ("XB304", "XB206")]
+        return [f"{code} {path}" for code, path in sorted(found) if code[:5] in ("XB305", "XB206")]
 
 
 def clusters(routes: Iterable[Any]) -> list[str]:
@@ -171,7 +171,7 @@ def test_a_match_that_grpc_cannot_evaluate_drops_the_route_and_says_so(match: st
     text = ROUTE % ("{match: [" + match + "], " + TO_V2 + "}, {" + TO_REVIEWS + "}")
     offer = Offer(BASE + RULE % "{tls: {mode: DISABLE}}" + text)
     assert clusters(offer.routes) == [""]
-    assert offer.findings() == [f"XB3041 spec.http[0].match[0].{field}"]
+    assert offer.findings() == [f"XB3052 spec.http[0].match[0].{field}"]
 
 
 def test_a_call_is_a_post() -> None:
@@ -187,7 +187,7 @@ def test_a_call_is_a_post() -> None:
 def test_what_a_call_must_not_do_without_makes_it_fail(action: str) -> None:
     offer = Offer(BASE + ROUTE % ("{" + action + "}"))
     assert clusters(offer.routes) == ["fails"]
-    assert offer.findings() == [f"XB3042 spec.http[0].{action.partition(':')[0]}"]
+    assert offer.findings() == [f"XB3053 spec.http[0].{action.partition(':')[0]}"]
 
 
 def test_fields_that_grpc_ignores_are_named() -> None:
@@ -196,7 +196,7 @@ def test_fields_that_grpc_ignores_are_named() -> None:
     offer = Offer(BASE + ROUTE % text)
     assert not offer.routes[0].route.HasField("retry_policy")
     fields = ("corsPolicy", "headers", "mirror", "retries.perTryTimeout", "retries.retryOn")
-    assert offer.findings() == [f"XB3040 spec.http[0].{field}" for field in fields]
+    assert offer.findings() == [f"XB3051 spec.http[0].{field}" for field in fields]
 
 
 def test_clients_of_a_namespace_and_with_labels_see_their_own_routes() -> None:
@@ -221,9 +221,9 @@ def test_a_cluster_has_what_grpc_knows_and_the_rest_is_named() -> None:
     assert others[CLUSTER, WHOLE].lb_policy == message.ROUND_ROBIN
     top = "spec.trafficPolicy"
     assert others.findings() == [
-        f"XB3040 {top}.connectionPool.tcp",
-        f"XB3040 {top}.loadBalancer.simple",
-        f"XB3040 {top}.outlierDetection",
+        f"XB3051 {top}.connectionPool.tcp",
+        f"XB3051 {top}.loadBalancer.simple",
+        f"XB3051 {top}.outlierDetection",
     ]
 
 
