@@ -1,12 +1,13 @@
 """A process that dials or serves gRPC over xDS; the bootstrap must be in its environment before gRPC is imported.
 
-client TARGET        reads lines {"count": N, "metadata": [[key, value]]}, answers each with
-                     {"answers": {text: N}, "errors": [text]}
+client TARGET        reads lines {"count": N, "metadata": [[key, value]], "target": other, "timeout": s}, of which
+                     only "count" is needed, answers each with {"answers": {text: N}, "errors": [text]}
 server ADDRESS TEXT  answers TEXT to every call, over a listener that comes by xDS; prints "serving"
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections import Counter
@@ -18,15 +19,16 @@ METHOD = "/test.Service/Who"
 
 
 def client(target: str) -> None:
-    call = grpc.insecure_channel(f"xds:///{target}").unary_unary(METHOD)
+    calls = functools.cache(lambda name: grpc.insecure_channel(f"xds:///{name}").unary_unary(METHOD))
     for line in sys.stdin:
         wanted = json.loads(line)
+        call = calls(wanted.get("target", target))
         metadata = tuple((key, value) for key, value in wanted.get("metadata", ()))
         answers: Counter[str] = Counter()
         errors: list[str] = []
         for _ in range(wanted["count"]):
             try:
-                answers[call(b"", timeout=20, metadata=metadata).decode()] += 1
+                answers[call(b"", timeout=wanted.get("timeout", 20), metadata=metadata).decode()] += 1
             except grpc.RpcError as error:
                 errors.append(f"{error.code().name}: {error.details()}")
         print(json.dumps({"answers": answers, "errors": errors}), flush=True)

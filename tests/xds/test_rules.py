@@ -13,9 +13,9 @@ ROOT = HERE.parent.parent
 RULES = frozenset(range(1, 58))
 
 ELSEWHERE = {
-    40: "tests/unit/compile/raw/test_raw_checks.py::"
-    "test_a_listener_of_grpc_clients_is_a_finding_where_an_envoy_would_get_it",
+    40: "tests/unit/serve/test_serve_grpc_raw.py::test_no_envoy_that_asks_for_all_listeners_gets_one_for_grpc_clients",
     43: "tests/unit/xds/test_xds_streams.py::test_a_stream_that_takes_no_data_is_reset",
+    57: "tests/unit/compile/raw/test_grpc_endpoints.py::test_priorities_are_counted_from_zero_without_gaps",
     51: "tests/unit/xds/test_xds_streams.py::test_one_change_reaches_more_streams_than_one_turn_serves",
 }
 """What a client on the wire cannot see, or not in a second."""
@@ -24,7 +24,6 @@ OPEN = {
     49: "admission of a reconnect storm has no test",
     52: "resources have no TTL",
     53: "polling by REST has no test",
-    57: "what a gRPC client refuses in endpoints has no test of its own",
 }
 """Rules without a test, and why."""
 

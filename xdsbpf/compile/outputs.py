@@ -21,7 +21,7 @@ def generators(
     return (
         *datapath_generators(nodes),
         *envoy_generators(nodes),
-        *raw_generators(families),
+        *raw_generators(families, for_grpc=any(view.kind == GRPC for view in views)),
         *view_generators(views),
     )
 

@@ -15,7 +15,7 @@ import msgspec
 from xdsbpf.compile.datapath import names as datapath_names
 from xdsbpf.compile.envoy import names as envoy_names
 from xdsbpf.compile.proxyless import names as grpc_names
-from xdsbpf.compile.raw.resources import Globs, raw_scope
+from xdsbpf.compile.raw.resources import Globs, grpc_scope, raw_scope
 from xdsbpf.compile.sidecar import names as sidecar_names
 from xdsbpf.errors import ProtocolError
 from xdsbpf.mesh.clients import Client
@@ -104,12 +104,24 @@ def client_scopes(node_id: str, globs: Iterable[Globs], own: ClientView | None =
     Raises: as `view_scopes`, for ids that only look like the mesh's.
     """
     if own is not None:
-        if is_mesh_client(node_id):
-            return (*_raw_scopes(node_id, globs), *own.scopes)
-        return (*own.scopes, raw_scope(()), *_raw_scopes(node_id, globs))
+        return own_scopes(node_id, globs, own)
     if is_mesh_client(node_id):
         return view_scopes(parse_node_id(node_id), globs)
     return other_scopes(node_id, globs)
+
+
+def own_scopes(node_id: str, globs: Iterable[Globs], own: ClientView) -> tuple[str, ...]:
+    """Scopes of a sidecar or gRPC client, the strongest last.
+
+    Raw resources add to what a client of the mesh sees, and win over it where the node id is not of the mesh's form.
+    """
+    is_mesh = is_mesh_client(node_id)
+    lists = (*(() if is_mesh else ((),)), *_matching(node_id, globs))
+    if own.kind == GRPC:
+        raw = tuple(scope for nodes in lists for scope in (raw_scope(nodes), grpc_scope(nodes)))
+    else:
+        raw = tuple(map(raw_scope, lists))
+    return (*raw, *own.scopes) if is_mesh else (*own.scopes, *raw)
 
 
 def view_scopes(node_id: NodeId, globs: Iterable[Globs] = ()) -> tuple[str, ...]:
@@ -140,6 +152,9 @@ def other_scopes(node_id: str, globs: Iterable[Globs]) -> tuple[str, ...]:
 
 def _raw_scopes(node_id: str, globs: Iterable[Globs]) -> tuple[str, ...]:
     """Scopes of the raw resources that are addressed to this node id by globs, in their order."""
-    return tuple(
-        raw_scope(nodes) for nodes in sorted(globs) if nodes and any(glob_matches(glob, node_id) for glob in nodes)
-    )
+    return tuple(map(raw_scope, _matching(node_id, globs)))
+
+
+def _matching(node_id: str, globs: Iterable[Globs]) -> tuple[Globs, ...]:
+    """The lists of globs that name this node id, in their order."""
+    return tuple(nodes for nodes in sorted(globs) if any(glob_matches(glob, node_id) for glob in nodes))

@@ -50,8 +50,13 @@ def test_any_other_envoy_sees_the_mesh_by_name_and_the_raw_resources_addressed_t
 def test_raw_resources_add_to_a_mesh_clients_own_and_win_over_any_other_clients() -> None:
     own = ClientView("grpc", Client("default"))
     globs = (("edge-?",), ("sidecar~*",), ())
-    assert client_scopes("sidecar~1~a.default~x", globs, own) == ("raw/sidecar~*", "mesh", "grpc", "grpc/default/")
-    assert client_scopes("edge-1", globs, own) == ("mesh", "grpc", "grpc/default/", "raw", "raw/edge-?")
+    named = ("raw/sidecar~*", "raw-grpc/sidecar~*")
+    assert client_scopes("sidecar~1~a.default~x", globs, own) == (*named, "mesh", "grpc", "grpc/default/")
+    every = ("raw", "raw-grpc", "raw/edge-?", "raw-grpc/edge-?")
+    assert client_scopes("edge-1", globs, own) == ("mesh", "grpc", "grpc/default/", *every)
+    sidecar = ClientView("sidecar", Client("default"))
+    own_only = ("mesh", "sidecar", "sidecar/default/")
+    assert client_scopes("sidecar~1~a.default~x", globs, sidecar) == ("raw/sidecar~*", *own_only)
 
 
 def test_raw_resources_add_to_a_proxy_of_the_mesh_only_where_they_name_it_and_replace_nothing() -> None:

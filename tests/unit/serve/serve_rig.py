@@ -232,12 +232,18 @@ class Rig:
 
 
 @asynccontextmanager
-async def running(directory: Path, files: Mapping[str, str], socket: Path) -> AsyncIterator[Rig]:
-    """A control plane over `files` written to `directory`, listening on a unix socket."""
+async def running(
+    directory: Path, files: Mapping[str, str], socket: Path, *, raw: Mapping[str, str] | None = None
+) -> AsyncIterator[Rig]:
+    """A control plane over `files` written to `directory`, listening on a unix socket; `raw` are Envoy resources."""
     directory.mkdir(exist_ok=True)
-    for name, text in files.items():
-        (directory / name).write_text(text)
-    plane = ControlPlane(ServeConfig(paths=(directory,), listen=(f"unix:{socket}",)))
+    beside = directory.with_name(f"{directory.name}-raw")
+    for place, texts in ((directory, files), (beside, raw or {})):
+        for name, text in texts.items():
+            place.mkdir(exist_ok=True)
+            (place / name).write_text(text)
+    envoy_paths = (beside,) if raw else ()
+    plane = ControlPlane(ServeConfig(paths=(directory,), envoy_paths=envoy_paths, listen=(f"unix:{socket}",)))
     rig = Rig(directory, plane, f"unix:{socket}")
     task = asyncio.create_task(plane.run())
     try:

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import os
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 from grpc import aio
 
 from tests.compiling import pod, service, slice_of
 from tests.envoy.node_mesh import free_port
+from tests.unit.serve.grpc_rig import Peer, backend, peer, share
 from tests.unit.serve.serve_rig import Rig, running
-from xdsbpf.compile.raw.bootstrap import ClientBootstrap, grpc_bootstrap
 
 V1, V2 = "127.1.0.1", "127.1.0.2"
 SUBSETS = """
@@ -83,65 +79,6 @@ async def mesh(tmp_path: Path, port: int) -> AsyncIterator[Rig]:
         for address, name in ((V1, "v1"), (V2, "v2")):
             await stack.enter_async_context(backend(f"{address}:{port}", name))
         yield await stack.enter_async_context(running(tmp_path / "manifests", files, tmp_path / "xds.sock"))
-
-
-@contextlib.asynccontextmanager
-async def backend(address: str, name: str) -> AsyncIterator[None]:
-    server = aio.server()
-
-    async def who(request: bytes, context: object) -> bytes:
-        return name.encode()
-
-    handlers = {"Who": grpc.unary_unary_rpc_method_handler(who)}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Service", handlers),))
-    server.add_insecure_port(address)
-    await server.start()
-    try:
-        yield
-    finally:
-        await server.stop(0)
-
-
-class Peer:
-    """A process of `tests.proxyless_peer` with a bootstrap for the control plane."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-
-    async def line(self) -> str:
-        assert self.process.stdout is not None
-        return (await asyncio.wait_for(self.process.stdout.readline(), 60)).decode()
-
-    async def calls(self, count: int, **metadata: str) -> dict[str, Any]:
-        """What `count` calls got."""
-        assert self.process.stdin is not None
-        wanted = {"count": count, "metadata": [[key.replace("_", "-"), value] for key, value in metadata.items()]}
-        self.process.stdin.write((json.dumps(wanted) + "\n").encode())
-        found: dict[str, Any] = json.loads(await self.line())
-        return found
-
-
-@contextlib.asynccontextmanager
-async def peer(rig: Rig, pod_name: str, *arguments: str) -> AsyncIterator[Peer]:
-    node_id = f"sidecar~127.0.0.1~{pod_name}~default.svc.cluster.local"
-    bootstrap = grpc_bootstrap(ClientBootstrap(node_id, xds=rig.address))
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.proxyless_peer", *arguments),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-        env=os.environ | {"GRPC_XDS_BOOTSTRAP_CONFIG": json.dumps(bootstrap)},
-    )
-    try:
-        yield Peer(process)
-    finally:
-        process.kill()
-        await process.wait()
-
-
-def share(found: dict[str, Any], name: str) -> float:
-    total = sum(found["answers"].values())
-    return float(found["answers"].get(name, 0) / total) if total else 0.0
 
 
 async def test_a_grpc_client_follows_splits_headers_and_their_changes_without_a_failed_call(

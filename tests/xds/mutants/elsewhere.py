@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from tests.xds.mutation import Edit, Value
-from xdsbpf.compile.raw import checks
+from xdsbpf.compile.raw import grpc_endpoints, resources
 from xdsbpf.xds import streams
 
 DEADLINE_S = 1.0
@@ -34,11 +34,10 @@ class Broken(msgspec.Struct, frozen=True):
 BROKEN: tuple[Broken, ...] = (
     Broken(
         40,
-        "a listener of gRPC clients may go to any Envoy",
-        Value(checks, "_warn", lambda *_: None),
-        "tests/unit/compile/raw/test_raw_checks.py::"
-        "test_a_listener_of_grpc_clients_is_a_finding_where_an_envoy_would_get_it",
-        "assert [] == [True]",
+        "a listener of gRPC clients goes to every Envoy that asks for all",
+        Value(resources, "is_api_listener", lambda _: False),
+        "tests/unit/serve/test_serve_grpc_raw.py::test_no_envoy_that_asks_for_all_listeners_gets_one_for_grpc_clients",
+        "assert ['app'] == []",
     ),
     Broken(
         43,
@@ -59,6 +58,13 @@ BROKEN: tuple[Broken, ...] = (
         Edit(streams.Streams, "_wake_some", "if self._to_wake:", "self._to_wake.clear()\n    if self._to_wake:"),
         "tests/unit/xds/test_xds_streams.py::test_one_change_reaches_more_streams_than_one_turn_serves",
         "TimeoutError",
+    ),
+    Broken(
+        57,
+        "priorities with gaps go to gRPC clients",
+        Value(grpc_endpoints, "_without_gaps", lambda _: ()),
+        "tests/unit/compile/raw/test_grpc_endpoints.py::test_priorities_are_counted_from_zero_without_gaps",
+        "assert [5, 2] == [1, 0]",
     ),
 )
 

@@ -6,13 +6,16 @@ A client's scopes are chosen by matching its node id against the globs, in `comp
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
-from xdsbpf.compile.raw.checks import checked
+from xdsbpf.compile.raw.checks import ENDPOINTS_ODD, checked, is_api_listener, warn
+from xdsbpf.compile.raw.grpc_endpoints import for_grpc
+from xdsbpf.compile.raw.references import decode
 from xdsbpf.diagnostics import Origin
 from xdsbpf.incremental import ABSENT, Absent, Database, Index, query
 from xdsbpf.mesh.inputs import ENVOY_RESOURCES
 from xdsbpf.model.envoy_resource import EnvoyResource, resource_id
+from xdsbpf.model.names import ENDPOINTS
 from xdsbpf.model.resource import Resource, version_of
 
 SCOPE: Final = "raw"
@@ -28,6 +31,11 @@ BY_FAMILY: Final = Index[EnvoyResource, tuple[Globs, str]](
 def raw_scope(nodes: Globs) -> str:
     """Store scope of the resources with these globs: `raw`, `raw/edge-*`."""
     return f"{SCOPE}/{','.join(nodes)}" if nodes else SCOPE
+
+
+def grpc_scope(nodes: Globs) -> str:
+    """Store scope of what gRPC clients get instead of some of them."""
+    return f"{SCOPE}-grpc/{','.join(nodes)}" if nodes else f"{SCOPE}-grpc"
 
 
 @query
@@ -51,4 +59,28 @@ def raw_resource(db: Database, nodes: Globs, type_url: str, name: str) -> Resour
         return ABSENT
     db.cite(Origin(id))
     checked(db, id)
-    return Resource(type_url, name, entry.version or version_of(entry.body), entry.body)
+    version = entry.version or version_of(entry.body)
+    return Resource(type_url, name, version, entry.body, on_demand=is_api_listener(entry))
+
+
+@query
+def grpc_assignment(db: Database, nodes: Globs, name: str) -> Resource | Absent:
+    """The endpoints of a raw assignment as gRPC clients take them (`for_grpc`); ABSENT if there is none."""
+    id = resource_id(ENDPOINTS, name, nodes)
+    entry = db.input(ENVOY_RESOURCES, id)
+    message: Any = decode(ENDPOINTS, entry.body) if entry is not ABSENT else None
+    if entry is ABSENT or message is None:
+        return ABSENT
+    db.cite(Origin(id))
+    result, repairs = for_grpc(message)
+    for repair in repairs:
+        if not repair.is_odd:
+            warn(db, ENDPOINTS_ODD, id, repair.path, repair.message, repair.hint)
+    body = result.SerializeToString(deterministic=True)
+    return Resource(ENDPOINTS, name, entry.version or version_of(body), body)
+
+
+@query
+def assignment_names(db: Database, nodes: Globs) -> tuple[str, ...]:
+    """Names of the assignments with these globs, sorted."""
+    return resource_names(db, nodes, ENDPOINTS)

@@ -94,12 +94,13 @@ def test_endpoints_that_clients_refuse_are_named(tmp_path: Path) -> None:
     assert findings(tmp_path, a=head + entry("north", 0, 1) + entry("south", 0, 2) + entry("north", 1, 3)) == []
     lines = findings(tmp_path, a=head + entry("north", 0, 1, 1) + entry("north", 0, 2) + entry("south", 2, 3))
     assert ["twice" in line or "gap" in line for line in lines] == [True, True, True], lines
+    assert all("gRPC clients" in line for line in lines)
     assert {line.split(":")[1] for line in lines} == {"4", "5", "6"}
     zero = entry("north", 0, 1).replace("{endpoint:", "{load_balancing_weight: 0, endpoint:")
     assert ["at least 1" in line for line in findings(tmp_path, a=head + zero)] == [True]
 
 
-def test_a_listener_of_grpc_clients_is_a_finding_where_an_envoy_would_get_it(tmp_path: Path) -> None:
+def test_a_listener_of_grpc_clients_is_noted(tmp_path: Path) -> None:
     router = f'{{"@type": {T}.extensions.filters.http.router.v3.Router}}'
     text = f"""\
 resources:

@@ -1,0 +1,113 @@
+"""Raw Envoy resources for gRPC clients: by name only, put right where a client would refuse them, never too large."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from envoy.config.listener.v3.listener_pb2 import Listener
+
+from tests.compiling import service
+from tests.envoy.node_mesh import free_port
+from tests.unit.serve.grpc_rig import backend, peer
+from tests.unit.serve.serve_rig import Rig, running, until
+from xdsbpf.model.names import LISTENER
+
+V1, V2 = "127.1.0.1", "127.1.0.2"
+T = "type.googleapis.com/envoy"
+ADS = "{ads: {}, resource_api_version: V3}"
+
+
+def application(name: str, *, header: str = "") -> str:
+    """A listener for gRPC clients, its routes and its cluster; `header` makes the routes as large as it is."""
+    condition = f'[{{name: x, string_match: {{exact: "{header}"}}}}]'
+    ignored = f'{{match: {{prefix: "", headers: {condition}}}, route: {{cluster: app}}}}'
+    return f"""\
+- "@type": {T}.config.listener.v3.Listener
+  name: {name}
+  api_listener:
+    api_listener:
+      "@type": {T}.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+      rds: {{route_config_name: {name}, config_source: {ADS}}}
+      http_filters: [{{name: router, typed_config: {{"@type": {T}.extensions.filters.http.router.v3.Router}}}}]
+- "@type": {T}.config.route.v3.RouteConfiguration
+  name: {name}
+  virtual_hosts:
+  - name: all
+    domains: ["*"]
+    routes: [{ignored + "," if header else ""} {{match: {{prefix: ""}}, route: {{cluster: app}}}}]
+"""
+
+
+def cluster(port: int, *, is_right: bool) -> str:
+    """The cluster of both backends, with endpoints that break every rule of gRPC clients unless `is_right`."""
+    one, two = (f"{{address: {{socket_address: {{address: {host}, port_value: {port}}}}}}}" for host in (V1, V2))
+    wrong = f"""\
+  - {{priority: 1, lb_endpoints: [{{endpoint: {one}}}, {{endpoint: {one}}}]}}
+  - {{priority: 1, lb_endpoints: [{{endpoint: {two}}}, {{endpoint: {{address: {{pipe: {{path: /run/x}}}}}}}}]}}
+  - {{priority: 3, locality: {{zone: a}}, lb_endpoints: [{{endpoint: {two}, load_balancing_weight: 0}}]}}
+"""
+    right = (
+        f"  - {{locality: {{}}, load_balancing_weight: 2, lb_endpoints: [{{endpoint: {one}}}, {{endpoint: {two}}}]}}\n"
+    )
+    return f"""\
+- {{"@type": {T}.config.cluster.v3.Cluster, name: app, type: EDS, eds_cluster_config: {{eds_config: {ADS}}}}}
+- "@type": {T}.config.endpoint.v3.ClusterLoadAssignment
+  cluster_name: app
+  endpoints:
+{right if is_right else wrong}"""
+
+
+@contextlib.asynccontextmanager
+async def serving(tmp_path: Path, *resources: str, port: int) -> AsyncIterator[Rig]:
+    """A control plane with raw resources, and the two backends of `app`."""
+    async with contextlib.AsyncExitStack() as stack:
+        for address, name in ((V1, "v1"), (V2, "v2")):
+            await stack.enter_async_context(backend(f"{address}:{port}", name))
+        raw = {"app.yaml": "resources:\n" + "".join(resources)}
+        files = {"web.yaml": service("web", "80/http", address="10.96.0.9")}
+        yield await stack.enter_async_context(running(tmp_path / "m", files, tmp_path / "xds.sock", raw=raw))
+
+
+async def test_a_grpc_client_gets_endpoints_that_it_would_refuse_put_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    resources = (application("app"), cluster(port, is_right=False))
+    async with serving(tmp_path, *resources, port=port) as rig, peer(rig, "client", "client", "app") as client:
+        found = await client.calls(30)
+        assert found["errors"] == []
+        assert set(found["answers"]) == {"v1", "v2"}
+        assert not [entry for status in rig.plane.server.status() for entry in status.types if entry.nacked]
+        messages = [finding.message for finding in rig.plane.compiler.diagnostics()]
+        for part in ("address comes twice", "locality comes twice", "a gap (1, 3)", "at least 1", "no IP address"):
+            assert [part in message for message in messages].count(True) >= 1, (part, messages)
+    # The mechanism: as written, the client refuses the assignment and every call fails.
+    monkeypatch.setattr("xdsbpf.compile.raw.resources.for_grpc", lambda message: (message, ()))
+    async with serving(tmp_path, *resources, port=port) as rig, peer(rig, "client", "client", "app") as client:
+        found = await client.calls(1)
+        assert found["answers"] == {}
+        assert "EDS resource app" in found["errors"][0]
+
+
+async def test_no_envoy_that_asks_for_all_listeners_gets_one_for_grpc_clients(tmp_path: Path) -> None:
+    port = free_port()
+    plain = f"""\
+- "@type": {T}.config.listener.v3.Listener
+  name: plain
+  address: {{socket_address: {{address: 127.0.0.1, port_value: 9}}}}
+"""
+    resources = (application("app"), cluster(port, is_right=True), plain)
+    async with serving(tmp_path, *resources, port=port) as rig:
+        by_name = rig.client("edge-2")
+        await by_name.subscribe([LISTENER], ["app"])
+        await until(lambda: by_name.held)
+        for node_id in ("edge-1", "node~10.0.0.1~n1~cluster.local", "sidecar~10.0.0.1~a.default~x"):
+            envoy = rig.client(node_id)
+            await envoy.subscribe([LISTENER])
+            await until(lambda envoy=envoy: envoy.held)
+            listeners = [Listener.FromString(held.body) for held in envoy.held.values() if held.body is not None]
+            assert [found.name for found in listeners if found.HasField("api_listener")] == []
+        assert set(by_name.held) == {(LISTENER, "app")}
