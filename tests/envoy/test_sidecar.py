@@ -43,6 +43,36 @@ table ip sidecar {{
   }}
 }}
 """
+METADATA = {
+    "NAMESPACE": "default",
+    "INSTANCE_IPS": OWN,
+    "LABELS": {"app": "web"},
+    "ISTIO_VERSION": "1.30.0",
+    "CLUSTER_ID": "Kubernetes",
+    "INTERCEPTION_MODE": "REDIRECT",
+    "PROXY_CONFIG": {"concurrency": 2},
+}
+"""What Istio's agent says of a proxy."""
+
+
+def split(first: int, second: int) -> str:
+    """Weights of the two versions for everybody but jason, who gets v2 half a second later."""
+    return f"""
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: reviews, namespace: default}}
+spec:
+  hosts: [reviews]
+  http:
+  - match: [{{headers: {{end-user: {{exact: jason}}}}}}]
+    fault: {{delay: {{fixedDelay: 500ms, percentage: {{value: 100}}}}}}
+    route: [{{destination: {{host: reviews, subset: v2}}}}]
+  - route:
+    - {{destination: {{host: reviews, subset: v1}}, weight: {first}}}
+    - {{destination: {{host: reviews, subset: v2}}, weight: {second}}}
+"""
+
+
 MESH = {
     "reviews.yaml": service("reviews", "9080/http", address="10.96.0.10")
     + pod("r1", V1, app="reviews")
@@ -60,20 +90,7 @@ kind: DestinationRule
 metadata: {name: reviews, namespace: default}
 spec: {host: reviews, subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]}
 """,
-    "routes.yaml": """
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {name: reviews, namespace: default}
-spec:
-  hosts: [reviews]
-  http:
-  - match: [{headers: {end-user: {exact: jason}}}]
-    fault: {delay: {fixedDelay: 500ms, percentage: {value: 100}}}
-    route: [{destination: {host: reviews, subset: v2}}]
-  - route:
-    - {destination: {host: reviews, subset: v1}, weight: 90}
-    - {destination: {host: reviews, subset: v2}, weight: 10}
-""",
+    "routes.yaml": split(90, 10),
 }
 CLOSED = """
 apiVersion: security.istio.io/v1
@@ -174,7 +191,9 @@ class SidecarEnvoy(RealEnvoy):
 
     def __init__(self, binary: str, directory: Path, xds_socket: Path) -> None:
         super().__init__("ip", directory, xds_socket, NODE_ID)
-        self.real_binary = binary
+        document = bootstrap(directory, xds_socket, NODE_ID)
+        document["node"]["metadata"] = METADATA
+        (directory / "bootstrap.json").write_text(json.dumps(document))
         wrapper = directory / "envoy-in-pod"
         group = f"setpriv --regid {ENVOY_GROUP} --clear-groups"
         wrapper.write_text(f'#!/bin/sh\nexec ip netns exec {POD} {group} {binary} "$@"\n')
@@ -207,7 +226,7 @@ async def settled(rig: Rig) -> bool:
 
 async def test_a_sidecar_carries_a_workloads_traffic_both_ways(envoy: str, tmp_path: Path) -> None:
     assert os.geteuid() == 0
-    async with sidecar(envoy, tmp_path) as (rig, process):
+    async with sidecar(envoy, tmp_path) as (_, process):
         split = await get(POD, "10.96.0.10", 9080, 400, host="reviews")
         assert sum(split["answers"].values()) == 400
         # 5 standard deviations of 400 draws at 10 % are 30.
@@ -222,6 +241,43 @@ async def test_a_sidecar_carries_a_workloads_traffic_both_ways(envoy: str, tmp_p
         assert (await get(PEER, OWN, 8081))["answers"] == {"200 unserved": 1}
         inbound = await process.stat("http.inbound_0.0.0.0_8080;.downstream_rq_2xx")
         assert inbound == 3, await process.admin("/stats?filter=downstream_rq_2xx")
+        clusters = await process.admin("/clusters")
+        for name in ("outbound|9080|v1|reviews.default.svc.cluster.local", "inbound|8080||", "PassthroughCluster"):
+            assert f"{name}::" in clusters
+        found = {line.partition("::")[0] for line in (await process.admin("/listeners")).splitlines()}
+        assert found >= {"virtualOutbound", "virtualInbound", "0.0.0.0_9080", "10.96.0.11_5432"}
+        routes = json.loads(await process.admin("/config_dump?resource=dynamic_route_configs"))["configs"]
+        assert {entry["route_config"]["name"] for entry in routes} == {"80", "9080"}
+
+
+async def test_a_sidecar_follows_a_changed_split_under_load_without_a_failed_request(
+    envoy: str, tmp_path: Path
+) -> None:
+    async with sidecar(envoy, tmp_path) as (rig, _):
+        load = asyncio.create_task(get(POD, "10.96.0.10", 9080, 1500, host="reviews"))
+        for weights, version in (((0, 100), "v2"), ((100, 0), "v1")):
+            rig.write("routes.yaml", split(*weights))
+
+            async def is_followed(version: str = version) -> bool:
+                return list((await get(POD, "10.96.0.10", 9080, 30, host="reviews"))["answers"]) == [f"200 {version}"]
+
+            await until(is_followed, 15.0)
+        assert not load.done(), "the load was over before the changes"
+        assert set((await load)["answers"]) == {"200 v1", "200 v2"}
+        rig.write("reviews.yaml", service("reviews", "9080/http", address="10.96.0.10"))
+
+        async def is_seen() -> bool:
+            """The mechanism: requests that fail are counted."""
+            answers = (await get(POD, "10.96.0.10", 9080, host="reviews"))["answers"]
+            return any(answer.startswith("503") for answer in answers)
+
+        await until(is_seen, 15.0)
+
+
+async def test_a_policy_closes_the_inbound_side_of_a_sidecar(envoy: str, tmp_path: Path) -> None:
+    async with sidecar(envoy, tmp_path) as (rig, _):
+        assert (await get(PEER, OWN, 8080, 3))["answers"] == {"200 web": 3}
+        assert (await get(PEER, OWN, 8081))["answers"] == {"200 unserved": 1}
         rig.write("policy.yaml", CLOSED)
 
         async def is_closed() -> bool:
