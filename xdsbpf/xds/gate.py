@@ -37,8 +37,16 @@ class EnvoyLedger:
             self.refused.pop((type_url, name), None)
         self._gate.touch(self.node)
 
+    def supersede(self, type_url: str, versions: Mapping[str, str]) -> None:
+        """Record what is sent: an older version that was accepted may be out of force before the ACK arrives."""
+        accepted = self.accepted.get(type_url)
+        if accepted:
+            for name, version in versions.items():
+                if accepted.get(name, version) != version:
+                    del accepted[name]
+
     def refuse(self, type_url: str, versions: Mapping[str, str], text: str) -> None:
-        """Record a NACK: an earlier accepted version stays accepted, these are not."""
+        """Record a NACK: what Envoy still has counts again when it is sent and ACKed again."""
         for name, version in versions.items():
             self.refused[type_url, name] = (version, text)
         if versions:

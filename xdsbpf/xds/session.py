@@ -231,10 +231,7 @@ class Session(abc.ABC):
         # What was taken may be what a quarantine left: the refusal of the rest still stands.
         subscription.last_error = next((nack.text for nack in subscription.nacks.values()), "")
         if self._ledger is not None:
-            still = sent.versions
-            if not still.keys() <= subscription.held.keys():
-                still = {name: version for name, version in still.items() if name in subscription.held}
-            self._ledger.accept(subscription.type_url, still)
+            self._ledger.accept(subscription.type_url, _still_current(subscription, sent.versions))
 
     def _refused(self, subscription: Subscription, sent: Sent, error: str) -> tuple[str, ...]:
         """The client refused a response. Returns the names that were in it and that the text does not blame.
@@ -342,6 +339,8 @@ class Session(abc.ABC):
         """Note that a response goes out; returns its nonce."""
         nonce = str(next(self._nonces))
         subscription.in_flight[nonce] = sent
+        if self._ledger is not None:
+            self._ledger.supersede(subscription.type_url, sent.versions)
         subscription.answer_due = False
         subscription.last_nonce = nonce
         subscription.last_version = sent.version
@@ -366,3 +365,12 @@ class Session(abc.ABC):
                     subscription.force(name, self._stamp)
             elif not self._service_type:
                 self._owed.setdefault(type_url, set()).update(wanted)
+
+
+def _still_current(subscription: Subscription, versions: dict[str, str]) -> dict[str, str]:
+    """Those of an ACKed response that the client has not been sent another version of, or a removal, since."""
+    held, later = subscription.held, subscription.in_flight.values()
+    if not later and versions.items() <= held.items():
+        return versions
+    current = {name: version for name, version in versions.items() if held.get(name) == version}
+    return {name: version for name, version in current.items() if not any(name in sent.versions for sent in later)}

@@ -268,7 +268,7 @@ def test_a_requirement_of_what_is_served_is_met_by_the_present_version_alone() -
     to_envoy, to_agent = planes.change(Batch("node-envoy", (second,)), Batch("datapath", (BY_LISTENER,)))
     assert to_agent == (), "Envoy has a listener, but not the one that goes with the frontend"
     (reason,) = planes.reasons()
-    assert reason == f"Envoy holds version {first.version} of out_tcp, {second.version} is needed"
+    assert reason == "Envoy has not acknowledged out_tcp yet"
     planes.envoy.ack(to_envoy[0])
     assert planes.to_agent()[0].resources == (BY_LISTENER,)
 
@@ -277,3 +277,17 @@ def test_a_requirement_of_what_is_not_served_is_never_met() -> None:
     planes = l4()
     assert planes.change(Batch("datapath", (BY_LISTENER,)))[1] == ()
     assert planes.reasons() == ("Envoy has not acknowledged out_tcp yet",)
+
+
+def test_a_version_that_comes_back_counts_only_after_what_was_sent_since_is_answered() -> None:
+    planes = l4()
+    newer = resource(VHDS, HOST.name, "2")
+    (first,), _ = planes.change(Batch("node-envoy", (HOST,)))
+    planes.envoy.ack(first)
+    (second,), _ = planes.change(Batch("node-envoy", (newer,)))
+    _, to_agent = planes.change(*L7)
+    assert to_agent == (), "Envoy may have put the newer one in force, and its ACK is on its way"
+    (third,) = planes.envoy.ack(second)
+    assert third.resources == (HOST,)
+    planes.envoy.ack(third)
+    assert planes.to_agent()[0].resources == (GATED,)
