@@ -12,7 +12,11 @@ from xdsbpf.xds.references import REFERRING_TYPES, merged
 from xdsbpf.xds.request import DeltaRequest, Request
 from xdsbpf.xds.response import Page, Response, encode
 from xdsbpf.xds.session import Session
+from xdsbpf.xds.shared import SharedPage
 from xdsbpf.xds.subscription import Sent, Subscription, Wildcard
+
+_OFTEN_CHANGED = frozenset({names.CLUSTER, names.ENDPOINTS})
+"""Types of which nothing refers to anything that might have to be sent before."""
 
 
 class DeltaSession(Session):
@@ -120,6 +124,10 @@ class DeltaSession(Session):
             subscription.force(member, self._stamp)
 
     def _next_update(self, subscription: Subscription, earlier: tuple[Subscription, ...]) -> Response | None:
+        if subscription.type_url in _OFTEN_CHANGED and (change := self._shared_change(subscription)) is not None:
+            stamp = next(iter(subscription.dirty.values()))
+            subscription.dirty.clear()
+            return self._send_page(subscription, change, stamp)
         # Security: an address passes from one policy to another; between two pages nothing would guard it.
         page = Page(self._reader, whole=subscription.type_url == names.POLICY)
         self._fill(subscription, subscription.forced, page, forced=True)
@@ -161,17 +169,45 @@ class DeltaSession(Session):
                 del subscription.removals[name]
         return None if page.stamp is None else self._send(subscription, page)
 
+    def _shared_change(self, subscription: Subscription) -> SharedPage | None:
+        """All that is owed of a type, as one page that other streams are sent too; None if it is not that simple."""
+        dirty = subscription.dirty
+        if not dirty or len(dirty) > shared.PUSH_NAMES or subscription.in_flight or subscription.backlog:
+            return None
+        if subscription.forced or subscription.withheld:
+            return None
+        page = self._reader.shared.changed(self.view.scopes, subscription.type_url, tuple(dirty))
+        if page.missing or len(page.segments) > shared.PAGE_BYTES:
+            return None
+        if page.is_gated or (page.is_on_demand and not subscription.names.issuperset(dirty)):
+            return None
+        held = subscription.held
+        for name, version in page.versions.items():
+            if held.get(name) == version:
+                return None
+        return page
+
     def _send_shared(self, subscription: Subscription) -> Response:
         """The next page of the backlog, with what the store holds now. Cost: a copy of two dicts, no step per name."""
         assert subscription.backlog
         page = self._reader.shared.current(self.view.scopes, subscription.backlog.popleft())
         subscription.is_first = subscription.is_first and bool(subscription.backlog)
-        removed = page.missing if subscription.backlog_named else ()
+        return self._send_page(subscription, page, subscription.backlog_stamp, answer=subscription.backlog_named)
+
+    def _send_page(self, subscription: Subscription, page: SharedPage, stamp: int, *, answer: bool = False) -> Response:
+        """Send a page; `answer`: its names were asked for, so the missing ones are said to be."""
+        removed = page.missing if answer else ()
         subscription.held.update(page.versions)
-        nonce = self._take_off(subscription, self._sent(page.versions, removed, subscription.backlog_stamp))
+        message = self._reader.shared.message(page, removed, self._last_number, self._nonces)
+        self._take_off(subscription, self._sent(page.versions, removed, stamp), message.number)
         self._owe(page.references)
         return Response(
-            subscription.type_url, nonce, page.resources, removed, self._reader.revision, segments=page.segments
+            subscription.type_url,
+            subscription.last_nonce,
+            page.resources,
+            removed,
+            self._reader.revision,
+            message=message.data,
         )
 
     def _sent(self, versions: dict[str, str], removed: tuple[str, ...], stamp: int) -> Sent:

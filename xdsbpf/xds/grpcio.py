@@ -53,6 +53,10 @@ class _GrpcCall:
         message = await self._context.read()
         return None if message is _EOF else message
 
+    def write_now(self, message: bytes) -> bool:  # noqa: ARG002  # of every transport
+        """gRPC takes messages from a coroutine only."""
+        return False
+
     async def write(self, message: bytes) -> None:
         self._is_writing = True
         try:

@@ -53,16 +53,15 @@ class Response(msgspec.Struct, frozen=True):
     withheld: tuple[str, ...] = ()
     version: str = ""
     """Of the content as a whole; state of the world only."""
-    segments: bytes = b""
-    """The resources as delta entries, where they have been joined already."""
+    message: bytes = b""
+    """The whole, where it has been encoded already for this and other streams."""
 
 
 def encode(response: Response, reader: Reader) -> bytes:
     """Join the stored headers and bodies into a DeltaDiscoveryResponse; nothing is serialised again."""
-    if response.segments:
-        segments = [response.segments]
-    else:
-        segments = [part for item in response.resources for part in (reader.header(item), item.body)]
+    if response.message:
+        return response.message
+    segments = [part for item in response.resources for part in (reader.header(item), item.body)]
     segments.extend(protocol.missing_entry(name) for name in response.missing)
     segments.extend(protocol.withheld_entry(name) for name in response.withheld)
     return protocol.encode_response(response.type_url, response.nonce, segments, response.removed, response.revision)

@@ -37,11 +37,11 @@ class Session(abc.ABC):
     """One stream.
 
     `gate` is given for an agent's stream (its resources may be withheld), `ledger` for a node Envoy's
-    (what it ACKs opens that gate). `nonces` is shared by all streams of a server, so a nonce of another
-    stream is stale here, and so is `stamps`: what happened earlier has the smaller one on all of them. `clock`
-    (seconds) is only recorded, for the status and the `telemetry`. `service_type` is the type of a per-type service, ""
-    for the aggregated one. `quarantine`: what a NACK names is held back alone, and what
-    came with it is sent again.
+    (what it ACKs opens that gate). `nonces` is shared by all streams of a server: what is the same for two of them
+    may carry the same nonce, any other nonce of another stream is stale here. So is `stamps`: what happened earlier
+    has the smaller one on all of them. `clock` (seconds) is only recorded, for the status and the `telemetry`.
+    `service_type` is the type of a per-type service, "" for the aggregated one. `quarantine`: what a NACK names is
+    held back alone, and what came with it is sent again.
     """
 
     def __init__(
@@ -66,8 +66,10 @@ class Session(abc.ABC):
         self._gate = gate
         self._gate_revision = gate.revision(view.node) if gate else 0
         self._ledger = ledger
-        self._nonces = itertools.count(1) if nonces is None else nonces
+        self._nonces = reader.shared.numbers if nonces is None else nonces
         self._stamps = itertools.count(1) if stamps is None else stamps
+        self._last_number = 0
+        """The last nonce: each is higher than the one before, on one stream."""
         self._clock = clock
         self._telemetry = Telemetry() if telemetry is None else telemetry
         self.opened_at = clock()
@@ -112,9 +114,10 @@ class Session(abc.ABC):
     @property
     def has_work(self) -> bool:
         """Whether `next_response` may find anything before the next event; cheap, and never wrongly false."""
-        if self._gate is not None and self._gate.revision(self.view.node) != self._gate_revision:
-            return True
-        return any(subscription.has_work for subscription in self._subscriptions.values())
+        for subscription in self._subscriptions.values():
+            if subscription.has_work or (subscription.withheld and self._is_gate_moved):
+                return True
+        return False
 
     def on_request(self, request: Request) -> None:
         """Take one request: ACK or NACK, subscriptions, claims.
@@ -179,6 +182,8 @@ class Session(abc.ABC):
         Additions and updates go in push order, removals afterwards in reverse. Call it only when the
         transport takes another message: what changes meanwhile is then in it.
         """
+        if not self.has_work:
+            return None
         self._look_at_gate()
         ordered = tuple(self._subscriptions.values())
         for position, subscription in enumerate(ordered):
@@ -248,8 +253,13 @@ class Session(abc.ABC):
             self._ledger.refuse(subscription.type_url, refused, text)
         return tuple(name for name in refused if name not in blamed)
 
+    @property
+    def _is_gate_moved(self) -> bool:
+        """Whether what is withheld may go now; every ACK of the node's Envoy moves the gate."""
+        return self._gate is not None and self._gate.revision(self.view.node) != self._gate_revision
+
     def _look_at_gate(self) -> None:
-        if self._gate is None or self._gate.revision(self.view.node) == self._gate_revision:
+        if self._gate is None or not self._is_gate_moved:
             return
         self._gate_revision = self._gate.revision(self.view.node)
         for subscription in self._subscriptions.values():
@@ -335,9 +345,10 @@ class Session(abc.ABC):
         unsettled = [other.oldest_unacked() for other in later if other.type_url != names.ENDPOINTS]
         return min((stamp for stamp in unsettled if stamp is not None), default=self._stamp + 1)
 
-    def _take_off(self, subscription: Subscription, sent: Sent) -> str:
-        """Note that a response goes out; returns its nonce."""
-        nonce = str(next(self._nonces))
+    def _take_off(self, subscription: Subscription, sent: Sent, number: int | None = None) -> str:
+        """Note that a response goes out; returns its nonce: that number, or a new one."""
+        self._last_number = next(self._nonces) if number is None else number
+        nonce = str(self._last_number)
         subscription.in_flight[nonce] = sent
         if self._ledger is not None:
             self._ledger.supersede(subscription.type_url, sent.versions)

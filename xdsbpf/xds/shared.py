@@ -8,7 +8,8 @@ has overtaken is rendered again, once for all, when it is about to be sent. Owne
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import msgspec
@@ -22,6 +23,11 @@ PAGE_BYTES = 1 << 20
 """Limits of one response; the next page of a type goes after the ACK of the one before."""
 CACHE_BYTES = 64 << 20
 """Bytes of pages that are kept for the next stream; beyond it the oldest go."""
+
+MESSAGES = 64
+"""Encoded responses that are kept for the next stream."""
+PUSH_NAMES = 32
+"""Changed names that are still looked up as one set; beyond it sets of streams are hardly ever equal."""
 
 Scopes = tuple[str, ...]
 
@@ -41,10 +47,25 @@ class SharedPage(msgspec.Struct, frozen=True, gc=False):
     missing: tuple[str, ...]
     references: References
     """Of all its resources together."""
+    is_gated: bool
+    """Some of it must wait for something else."""
+    is_on_demand: bool
+    """Some of it is sent only to those who ask for it by name."""
+
+
+class SharedMessage(msgspec.Struct, frozen=True, gc=False):
+    """A page as a whole response under one nonce: the same bytes to every stream that has not gone past that nonce."""
+
+    page: SharedPage
+    removed: tuple[str, ...]
+    number: int
+    data: bytes
 
 
 class Source(Protocol):
     """What the pages are made of."""
+
+    revision: int
 
     def holders(self, scopes: Scopes, type_url: str) -> Scopes: ...
 
@@ -74,6 +95,40 @@ class PageCache:
         self._layouts: dict[tuple[Scopes, str, tuple[str, ...]], tuple[SharedPage, ...]] = {}
         self._pages: dict[tuple[Scopes, str, tuple[str, ...]], SharedPage] = {}
         self._bytes = 0
+        self._changed: dict[tuple[Scopes, str, tuple[str, ...]], SharedPage] = {}
+        self._changed_at = 0
+        """Pages of what has changed, current as long as the store has not changed again."""
+        self.numbers: Iterator[int] = itertools.count(1)
+        """Of nonces: one series for all streams over this store, unless they have another one in common."""
+        self._messages: dict[int, SharedMessage] = {}
+        """By the identity of their page, which each of them keeps alive."""
+
+    def changed(self, scopes: Scopes, type_url: str, names: tuple[str, ...]) -> SharedPage:
+        """One page of these names, which have just changed for many streams. Cost: O(names) once per content."""
+        if self._changed_at != self._source.revision:
+            self._changed_at = self._source.revision
+            self._changed.clear()
+        key = (self._source.holders(scopes, type_url), type_url, names)
+        found = self._changed.get(key)
+        if found is None:
+            found = self._changed[key] = self._render(*key)
+        return found
+
+    def message(self, page: SharedPage, removed: tuple[str, ...], after: int, numbers: Iterator[int]) -> SharedMessage:
+        """The response with that page under a nonce above `after`.
+
+        Encoded again only for a stream that has gone past the nonce of the last one: nonces of a stream only grow.
+        """
+        found = self._messages.get(id(page))
+        if found is None or found.number <= after or found.removed != removed:
+            number = next(numbers)
+            data = protocol.encode_response(page.type_url, str(number), (page.segments,), removed, page.revision)
+            found = SharedMessage(page, removed, number, data)
+            self._messages.pop(id(page), None)
+            if len(self._messages) >= MESSAGES:
+                self._messages.pop(next(iter(self._messages)))
+            self._messages[id(page)] = found
+        return found
 
     def pages(self, scopes: Scopes, type_url: str, asked: tuple[str, ...]) -> tuple[SharedPage, ...]:
         """The pages of these names, in their order. Cost: O(names) once per content."""
@@ -125,6 +180,8 @@ class PageCache:
             join(self._source, resources),
             tuple(name for name, resource in found if resource is None),
             references.merged(self._source.references(resource) for resource in resources),
+            any(resource.requires for resource in resources),
+            any(resource.on_demand for resource in resources),
         )
         self._keep(key, page)
         return page
@@ -132,9 +189,14 @@ class PageCache:
     def _keep(self, key: tuple[Scopes, str, tuple[str, ...]], page: SharedPage) -> None:
         old = self._pages.pop(key, None)
         self._pages[key] = page
-        self._bytes += len(page.segments) - (len(old.segments) if old is not None else 0)
+        self._bytes += _weight(page) - (_weight(old) if old is not None else 0)
         while self._bytes > CACHE_BYTES:
-            self._bytes -= len(self._pages.pop(next(iter(self._pages))).segments)
+            self._bytes -= _weight(self._pages.pop(next(iter(self._pages))))
+
+
+def _weight(page: SharedPage) -> int:
+    """About what a page takes: a small one is mostly objects."""
+    return len(page.segments) + 1024 + 128 * len(page.names)
 
 
 def join(source: Source, resources: Sequence[Resource]) -> bytes:

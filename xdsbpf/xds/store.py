@@ -20,6 +20,7 @@ Key = tuple[str, str]
 """(type_url, name)"""
 
 _NOTHING: Mapping[str, Resource] = {}
+_HOLDERS = 32_768
 _NO_TYPES: Mapping[str, Mapping[str, Resource]] = {}
 
 NODE_ENVOY = "node-envoy"
@@ -70,6 +71,7 @@ class ResourceStore:
         self._references: dict[tuple[str, str, str, int], References] = {}
         self._wildcards: dict[tuple[tuple[str, ...], str], tuple[Resource, ...]] = {}
         self._types: set[str] = set()
+        self._holders: dict[tuple[tuple[str, ...], str], tuple[str, ...]] = {}
         self._changed: dict[tuple[str, str], int] = {}
         """(scope, type) -> revision of its last change"""
         self.shared = PageCache(self)
@@ -92,6 +94,8 @@ class ResourceStore:
             for type_url, name in batch.removes:
                 before.setdefault((type_url, name), types.get(type_url, {}).pop(name, None))
             for resource in batch.puts:
+                if resource.type_url not in types:
+                    self._holders.clear()
                 bodies = types.setdefault(resource.type_url, {})
                 before.setdefault((resource.type_url, resource.name), bodies.get(resource.name))
                 bodies[resource.name] = resource
@@ -137,7 +141,14 @@ class ResourceStore:
 
         Every node has a scope of its own, and nearly everything is in a scope that all of them see.
         """
-        return tuple(scope for scope in scopes if type_url in self._scopes.get(scope, _NO_TYPES))
+        key = (scopes, type_url)
+        found = self._holders.get(key)
+        if found is None:
+            if len(self._holders) >= _HOLDERS:
+                self._holders.clear()  # node names come from peers
+            found = tuple(scope for scope in scopes if type_url in self._scopes.get(scope, _NO_TYPES))
+            self._holders[key] = found
+        return found
 
     def wildcard(self, view: View, type_url: str) -> tuple[Resource, ...]:
         """Everything of that type that a wildcard subscription covers (not on demand), sorted by name.

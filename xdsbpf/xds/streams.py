@@ -19,7 +19,8 @@ import structlog
 from xdsbpf.errors import ProtocolError
 from xdsbpf.xds import protocol
 from xdsbpf.xds.delta import DeltaSession
-from xdsbpf.xds.gate import EnvoyLedger, Gate
+from xdsbpf.xds.gate import Gate
+from xdsbpf.xds.open_stream import OpenStream
 from xdsbpf.xds.request import Request, decode_delta, decode_sotw, request_node
 from xdsbpf.xds.response import Response, content_version, encode_sotw
 from xdsbpf.xds.roster import Roster
@@ -45,31 +46,14 @@ WRITE_TIMEOUT_S = 60.0
 STREAMS_PER_TURN = 256
 """Streams that one turn of the event loop lets send: ACKs and new streams are served in between."""
 
+_OVER = ProtocolError("CANCELLED", "the stream is over")
+
 log = structlog.get_logger(__name__)
 
 
 def unprepared(_node_id: str, _metadata: Mapping[str, object]) -> AbstractAsyncContextManager[None]:
     """The preparation where everything that clients see is there from the start."""
     return nullcontext()
-
-
-class _Stream:
-    """A session, the event that wakes its writer, why it must end, and what must be given back then."""
-
-    def __init__(
-        self, method: Method, session: Session, ledger: EnvoyLedger | None, metadata: Mapping[str, object]
-    ) -> None:
-        self.type_url = method.type_url
-        self.decode = decode_delta if method.variant is Variant.DELTA else decode_sotw
-        self.session = session
-        self.ledger = ledger
-        self.metadata = metadata
-        self.wake = asyncio.Event()
-        self.reader: asyncio.Task[None] | None = None
-        """The task of the call, while it may be interrupted."""
-        self.writing_since: float | None = None
-        self.end: ProtocolError | None = None
-        self.is_half_closed = False
 
 
 class Streams:
@@ -94,17 +78,17 @@ class Streams:
         self._prepare = prepare
         self._nonces = itertools.count(1)
         self._stamps = itertools.count(1)
-        self._open: set[_Stream] = set()
-        self._agents: dict[str, set[_Stream]] = {}
+        self._open: set[OpenStream] = set()
+        self._agents: dict[str, set[OpenStream]] = {}
         """Agents' streams by node."""
-        self._to_wake: deque[_Stream] = deque()
+        self._to_wake: deque[OpenStream] = deque()
         self._watchdog: asyncio.TimerHandle | None = None
         self._is_stopping = False
 
     async def serve(self, call: Call) -> None:
         """One call, from its first request to its end. Raises: ProtocolError with the status to end it with."""
         method = METHODS[call.method]
-        stream: _Stream | None = None
+        stream: OpenStream | None = None
         try:
             first = await call.read()
             if first is None:
@@ -117,8 +101,8 @@ class Streams:
                     await call.write(self._fetch(method, request, node_id, view))
                     return
                 self.telemetry.received(request.type_url or method.type_url, len(first))
-                stream = self._enter(method, request, node_id, metadata, view)
-                await self._run(stream, call)
+                stream = self._enter(call, method, request, node_id, metadata, view)
+                await self._run(stream)
         except ProtocolError as error:
             log.log(
                 logging.INFO if self._is_stopping else logging.WARNING,
@@ -158,15 +142,15 @@ class Streams:
             try:
                 view = self._resolve_view(session.node_id, stream.metadata)
             except ProtocolError as error:
-                stream.end = error
+                stream.finish(error)
+                continue
+            if view == session.view:
+                continue
+            if (view.kind, view.node) == (session.view.kind, session.view.node):
+                session.change_view(view)
+                self._wake(stream)
             else:
-                if view == session.view:
-                    continue
-                if (view.kind, view.node) == (session.view.kind, session.view.node):
-                    session.change_view(view)
-                else:
-                    stream.end = ProtocolError("UNAVAILABLE", "the client's view has changed: connect again")
-            self._wake(stream)
+                stream.finish(ProtocolError("UNAVAILABLE", "the client's view has changed: connect again"))
 
     def barrier(self) -> int:
         """A stamp that nothing has: what any session owes at this moment has a smaller one, what comes a greater."""
@@ -206,8 +190,8 @@ class Streams:
         return encode_sotw(Response(method.type_url, "", resources, (), self.store.revision, version=version))
 
     def _enter(
-        self, method: Method, request: Request, node_id: str, metadata: Mapping[str, object], view: View
-    ) -> _Stream:
+        self, call: Call, method: Method, request: Request, node_id: str, metadata: Mapping[str, object], view: View
+    ) -> OpenStream:
         variant: type[Session] = DeltaSession if method.variant is Variant.DELTA else SotwSession
         ledger = self.gate.open(view, self.store) if view.kind == NODE_ENVOY else None
         session = variant(
@@ -223,7 +207,7 @@ class Streams:
             service_type=method.type_url,
             quarantine=self._quarantine,
         )
-        stream = _Stream(method, session, ledger, metadata)
+        stream = OpenStream(call, method, session, ledger, metadata)
         self._open.add(stream)
         self.roster.entered(view)
         if self._watchdog is None:
@@ -235,17 +219,18 @@ class Streams:
         except ProtocolError:
             self._leave(stream)
             raise
-        stream.wake.set()
+        self._wake(stream)
         if ledger is not None:
             self._wake_agents(view.node)
         log.info("xds.stream_opened", node=node_id, kind=view.kind, method=method.path, streams=len(self._open))
         return stream
 
-    def _leave(self, stream: _Stream) -> None:
+    def _leave(self, stream: OpenStream) -> None:
         if stream not in self._open:
             return
         self._open.discard(stream)
         self.roster.left(stream.session.view, self._clock())
+        stream.finish(_OVER)
         node = stream.session.view.node
         agents = self._agents.get(node, set())
         agents.discard(stream)
@@ -256,7 +241,7 @@ class Streams:
             self._wake_agents(stream.ledger.node)
         log.info("xds.stream_closed", node=stream.session.node_id, streams=len(self._open))
 
-    async def _run(self, stream: _Stream, call: Call) -> None:
+    async def _run(self, stream: OpenStream) -> None:
         """Read here and write in a task; whichever ends first ends the stream.
 
         A half-close ends it with OK, once the client has what its requests are owed: they may have come in one
@@ -271,10 +256,11 @@ class Streams:
             if stream.reader is not None:
                 stream.reader.cancel()
 
-        writer = asyncio.create_task(self._write(stream, call))
+        writer = asyncio.create_task(self._write(stream))
         writer.add_done_callback(interrupt)
         try:
-            await self._read(stream, call)
+            await self._read(stream)
+            self._send(stream)
             stream.is_half_closed = True
             stream.wake.set()
             await asyncio.Event().wait()  # for the writer's interrupt
@@ -295,14 +281,14 @@ class Streams:
             stream.reader = None
             stream.wake.set()
 
-    async def _read(self, stream: _Stream, call: Call) -> None:
+    async def _read(self, stream: OpenStream) -> None:
         session = stream.session
-        while (data := await call.read()) is not None:
+        while (data := await stream.call.read()) is not None:
             request = stream.decode(data)
-            before = self.gate.revision(session.view.node)
+            before = self.gate.revision(session.view.node) if stream.ledger is not None else 0
             session.on_request(request)
             if session.has_work:
-                stream.wake.set()
+                self._wake(stream)
             type_url = request.type_url or stream.type_url
             self.telemetry.received(type_url, len(data))
             if request.nonce:
@@ -318,20 +304,33 @@ class Streams:
                     error=protocol.readable_error(request.error),
                 )
 
-    async def _write(self, stream: _Stream, call: Call) -> None:
-        session = stream.session
+    def _send(self, stream: OpenStream) -> None:
+        """Send what may go now; what the transport does not take at once is the writer's, and the rest waits for it."""
+        while stream.unsent is None and not self._is_over(stream):
+            response = stream.session.next_response()
+            if response is None:
+                return
+            message = stream.session.encode(response)
+            if stream.call.write_now(message):
+                self.telemetry.written(response.type_url, len(message))
+            else:
+                stream.unsent = response, message
+                stream.wake.set()
+
+    async def _write(self, stream: OpenStream) -> None:
         while True:
             await stream.wake.wait()
             stream.wake.clear()
-            while not self._is_over(stream) and (response := session.next_response()) is not None:
-                message = session.encode(response)
+            while stream.unsent is not None and not self._is_over(stream):
+                response, message = stream.unsent
                 stream.writing_since = self._clock()
-                await call.write(message)
-                stream.writing_since = None
+                await stream.call.write(message)
+                stream.unsent = stream.writing_since = None
                 self.telemetry.written(response.type_url, len(message))
-                del message  # a stream that waits keeps no bytes
-            if self._is_stopping and stream.end is None:
-                stream.end = ProtocolError("UNAVAILABLE", "the server is stopping")
+                del response, message  # a stream that waits keeps no bytes
+                self._send(stream)
+            if self._is_stopping:
+                stream.end = stream.end or ProtocolError("UNAVAILABLE", "the server is stopping")
             if stream.end is not None or stream.is_half_closed:
                 return
 
@@ -349,22 +348,36 @@ class Streams:
         loop = asyncio.get_running_loop()
         self._watchdog = loop.call_later(WRITE_TIMEOUT_S / 8, self._look_for_stalled) if self._open else None
 
-    def _is_over(self, stream: _Stream) -> bool:
+    def _is_over(self, stream: OpenStream) -> bool:
         return self._is_stopping or stream.end is not None
 
-    def _wake(self, stream: _Stream) -> None:
+    def _wake(self, stream: OpenStream) -> None:
         """Let a stream send, in the next turn that has room."""
+        if stream.is_woken:
+            return
+        stream.is_woken = True
         if not self._to_wake:
             asyncio.get_running_loop().call_soon(self._wake_some)
         self._to_wake.append(stream)
 
     def _wake_some(self) -> None:
-        for _ in range(min(STREAMS_PER_TURN, len(self._to_wake))):
-            self._to_wake.popleft().wake.set()
-        if self._to_wake:
-            asyncio.get_running_loop().call_soon(self._wake_some)
+        """Serve streams that wait, as many as one turn may; a defect in one ends it, and keeps no other waiting."""
+        stream: OpenStream | None = None
+        try:
+            for _ in range(min(STREAMS_PER_TURN, len(self._to_wake))):
+                stream = self._to_wake.popleft()
+                stream.is_woken = False
+                self._send(stream)
+        except BaseException:
+            if stream is not None:
+                stream.finish(ProtocolError("INTERNAL", "internal error"))
+            raise
+        finally:
+            if self._to_wake:
+                asyncio.get_running_loop().call_soon(self._wake_some)
 
     def _wake_agents(self, node: str) -> None:
         """The gate of that node may have moved: let its agents' sessions look again."""
         for stream in self._agents.get(node, ()):
-            stream.wake.set()
+            if stream.session.has_work:
+                self._wake(stream)

@@ -81,7 +81,7 @@ class Product:
         self._server.changed(self._store.apply(envoy_names.MESH_SCOPE, changed))
 
     def answers(self) -> int:
-        events = self._server.events
+        events = self._server.telemetry.events
         return sum(number for (event, _), number in events.items() if event in ("acked", "nacked"))
 
 

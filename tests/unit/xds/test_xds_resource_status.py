@@ -96,6 +96,10 @@ class OneCall:
         request, self._request = self._request, None
         return request
 
+    def write_now(self, message: bytes) -> bool:
+        self.written = message
+        return True
+
     async def write(self, message: bytes) -> None:
         self.written = message
 

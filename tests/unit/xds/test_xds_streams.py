@@ -17,9 +17,10 @@ from xdsbpf.xds.transport import Peer
 
 
 class ScriptedCall:
-    """A call that is fed by hand; writes block while `is_stalled`."""
+    """A call that is fed by hand; writes block while `is_stalled`. `takes_at_once`: as the built-in HTTP/2 does."""
 
-    def __init__(self, method: str = protocol.DELTA_ADS) -> None:
+    def __init__(self, method: str = protocol.DELTA_ADS, *, takes_at_once: bool = False) -> None:
+        self.takes_at_once = takes_at_once
         self.method = method
         self.peer = Peer("test")
         self.to_server: asyncio.Queue[bytes | None] = asyncio.Queue()
@@ -28,6 +29,12 @@ class ScriptedCall:
 
     async def read(self) -> bytes | None:
         return await self.to_server.get()
+
+    def write_now(self, message: bytes) -> bool:
+        if self.takes_at_once and not self.is_stalled:
+            self.to_client.put_nowait(message)
+            return True
+        return False
 
     async def write(self, message: bytes) -> None:
         if self.is_stalled:
@@ -71,9 +78,10 @@ async def test_a_stream_whose_call_is_cancelled_is_forgotten() -> None:
     assert served.status() == ()
 
 
-async def test_a_request_that_comes_with_the_half_close_is_answered_before_the_end() -> None:
+@pytest.mark.parametrize("takes_at_once", [True, False])
+async def test_a_request_that_comes_with_the_half_close_is_answered_before_the_end(takes_at_once: bool) -> None:
     """Rule 6."""
-    served, call = serving(store_with(resource(EDS, "a"))), ScriptedCall()
+    served, call = serving(store_with(resource(EDS, "a"))), ScriptedCall(takes_at_once=takes_at_once)
     for data in (protocol.encode_request(EDS, node_id=NODE_ID, subscribe=["a"]), None):
         call.to_server.put_nowait(data)
     await asyncio.wait_for(served.serve(call), 5)
@@ -81,11 +89,12 @@ async def test_a_request_that_comes_with_the_half_close_is_answered_before_the_e
     assert served.status() == ()
 
 
-async def test_one_change_reaches_more_streams_than_one_turn_serves() -> None:
+@pytest.mark.parametrize("takes_at_once", [True, False])
+async def test_one_change_reaches_more_streams_than_one_turn_serves(takes_at_once: bool) -> None:
     """Rule 51: in turns, and all of them."""
     store = store_with(resource(EDS, "a"))
     served = serving(store)
-    calls = [ScriptedCall() for _ in range(STREAMS_PER_TURN + 10)]
+    calls = [ScriptedCall(takes_at_once=takes_at_once) for _ in range(STREAMS_PER_TURN + 10)]
     tasks = [asyncio.create_task(served.serve(call)) for call in calls]
     for call in calls:
         call.to_server.put_nowait(protocol.encode_request(EDS, node_id=NODE_ID, subscribe=["a"]))
@@ -100,6 +109,36 @@ async def test_one_change_reaches_more_streams_than_one_turn_serves() -> None:
         assert [item.body for item in got.resources] == [b"a=2"]
         call.to_server.put_nowait(None)
     await asyncio.gather(*tasks)
+
+
+async def test_a_defect_in_one_stream_ends_it_and_no_other() -> None:
+    store = store_with(resource(EDS, "a"))
+    served = serving(store)
+    calls = [ScriptedCall() for _ in range(3)]
+    tasks = [asyncio.create_task(served.serve(call)) for call in calls]
+    for call in calls:
+        call.to_server.put_nowait(protocol.encode_request(EDS, node_id=NODE_ID, subscribe=["a"]))
+        got = protocol.decode_response(await asyncio.wait_for(call.to_client.get(), 5))
+        call.to_server.put_nowait(protocol.encode_request(EDS, nonce=got.nonce))
+    while any(not call.to_server.empty() for call in calls):
+        await asyncio.sleep(0)
+    seen: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: seen.append(repr(context["exception"])))
+    broken = served.sessions()[0]
+    broken.next_response = lambda: {}[1]  # type: ignore[method-assign]
+    served.changed(store.apply("node-envoy", [resource(EDS, "a", "2")]))
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED, timeout=5)
+    (ended,) = done
+    error = ended.exception()
+    assert isinstance(error, ProtocolError)
+    assert error.status == "INTERNAL"
+    assert seen == ["KeyError(1)"]
+    for call, task in zip(calls, tasks, strict=True):
+        if task is not ended:
+            got = protocol.decode_response(await asyncio.wait_for(call.to_client.get(), 5))
+            assert [item.body for item in got.resources] == [b"a=2"]
+            call.to_server.put_nowait(None)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def test_streams_that_ask_the_same_are_sent_the_same_page() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Mapping
 
 from xdsbpf.model import names
@@ -58,7 +57,7 @@ class StreamClient:
             node_id=NODE_ID,
             gate=gate if view.kind == AGENT else None,
             ledger=self.ledger,
-            nonces=nonces or itertools.count(1),
+            nonces=nonces,
             clock=lambda: self.now,
         )
 
@@ -129,7 +128,7 @@ class SotwClient:
             store,
             node_id=NODE_ID,
             ledger=self.ledger,
-            nonces=nonces or itertools.count(1),
+            nonces=nonces,
             clock=lambda: self.now,
             quarantine=quarantine,
         )

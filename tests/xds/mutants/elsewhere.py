@@ -55,9 +55,10 @@ BROKEN: tuple[Broken, ...] = (
     Broken(
         51,
         "streams beyond one turn are forgotten",
-        Edit(streams.Streams, "_wake_some", "if self._to_wake:", "self._to_wake.clear()\n    if self._to_wake:"),
+        Edit(streams.Streams, "_wake_some", "if self._to_wake:", "self._to_wake.clear()\n        if self._to_wake:"),
         "tests/unit/xds/test_xds_streams.py::test_one_change_reaches_more_streams_than_one_turn_serves",
         "TimeoutError",
+        "[True]",
     ),
     Broken(
         57,

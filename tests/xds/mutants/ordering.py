@@ -6,7 +6,7 @@ from tests.xds import test_a4_ordering as a4
 from tests.xds.mutation import Edit, Mutant, Seen, no_response, noise
 from tests.xds.resources import CDS, EDS, LDS, SDS
 from tests.xds.wire import Variant
-from xdsbpf.xds import delta, references, session
+from xdsbpf.xds import delta, references, session, store
 
 SOTW, DELTA = Variant.SOTW_ADS, Variant.DELTA_ADS
 
@@ -68,12 +68,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         37,
         "no endpoints are a removal",
-        Edit(
-            _B,
-            "_visible",
-            "if resource is None or ",
-            "if resource is not None and len(resource.body) == 3:\n        return None\n    if resource is None or ",
-        ),
+        Edit(store.ResourceStore, "lookup", "if resource is not None:", "if resource and len(resource.body) != 3:"),
         a4.test_no_endpoints_are_sent_as_an_empty_assignment_and_not_as_a_removal,
         DELTA,
         Seen('await client.expect(EDS, {"a": 0})', "removed {'a'}, expected ()"),

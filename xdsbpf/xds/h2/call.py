@@ -20,6 +20,9 @@ class Carrier(Protocol):
     def read(self, stream: Stream) -> bytes | None:
         """The next message, None if there is none yet. Raises: ProtocolError if there never will be."""
 
+    def send_now(self, stream: Stream, message: bytes) -> bool:
+        """Send if it can leave at once, else do nothing and return False."""
+
     def send(self, stream: Stream, message: bytes) -> bool:
         """Send; False if `message_sent` will tell when the message has left."""
 
@@ -54,6 +57,10 @@ class H2Call:
             finally:
                 self._reader = None
         return message
+
+    def write_now(self, message: bytes) -> bool:
+        """See `Call.write_now`."""
+        return self._carrier.send_now(self.stream, message)
 
     async def write(self, message: bytes) -> None:
         """See `Call.write`; one writer at a time. A stream that is over swallows what is written.

@@ -78,11 +78,17 @@ class Connection:
 
     def read(self, stream: Stream) -> bytes | None:
         """The next message of a request, None if there is none yet. Raises: ProtocolError if there never will be."""
+        if not stream.inbox.is_ready:
+            return None
         before = len(stream.inbox)
         message = stream.inbox.pop()
         self.buffered -= before - len(stream.inbox)
         self._return_credit(stream)
         return message
+
+    def can_send_now(self, stream: Stream, message: bytes) -> bool:
+        """Whether `send` would send all of it; what is sent on a stream that is over is swallowed."""
+        return stream.is_ended or (self.is_writable and self.sender.fits(stream, message))
 
     def send(self, stream: Stream, message: bytes) -> bool:
         """Send a response message; False if some of it waits for a window or the socket (`sender.drained`)."""

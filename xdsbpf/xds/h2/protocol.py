@@ -111,6 +111,14 @@ class H2Protocol(asyncio.Protocol):
             self._flush()
         return message
 
+    def send_now(self, stream: Stream, message: bytes) -> bool:
+        """See `Carrier.send_now`."""
+        if not self._connection.can_send_now(stream, message):
+            return False
+        self._connection.send(stream, message)
+        self._flush()
+        return True
+
     def send(self, stream: Stream, message: bytes) -> bool:
         """See `Carrier.send`."""
         is_sent = self._connection.send(stream, message)
@@ -246,13 +254,14 @@ class H2Protocol(asyncio.Protocol):
         sender = connection.sender
         while True:
             out = sender.out
-            if out and not transport.is_closing():
+            is_over = self._closing_at or transport.is_closing()
+            if out and not is_over:
                 sender.out = []
                 if len(out) == 1:
                     transport.write(out[0])
                 else:
                     transport.writelines(out)
-            if not sender.has_work or not connection.is_writable or transport.is_closing():
+            if not sender.has_work or not connection.is_writable or is_over:
                 break
             sender.pump(_PUMP_BYTES)
         if sender.drained:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from xdsbpf.xds.h2 import frames
 from xdsbpf.xds.h2.faults import ConnectionFault, ErrorCode, StreamFault
 from xdsbpf.xds.h2.headers import RESPONSE_HEAD
+from xdsbpf.xds.h2.messages import PREFIX_BYTES
 from xdsbpf.xds.h2.stream import Stream
 
 MAX_FRAME_SENT = 65_536
@@ -61,13 +62,18 @@ class Sender:
         """`pump` would send something."""
         return bool(self._waiting) and self.window > 0
 
+    def fits(self, stream: Stream, message: bytes) -> bool:
+        """Whether the message goes into one frame that the windows have room for, before nothing else."""
+        size = len(message) + PREFIX_BYTES
+        return not stream.outbox and size <= stream.send_window and size <= self.window and size <= self.max_frame
+
     def send(self, stream: Stream, message: bytes, *, is_writable: bool) -> bool:
         """Send a message, or queue it in the stream; False if it is queued. At most one is queued at a time."""
         if not stream.is_head_sent:
             stream.is_head_sent = True
             self.out.append(frames.frame(frames.HEADERS, frames.END_HEADERS, stream.id, RESPONSE_HEAD))
-        size = len(message) + 5
-        if is_writable and not stream.outbox and size <= min(stream.send_window, self.window, self.max_frame):
+        if is_writable and self.fits(stream, message):
+            size = len(message) + PREFIX_BYTES
             stream.send_window -= size
             self.window -= size
             self.out.append(self._cache.data_frame(stream.id, message))
