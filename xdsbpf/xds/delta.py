@@ -32,8 +32,11 @@ class DeltaSession(Session):
         assert isinstance(request, DeltaRequest)
         type_url = subscription.type_url
         asked, claimed = request.subscribe, request.claims
-        if not claimed and not request.unsubscribe and self._answer_in_pages(subscription, asked):
-            return
+        if not request.unsubscribe:
+            if not claimed and self._answer_in_pages(subscription, asked):
+                return
+            if len(claimed) >= shared.MIN_NAMES and self._take_claims_at_once(subscription, asked, claimed):
+                return
         subscription.subscribe(asked)
         if not asked and type_url not in protocol.NAMED_ONLY:
             subscription.wildcard = Wildcard.LEGACY
@@ -66,10 +69,37 @@ class DeltaSession(Session):
         new = shared.plain_names(asked) if len(asked) >= shared.MIN_NAMES else None
         if new is None or not subscription.names.isdisjoint(new):
             return False
-        subscription.names = subscription.names | new if subscription.names else new
+        subscription.add_names(new)
         pages = self._reader.shared.pages(self.view.scopes, type_url, asked)
         subscription.queue_pages(pages, self._stamp, named=True)
         self._owed.pop(type_url, None)
+        return True
+
+    def _take_claims_at_once(self, subscription: Subscription, asked: tuple[str, ...], claimed: dict[str, str]) -> bool:
+        """A client is back and holds exactly what it asks for, as it is now; false leaves everything as it was."""
+        type_url = subscription.type_url
+        is_wildcard = asked == (protocol.WILDCARD,) or (not asked and type_url not in protocol.NAMED_ONLY)
+        named = frozenset() if is_wildcard else shared.plain_names(asked)
+        if named is None or type_url not in protocol.SHARED_TYPES:
+            return False
+        if is_wildcard:
+            pages = self._reader.wildcard_pages(self.view, type_url)
+        else:
+            pages = self._reader.shared.pages(self.view.scopes, type_url, asked)
+        for page in pages:
+            if page.missing or not page.versions.items() <= claimed.items():
+                return False
+        if sum(len(page.versions) for page in pages) != len(claimed):
+            return False
+        subscription.names = named
+        subscription.held = dict(claimed)
+        if is_wildcard:
+            subscription.wildcard = Wildcard.EXPLICIT if asked else Wildcard.LEGACY
+            subscription.answer_due = True
+        for name in named & self._owed.pop(type_url, set()):
+            subscription.force(name, self._stamp)
+        if self._ledger is not None:
+            self._ledger.accept(type_url, claimed)
         return True
 
     def _take_claims(self, subscription: Subscription, claimed: dict[str, str]) -> None:

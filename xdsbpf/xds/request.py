@@ -21,6 +21,8 @@ MAX_NAMES = 200_000
 _MAX_NODE_ID = 1024
 _SHORT = 0x80  # lengths below this take one byte on the wire
 _WORTH_KEEPING, _KEPT_AT_MOST = 512, 256 << 10
+_VERSION_TAG, _SOTW_TYPE_TAG, _SOTW_NONCE_TAG = 0x0A, 0x22, 0x2A  # of DiscoveryRequest
+_TYPE_PREFIX = b"type.googleapis.com/"
 _NODE_TAG, _TYPE_TAG, _NONCE_TAG = 0x0A, 0x12, 0x32  # of DeltaDiscoveryRequest: (number << 3) | 2
 
 
@@ -108,7 +110,14 @@ def _decode_message(data: bytes) -> DeltaRequest:
 
 
 def decode_sotw(data: bytes) -> SotwRequest:
-    """Parse a request of the state-of-the-world variant. Raises: as `decode_delta`."""
+    """Parse a request of the state-of-the-world variant. Raises: as `decode_delta`.
+
+    Of an ACK, which repeats all names, the names are parsed only if no stream has sent them just before.
+    """
+    if len(data) >= _WORTH_KEEPING:
+        found = _long_ack(data)
+        if found is not None:
+            return found
     message = DiscoveryRequest()
     _parse(message, data)
     _check_sizes(message.resource_names, message.resource_locators)
@@ -120,6 +129,42 @@ def decode_sotw(data: bytes) -> SotwRequest:
         message.error_detail.message if message.HasField("error_detail") else None,
         message.node if message.HasField("node") else None,
     )
+
+
+def _long_ack(data: bytes) -> SotwRequest | None:
+    """The request, if it is a version, names, a type and a nonce, in that order; None if it is anything else.
+
+    A protobuf message is the same as its parts one after the other, so they may be parsed one by one.
+    """
+    at = data.rfind(_TYPE_PREFIX) - 2
+    if at < 0 or data[at] != _SOTW_TYPE_TAG or data[at + 1] >= _SHORT:
+        return None
+    nonce_at = at + 2 + data[at + 1]
+    if len(data) < nonce_at + 2 or data[nonce_at] != _SOTW_NONCE_TAG or data[nonce_at + 1] >= _SHORT:
+        return None
+    start = 2 + data[1] if data[0] == _VERSION_TAG and data[1] < _SHORT else 0
+    if nonce_at + 2 + data[nonce_at + 1] != len(data) or not 0 < at - start <= _KEPT_AT_MOST:
+        return None
+    names = _names_alone(data[start:at])
+    if names is None:
+        return None
+    head = DiscoveryRequest()
+    _parse(head, data[:start] + data[at:])
+    return SotwRequest(head.type_url, names, head.version_info, head.response_nonce)
+
+
+@functools.lru_cache(maxsize=64)
+def _names_alone(data: bytes) -> tuple[str, ...] | None:
+    """The names, if the bytes are names and nothing else. All proxies of a kind ask for the same, again and again."""
+    message = DiscoveryRequest()
+    try:
+        message.ParseFromString(data)
+    except DecodeError:
+        return None
+    names = tuple(message.resource_names)
+    size = message.ByteSize()
+    message.ClearField("resource_names")
+    return names if size == len(data) and not message.ByteSize() and len(names) <= MAX_NAMES else None
 
 
 def request_node(request: Request) -> tuple[str, dict[str, object]]:

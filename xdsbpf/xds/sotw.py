@@ -77,6 +77,9 @@ class SotwSession(Session):
 
     def _take_names(self, subscription: Subscription, asked: tuple[str, ...]) -> None:
         """The names of a request are the whole subscription; new ones are answered, dropped ones are forgotten."""
+        if asked == subscription.asked:
+            return  # as with nearly every ACK
+        subscription.asked = asked
         wanted = set(asked)
         star = protocol.WILDCARD in wanted
         wanted.discard(protocol.WILDCARD)

@@ -70,6 +70,7 @@ class ResourceStore:
         self._headers: dict[tuple[str, str, str, int], bytes] = {}
         self._references: dict[tuple[str, str, str, int], References] = {}
         self._wildcards: dict[tuple[tuple[str, ...], str], tuple[Resource, ...]] = {}
+        self._wildcard_names: dict[tuple[tuple[str, ...], str], tuple[str, ...]] = {}
         self._types: set[str] = set()
         self._holders: dict[tuple[tuple[str, ...], str], tuple[str, ...]] = {}
         self._changed: dict[tuple[str, str], int] = {}
@@ -134,7 +135,11 @@ class ResourceStore:
     def wildcard_pages(self, view: View, type_url: str) -> tuple[SharedPage, ...]:
         """What a wildcard subscription is sent that starts from nothing, in pages that streams share."""
         everything = self.wildcard(view, type_url)
-        return self.shared.pages(view.scopes, type_url, tuple(resource.name for resource in everything))
+        key = (self.holders(view.scopes, type_url), type_url)
+        names = self._wildcard_names.get(key)
+        if names is None:
+            names = self._wildcard_names[key] = tuple(resource.name for resource in everything)
+        return self.shared.pages(view.scopes, type_url, names)
 
     def holders(self, scopes: tuple[str, ...], type_url: str) -> tuple[str, ...]:
         """Those of the scopes that hold that type, or did once: all that an answer about the type depends on.
@@ -172,6 +177,7 @@ class ResourceStore:
         for scopes, type_url in tuple(self._wildcards):
             if any((scope, type_url) in changed for scope in scopes):
                 del self._wildcards[scopes, type_url]
+                self._wildcard_names.pop((scopes, type_url), None)
 
     def knows_type(self, type_url: str) -> bool:
         """True for a type of xDS or of ours, or one that the store has held."""

@@ -59,6 +59,8 @@ class Subscription:
         self.wildcard = Wildcard.NONE
         self.names: set[str] | frozenset[str] = frozenset()
         """Shared with other streams until it changes."""
+        self.asked: tuple[str, ...] | None = None
+        """State of the world only: the names of the last request."""
         self.globs: set[str] = set()
         """Glob collections (`xdstp://authority/type/path/*`): every name below a path."""
         self.held: dict[str, str] = {}
@@ -160,6 +162,13 @@ class Subscription:
                 if self.type_url != model_names.VIRTUAL_HOST and protocol.is_glob(name):
                     self.globs.add(name)
         return star
+
+    def add_names(self, names: frozenset[str]) -> None:
+        """Add names that are neither `*` nor globs; the first ones stay shared with other streams."""
+        if self.names:
+            self._own_names().update(names)
+        else:
+            self.names = names
 
     def unsubscribe(self, names: Iterable[str], stamp: int) -> list[str]:
         """Drop names, unknown ones are ignored; returns what the client is taken to have forgotten.

@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import random
 
+import pytest
 from xds_stream_client import CDS, EDS, ENVOY_VIEW, StreamClient, resource, sent, store_with
 
 from xdsbpf.xds.response import Response
+from xdsbpf.xds.shared import MIN_NAMES
 from xdsbpf.xds.store import Changes, ResourceStore, View
 
 
@@ -94,3 +96,53 @@ def test_a_content_that_the_client_has_already_is_not_sent_with_another_one() ->
     client.put(resource(EDS, "a", "3"), resource(EDS, "b", "3"))
     client.put(resource(EDS, "a", "2"))
     assert [item.body for item in client.ack(out[0])[0].resources] == [b"b=3"]
+
+
+def names_of(count: int) -> list[str]:
+    return [f"e{number}" for number in range(count)]
+
+
+def test_a_client_that_is_back_with_everything_as_it_is_is_owed_nothing() -> None:
+    """Rule 20; the claims of many names are taken as a whole, with the same outcome as one by one."""
+    asked = names_of(2 * MIN_NAMES)
+    store = store_with(*(resource(EDS, name) for name in asked), *(resource(CDS, name) for name in asked))
+    claims = {name: resource(EDS, name).version for name in asked}
+    client = StreamClient(store)
+    assert client.on(EDS, *asked, claims=claims) == ()
+    assert sent(client.on(CDS, "*", claims={name: resource(CDS, name).version for name in asked})) == [(CDS, [], [])]
+    (subscription,) = (item for item in client.session.subscriptions() if item.type_url == EDS)
+    assert (subscription.names, subscription.held) == (set(asked), claims)
+    assert sent(client.put(resource(EDS, "e7", "2"))) == [(EDS, ["e7"], [])]
+
+
+@pytest.mark.parametrize(
+    ("asked", "claimed", "owed", "gone"),
+    [
+        (names_of(40), {**dict.fromkeys(names_of(40)), "e3": "old"}, ["e3"], []),
+        (names_of(40), dict.fromkeys(names_of(39)), ["e39"], []),
+        ([*names_of(40), "new"], dict.fromkeys(names_of(40)), [], ["new"]),
+        ([*names_of(40), "gone"], {**dict.fromkeys(names_of(40)), "gone": "1"}, [], ["gone"]),
+        (names_of(39), dict.fromkeys(names_of(40)), [], []),
+    ],
+    ids=["one is old", "one is not held", "one does not exist", "one is gone", "one is not asked for"],
+)
+def test_claims_that_differ_in_one_name_are_answered_for_that_name(
+    asked: list[str], claimed: dict[str, str | None], owed: list[str], gone: list[str]
+) -> None:
+    store = store_with(*(resource(EDS, name) for name in names_of(40)))
+    versions = {name: version or resource(EDS, name).version for name, version in claimed.items()}
+    expected = [(EDS, owed, gone)] if owed or gone else []
+    assert sent(StreamClient(store).on(EDS, *asked, claims=versions)) == expected
+
+
+@pytest.mark.parametrize("endpoints_first", [True, False])
+def test_endpoints_of_a_changed_cluster_follow_it_though_all_are_claimed(endpoints_first: bool) -> None:
+    """Rule 34."""
+    asked = names_of(2 * MIN_NAMES)
+    store = store_with(*(resource(EDS, name) for name in asked), *(resource(CDS, name) for name in asked))
+    endpoints = {name: resource(EDS, name).version for name in asked}
+    clusters = {name: resource(CDS, name).version for name in asked} | {"e5": "old"}
+    client = StreamClient(store)
+    steps = [lambda: client.on(EDS, *asked, claims=endpoints), lambda: client.on(CDS, "*", claims=clusters)]
+    got = [response for step in (steps if endpoints_first else reversed(steps)) for response in step()]
+    assert sent(got) == [(CDS, ["e5"], []), (EDS, ["e5"], [])]
