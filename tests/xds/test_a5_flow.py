@@ -199,6 +199,48 @@ async def test_of_a_refused_cluster_the_accepted_version_stays_in_the_set(lab: L
     await client.expect(CDS, {"bad": 1, "good": 2})
 
 
+@pytest.mark.rule(55, on=SOTW)
+async def test_a_client_that_finds_one_bad_cluster_after_the_other_gets_the_rest(lab: Lab) -> None:
+    await lab.put(cluster("bad"), cluster("worse"), cluster("good"))
+    client = lab.client()
+    await client.subscribe(CDS)
+    await client.nack(await client.receive(CDS), "bad: is refused")
+    response = await client.receive(CDS)
+    assert response.holds == {"worse": 1, "good": 1}
+    await client.nack(response, "worse: is refused")
+    await client.expect(CDS, {"good": 1})
+    await client.quiet()
+
+
+@pytest.mark.rule(55, on=SOTW)
+async def test_a_refused_cluster_that_is_deleted_is_not_sent_once_more(lab: Lab) -> None:
+    await lab.put(cluster("bad"), cluster("good"))
+    client = lab.client()
+    await client.subscribe(CDS)
+    response = await client.receive(CDS)
+    await lab.remove((CDS, "bad"))
+    await client.nack(response, "bad: is refused")
+    await client.expect(CDS, {"good": 1})
+    await client.quiet()
+
+
+@pytest.mark.rule(55, on=SOTW)
+async def test_a_client_of_another_stream_does_not_lose_what_it_refuses(lab: Lab) -> None:
+    """It may have an older version in force, and would take a set without the cluster for its deletion."""
+    await lab.put(cluster("bad"), cluster("good"))
+    before = lab.client()
+    await before.subscribe(CDS)
+    await before.expect(CDS, {"bad": 1, "good": 1})
+    await before.close()
+    await lab.put(cluster("bad", 2), cluster("good", 2))
+    client = lab.client()
+    await client.resume(CDS, before)
+    await client.nack(await client.receive(CDS), "bad: is refused")
+    await client.quiet()
+    await lab.put(cluster("good", 3))
+    await client.expect(CDS, {"bad": 2, "good": 3})
+
+
 def resident_bytes() -> int:
     """Resident memory of this process, the server and the clients."""
     with open("/proc/self/statm") as statm:

@@ -59,7 +59,7 @@ class DeltaSession(Session):
         type_url = subscription.type_url
         if type_url not in protocol.SHARED_TYPES or subscription.is_wildcard or subscription.globs:
             return False
-        if asked in ((), (protocol.WILDCARD,)) and not subscription.names:
+        if asked in ((), (protocol.WILDCARD,)) and not subscription.names and not subscription.in_flight:
             if not asked and type_url in protocol.NAMED_ONLY:
                 return False
             subscription.wildcard = Wildcard.EXPLICIT if asked else Wildcard.LEGACY
@@ -143,6 +143,10 @@ class DeltaSession(Session):
         if star and subscription.is_wildcard:
             subscription.answer_due = True
             self._mark_all(subscription, forced=True)
+            for on_its_way in subscription.in_flight.values():
+                # Sent before a wildcard was given up that is back now: the client keeps what it is not told of.
+                for name in on_its_way.versions:
+                    subscription.force(name, self._stamp)
 
     def _force(self, subscription: Subscription, name: str) -> None:
         """Answer a name; a glob with its members, or as missing if it has none."""
@@ -184,7 +188,7 @@ class DeltaSession(Session):
             # With what takes its place: an address that two policies claim would admit nobody meanwhile.
             page.remove(name, stamp)
         elif held is not None or name in subscription.announced:
-            subscription.removals.setdefault(name, stamp)
+            subscription.remove(name, stamp)
         return True
 
     def _next_removal(self, subscription: Subscription, later: tuple[Subscription, ...]) -> Response | None:

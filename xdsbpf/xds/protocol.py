@@ -239,8 +239,12 @@ def readable_error(text: str) -> str:
 
 def blamed(text: str, candidates: Sequence[str]) -> tuple[str, ...]:
     """The resource names that an error text names as whole words; all of them if it names none."""
-    found = tuple(name for name in candidates if _names(text, name))
-    return found or tuple(candidates)
+    return named(text, candidates) or tuple(candidates)
+
+
+def named(text: str, candidates: Sequence[str]) -> tuple[str, ...]:
+    """The resource names that an error text names as whole words."""
+    return tuple(name for name in candidates if _names(text, name))
 
 
 def _names(text: str, name: str) -> bool:

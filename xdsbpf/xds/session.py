@@ -241,17 +241,19 @@ class Session(abc.ABC):
     def _refused(self, subscription: Subscription, sent: Sent, error: str) -> tuple[str, ...]:
         """The client refused a response. Returns the names that were in it and that the text does not blame.
 
-        What was removed or unsubscribed since is nobody's concern any more.
+        What was removed, unsubscribed or sent anew since is nobody's concern any more.
         """
         text = subscription.last_error = protocol.readable_error(error)
         subscription.nacked_at = self._clock()
         refused = {name: version for name, version in sent.versions.items() if name in subscription.held}
-        blamed = protocol.blamed(text, tuple(refused))
+        blamed = [name for name in protocol.blamed(text, tuple(sent.versions)) if name in refused]
+        is_certain = len(sent.versions) == 1 or bool(protocol.named(text, blamed))
         for name in blamed:
-            subscription.nacks[name] = Nack(refused[name], text)
+            subscription.nacks[name] = Nack(refused[name], text, is_certain)
         if self._ledger is not None:
             self._ledger.refuse(subscription.type_url, refused, text)
-        return tuple(name for name in refused if name not in blamed)
+        rest = [name for name in refused if name not in blamed]
+        return tuple(name for name in rest if subscription.held[name] == refused[name])
 
     @property
     def _is_gate_moved(self) -> bool:
@@ -305,6 +307,8 @@ class Session(abc.ABC):
             taken.append(name)
         for name in taken:
             del queue[name]
+        if not subscription.dirty:
+            subscription.changed_again.clear()
 
     def _settle(self, subscription: Subscription, resource: Resource, stamp: int, page: Page, *, forced: bool) -> bool:
         """Settle one resource: sent, withheld or current already; false if it needs a page of its own."""

@@ -34,6 +34,8 @@ class SotwSession(Session):
     def _first_request(self, subscription: Subscription, request: Request) -> None:
         """Nonce and error are of an older stream; an equal version may spare a whole set that was asked for as `*`."""
         assert isinstance(request, SotwRequest)
+        if request.version:
+            subscription.accepted = None
         if not request.names and subscription.type_url not in protocol.NAMED_ONLY:
             subscription.wildcard = Wildcard.LEGACY
         self._take_names(subscription, request.names)
@@ -70,7 +72,7 @@ class SotwSession(Session):
         if not self._quarantine or not others:
             return
         if sent.state is not None:
-            subscription.answer_due = True
+            subscription.answer_due = subscription.accepted is not None
         else:
             for name in others:
                 subscription.force(name, self._stamp)
@@ -92,12 +94,13 @@ class SotwSession(Session):
             gone.append(protocol.WILDCARD)
         elif star:
             subscription.wildcard = Wildcard.EXPLICIT
+        owed = set(subscription.forced)
         forgotten = subscription.unsubscribe(gone, self._stamp)
         for name in forgotten:
             subscription.state.pop(name, None)
         if self._ledger is not None:
             self._ledger.forget(subscription.type_url, forgotten)
-        for name in dropped & subscription.forced.keys():
+        for name in dropped & (subscription.forced.keys() - owed):
             # Still covered by the wildcard: a whole set follows only if that makes a difference.
             subscription.dirty[name] = subscription.forced.pop(name)
         for name in new:
@@ -140,16 +143,17 @@ class SotwSession(Session):
     def _next_state(self, subscription: Subscription) -> Response | None:
         """A whole set, if anything in it is new to the client; what is gone stays in it until it may leave."""
         stamp = min((*subscription.forced.values(), *subscription.dirty.values()), default=self._stamp)
-        is_due = subscription.answer_due or bool(subscription.forced)
+        is_asked = is_due = subscription.answer_due or bool(subscription.forced)
         for name, since in (*subscription.forced.items(), *subscription.dirty.items()):
             resource = self._visible(subscription, name)
             if resource is not None:
                 is_due = is_due or resource.version != subscription.held.get(name)
             elif name in subscription.held:
-                subscription.removals.setdefault(name, since)
+                subscription.remove(name, since)
         subscription.forced.clear()
         subscription.dirty.clear()
-        if not is_due:
+        subscription.changed_again.clear()
+        if not is_due or (not is_asked and self._state(subscription) == subscription.state):
             return None
         return self._send_state(subscription, stamp)
 
@@ -161,14 +165,19 @@ class SotwSession(Session):
         leaving = {name: stamp for name, stamp in subscription.removals.items() if stamp < limit}
         for name in leaving:
             del subscription.removals[name]
-        return self._send_state(subscription, min(leaving.values()), leaving) if leaving else None
+            if name not in subscription.state:  # it was refused, and the client has been without it
+                subscription.held.pop(name, None)
+                subscription.nacks.pop(name, None)
+        if subscription.state.keys().isdisjoint(leaving):
+            return None
+        return self._send_state(subscription, min(leaving.values()), leaving)
 
     def _send_state(self, subscription: Subscription, stamp: int, leaving: Iterable[str] = ()) -> Response:
         state = self._state(subscription)
         versions = {
             name: item.version
             for name, item in state.items()
-            if subscription.held.get(name) != item.version and self._is_wanted(subscription, item)
+            if self._is_new(subscription, item) and self._is_wanted(subscription, item)
         }
         if self._ledger is not None:
             self._ledger.forget(subscription.type_url, leaving)
@@ -181,7 +190,9 @@ class SotwSession(Session):
     def _state(self, subscription: Subscription) -> dict[str, Resource]:
         """The whole set as the client should have it now, sorted by name.
 
-        Of a refused version its place is taken by the one that was accepted before, if there was one.
+        Of a refused version its place is taken by the one that was accepted before, if there was one. A client that
+        has a set of another stream gets what it refused once more with the next change: it would take the absence of
+        a resource for its deletion, and nobody knows what it accepted.
         """
         found: dict[str, Resource] = {}
         if subscription.is_wildcard or subscription.globs:
@@ -191,22 +202,30 @@ class SotwSession(Session):
             resource = self._reader.get(self.view, subscription.type_url, name)
             if resource is not None:
                 found[name] = resource
-        for name in subscription.nacks:
-            if name in found and not self._is_wanted(subscription, found[name]):
-                del found[name]
-                if name in subscription.accepted:
-                    found[name] = subscription.accepted[name]
         for name in subscription.removals:
             if name in subscription.state:
                 found[name] = subscription.state[name]
+        accepted = subscription.accepted or {}
+        for name in subscription.nacks:
+            if name in found and not self._is_wanted(subscription, found[name]):
+                del found[name]
+                if name in accepted:
+                    found[name] = accepted[name]
         return {name: found[name] for name in sorted(found)}
+
+    def _is_new(self, subscription: Subscription, resource: Resource) -> bool:
+        """Whether the client may refuse it: it has not accepted it, though it may have come in a set it refused."""
+        if subscription.accepted is None:
+            return subscription.held.get(resource.name) != resource.version
+        accepted = subscription.accepted.get(resource.name)
+        return accepted is None or accepted.version != resource.version
 
     def _is_wanted(self, subscription: Subscription, resource: Resource) -> bool:
         """Whether this version may be sent: the client has not refused it, or nothing is to be kept from it."""
         nack = subscription.nacks.get(resource.name)
-        current = self._reader.get(self.view, subscription.type_url, resource.name)
-        if nack is None or not self._quarantine:
+        if nack is None or not nack.is_certain or not self._quarantine or subscription.accepted is None:
             return True
+        current = self._reader.get(self.view, subscription.type_url, resource.name)
         return nack.version != resource.version and current == resource
 
     def _send(

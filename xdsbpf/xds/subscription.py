@@ -43,10 +43,11 @@ class Sent(msgspec.Struct, frozen=True):
 
 
 class Nack(msgspec.Struct, frozen=True):
-    """The client's refusal of one version of one resource."""
+    """The client's refusal of one version of one resource; not `is_certain` if its text names none of several."""
 
     version: str
     text: str
+    is_certain: bool = True
 
 
 class Subscription:
@@ -69,6 +70,8 @@ class Subscription:
         """Names to answer at once, current or not."""
         self.dirty: dict[str, int] = {}
         """Names that may differ from `held`."""
+        self.changed_again: dict[str, int] = {}
+        """Names that changed once more while they waited in `dirty`, with the stamp of the last change."""
         self.backlog: deque[SharedPage] | None = None
         """What a question that starts from nothing is still to be answered, in pages shared with other streams."""
         self.backlog_stamp = 0
@@ -86,8 +89,8 @@ class Subscription:
         self.nacks: dict[str, Nack] = {}
         self.state: dict[str, Resource] = {}
         """Whole sets only: the last one sent."""
-        self.accepted: dict[str, Resource] = {}
-        """Whole sets only: the last one that the client took."""
+        self.accepted: dict[str, Resource] | None = {}
+        """Whole sets only: the last one that the client took; None if it has one of another stream."""
         self.last_error = ""
         self.last_nonce = ""
         self.last_version = ""
@@ -119,19 +122,25 @@ class Subscription:
         return any(protocol.glob_matches(glob, name) for glob in self.globs)
 
     def mark(self, name: str, stamp: int) -> None:
-        """The name may have changed: look at it when the type is next sent. The oldest stamp stays.
+        """The name may have changed: look at it when the type is next sent. The oldest stamp stays in `dirty`.
 
         A name that is to be answered anyway is not queued twice: the answer is made of the newest content.
         """
         self.removals.pop(name, None)
-        if name not in self.forced:
-            self.dirty.setdefault(name, stamp)
+        if name not in self.forced and self.dirty.setdefault(name, stamp) != stamp:
+            self.changed_again[name] = stamp
 
     def force(self, name: str, stamp: int) -> None:
-        """The name must be answered, even if the client holds the current version."""
+        """The name must be answered, even if the client holds the current version; once, so not on a page as well."""
+        if self.backlog and any(name in page.versions or name in page.missing for page in self.backlog):
+            self.unfold_backlog()
         self.dirty.pop(name, None)
         self.removals.pop(name, None)
         self.forced.setdefault(name, stamp)
+
+    def remove(self, name: str, stamp: int) -> None:
+        """The name is gone, `stamp` is that of the queue it was in: it leaves after what changed before it went."""
+        self.removals.setdefault(name, max(stamp, self.changed_again.get(name, stamp)))
 
     def queue_pages(self, pages: Iterable[SharedPage], stamp: int, *, named: bool) -> None:
         """Answer with these pages, in order; `named`: their names were asked for, and wait for no ACK."""

@@ -1,0 +1,394 @@
+"""A store, one stream and a model client, every hop a step of its own: what must hold of any interleaving.
+
+In: a source of random choices, which hypothesis can shrink or a seed can repeat. Out: assertion errors. The world looks
+at the messages alone, never into the session.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from tests.property.xds_client import NAMES, STAR, TYPES, WILD, Asked, DeltaClient, ModelClient, Sent, SotwClient
+from tests.xds.resources import BUILDERS, CDS, EDS, LDS, RDS, Served
+from tests.xds.wire import Response, decode
+from xdsbpf.model.resource import Resource, make_resource
+from xdsbpf.xds.delta import DeltaSession
+from xdsbpf.xds.request import decode_delta, decode_sotw
+from xdsbpf.xds.session import Session
+from xdsbpf.xds.sotw import SotwSession
+from xdsbpf.xds.store import ENVOY, Batch, ResourceStore, View
+
+VIEWS = (View(("all", "blue"), "", ENVOY), View(("all", "green"), "", ENVOY))
+SCOPES = ("all", "all", "blue", "green")
+PAGE = 2
+"""Resources on a page: the tests set it, so that paging happens."""
+
+
+class Stream:
+    """What has gone over one stream, as the server knows it."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.asked: dict[str, Asked] = {}
+        self.nonce: dict[str, str] = {}
+        self.unanswered: dict[str, list[Response]] = {type_url: [] for type_url in TYPES}
+        self.given: dict[str, dict[str, int]] = {type_url: {} for type_url in TYPES}
+        """Editions that were sent last, or claimed."""
+        self.due: dict[str, set[str]] = {type_url: set() for type_url in TYPES}
+        """Names that may be sent without a change, and while a response is out: they were asked for, or came with a
+        refused one, or their cluster has changed."""
+        self.is_due: dict[str, bool] = dict.fromkeys(TYPES, False)
+        """A whole set may be sent that equals the one before."""
+        self.refused: dict[str, dict[str, int]] = {type_url: {} for type_url in TYPES}
+        self.gone: dict[str, set[str]] = {type_url: set() for type_url in TYPES}
+        """Names that were not there for a while, since they were sent last."""
+        self.withheld: set[tuple[str, int]] = set()
+        """Editions that were refused at any time."""
+        self.knows_accepted: set[str] = set()
+        """Types of which the server knows what the client has in force."""
+        self.owed: set[str] = set()
+        """Clusters whose endpoints must follow."""
+
+
+class World:
+    """`events` counts what has happened."""
+
+    def __init__(self, *, is_delta: bool) -> None:
+        self.is_delta = is_delta
+        self.store = ResourceStore()
+        self.client: ModelClient = DeltaClient() if is_delta else SotwClient()
+        self.nonces: Iterator[int] = itertools.count(1)
+        self.edition_of: dict[tuple[str, str], int] = {}
+        """(type URL, version)"""
+        self.edition = 0
+        self.gone_since: dict[str, int] = {}
+        """Clusters that are not there -> the last edition before they went."""
+        self.target: dict[int, str] = {}
+        """Edition of routes -> the cluster that they use."""
+        self.view = VIEWS[0]
+        self.events: Counter[str] = Counter()
+        self.stream = self._connect(TYPES)
+
+    def step(self, rng: random.Random) -> None:
+        """One event, whichever."""
+        actions: tuple[tuple[int, Callable[[random.Random], None]], ...] = (
+            (6, self.change),
+            (3, self.subscribe),
+            (2, self.unsubscribe),
+            (8, self.server_reads),
+            (8, self.server_sends),
+            (8, self.client_reads),
+            (1, self.reconnect),
+            (1, self.switch),
+            (1, self.change_view),
+            (1, self.settle_and_compare),
+        )
+        action = rng.choices([each for _, each in actions], [weight for weight, _ in actions])[0]
+        self.events[action.__name__] += 1
+        action(rng)
+
+    # What may happen
+
+    def change(self, rng: random.Random) -> None:
+        """Resources come, change and go, as one change, in one scope or in several."""
+        batches = []
+        for scope in dict.fromkeys(rng.choice(SCOPES) for _ in range(rng.choice((1, 1, 2)))):
+            keys = {(rng.choice(TYPES), rng.choice(NAMES)) for _ in range(rng.choice((1, 2, 4)))}
+            puts = tuple(self.fresh(*key, rng.choice(NAMES)) for key in sorted(keys) if rng.random() < 0.7)
+            gone = tuple(sorted(keys - {(item.type_url, item.name) for item in puts}))
+            batches.append(Batch(scope, puts, gone))
+        self.apply(*batches)
+
+    def switch(self, rng: random.Random) -> None:
+        """Routes go over to another cluster, and the one before goes."""
+        name, before, after = rng.choice(NAMES), *rng.sample(NAMES, 2)
+        self.apply(
+            Batch("all", tuple(self.fresh(type_url, each, before) for type_url, each in ((RDS, name), (CDS, before))))
+        )
+        self.server_sends(rng)
+        self.apply(Batch("all", (self.fresh(RDS, name, after),), ((CDS, before),)))
+
+    def subscribe(self, rng: random.Random) -> None:
+        type_url = rng.choice(TYPES)
+        name = STAR if type_url in WILD and rng.random() < 0.2 else rng.choice(NAMES)
+        self.client.subscribe(type_url, name)
+
+    def unsubscribe(self, rng: random.Random) -> None:
+        type_url = rng.choice(TYPES)
+        state = self.client.types[type_url]
+        names = sorted(state.asked.names)
+        if state.asked.wild and state.is_open and (self.is_delta or not state.is_legacy) and rng.random() < 0.3:
+            names.append(STAR)
+        if state.is_open and names:
+            self.client.unsubscribe(type_url, rng.choice(names))
+
+    def server_reads(self, rng: random.Random) -> None:
+        for _ in range(rng.choice((1, 1, 5))):
+            self.read_one()
+
+    def server_sends(self, rng: random.Random) -> None:
+        for _ in range(rng.choice((1, 1, 5))):
+            self.send_one()
+
+    def client_reads(self, rng: random.Random) -> None:
+        refusable = self.client.refusable()
+        if not self.client.to_client:
+            return
+        if refusable and rng.random() < 0.3:
+            blamed = tuple(rng.sample(refusable, rng.randrange(1, len(refusable) + 1)))
+            self.events["refused"] += 1
+            self.client.read(blamed, is_strict=rng.random() < 0.5, says_names=rng.random() < 0.8)
+        else:
+            self.client.read()
+
+    def reconnect(self, rng: random.Random) -> None:
+        """The client claims what it holds; the server remembers nothing."""
+        self.view = rng.choice((self.view, *VIEWS))
+        self.stream = self._connect(tuple(rng.sample(TYPES, len(TYPES))))
+
+    def change_view(self, rng: random.Random) -> None:
+        self.view = VIEWS[1 - VIEWS.index(self.view)]
+        self.stream.session.change_view(self.view)
+        self._note_what_went()
+
+    def settle_and_compare(self, rng: random.Random) -> None:
+        """Everything arrives: what was not refused is in force, and after a repair of the refused ones all is."""
+        self.settle()
+        for type_url in TYPES:
+            is_known = self.is_delta or type_url in self.stream.knows_accepted
+            if is_known or not any(self.client.types[type_url].refused.values()):
+                self.compare(type_url, without_refused=True)
+        repairs = [
+            self.fresh(type_url, name, rng.choice(NAMES))
+            for type_url in TYPES
+            for name, edition in sorted(self.current(type_url).items())
+            if edition in self.client.types[type_url].refused.get(name, ())
+        ]
+        self.apply(Batch(self.view.scopes[-1], tuple(repairs)))
+        self.settle()
+        for type_url in TYPES:
+            self.compare(type_url, without_refused=False)
+        owed = self.stream.owed & self.asked(EDS).names
+        assert not {name for name in owed if name in self.current(EDS)}, f"endpoints do not follow {owed}"
+
+    # How it happens
+
+    def _connect(self, order: tuple[str, ...]) -> Stream:
+        kind = DeltaSession if self.is_delta else SotwSession
+        session: Session = kind(self.view, self.store, nonces=self.nonces)
+        self.client.open(order)
+        return Stream(session)
+
+    def fresh(self, type_url: str, name: str, target: str) -> Resource:
+        """A resource with content that has never been; `target` is what it refers to, if its type does."""
+        edition = self.edition = self.edition + 1
+        served: Served
+        if type_url == RDS:
+            served = BUILDERS[RDS](name, edition, to=target)
+            self.target[edition] = target
+        elif type_url == LDS:
+            served = BUILDERS[LDS](name, edition, route=target)
+        else:
+            served = BUILDERS[type_url](name, edition)
+        resource = make_resource(type_url, name, served.message.SerializeToString(deterministic=True))
+        self.edition_of[type_url, resource.version] = edition
+        return resource
+
+    def apply(self, *batches: Batch) -> None:
+        self.stream.session.on_changes(self.store.apply_all(batches))
+        self._note_what_went()
+
+    def _note_what_went(self) -> None:
+        """What is not there any more is new when it comes back, though no response has said that it went."""
+        for type_url in TYPES:
+            gone = set(NAMES) - self.current(type_url).keys()
+            self.stream.gone[type_url] |= gone
+            for name in gone & self.stream.refused[type_url].keys():
+                del self.stream.refused[type_url][name]
+        there = self.current(CDS)
+        self.gone_since = {name: self.gone_since.get(name, self.edition) for name in NAMES if name not in there}
+
+    def read_one(self) -> bool:
+        """The server takes one request."""
+        if not self.client.to_server:
+            return False
+        request = self.client.to_server.popleft()
+        self.stream.session.on_request((decode_delta if self.is_delta else decode_sotw)(request.raw))
+        is_current = request.is_first or request.nonce == self.stream.nonce.get(request.type_url, "")
+        if self.is_delta or is_current:  # else it is of an older response: ignored, with its names
+            self.note_request(request)
+        return True
+
+    def note_request(self, request: Sent) -> None:
+        """What the server may and must do from now on."""
+        stream, type_url = self.stream, request.type_url
+        before = stream.asked.get(type_url, Asked())
+        stream.asked[type_url] = request.asked
+        self.note_answer(request)
+        if request.is_first and not request.version:
+            stream.knows_accepted.add(type_url)
+        due = stream.due[type_url]
+        if self.is_delta:
+            due |= set(NAMES) if STAR in request.subscribed else request.subscribed - request.claims.keys()
+            due |= request.claims.keys() - self.current(type_url).keys()
+            due |= {name for name in before.names - request.asked.names if request.asked.wild}
+            given = {name: edition for name, edition in request.claims.items() if request.asked.covers(name)}
+            stream.given[type_url].update(given)
+        else:
+            is_spared = self.client.is_whole(type_url) and request.claims == self.current(type_url)
+            if request.is_first and request.version and is_spared and not request.asked.names:
+                stream.given[type_url] = dict(request.claims)  # the version was equal, and spared a response
+                stream.knows_accepted.add(type_url)
+            due |= request.asked.names - before.names
+            due |= set(NAMES) if request.asked.wild and not before.wild else set()
+            stream.is_due[type_url] |= request.is_first or request.asked != before
+        for name in NAMES:
+            if not request.asked.covers(name):
+                stream.given[type_url].pop(name, None)
+                stream.refused[type_url].pop(name, None)
+                due.discard(name)
+
+    def note_answer(self, request: Sent) -> None:
+        """An ACK or a NACK: what came with a refused resource may come again, and it may not."""
+        stream, type_url = self.stream, request.type_url
+        waiting = stream.unanswered[type_url]
+        answered = next((sent for sent in waiting if sent.nonce == request.nonce), None)
+        if answered is None:
+            return
+        del waiting[: waiting.index(answered) + 1]
+        if request.accused is None:
+            stream.knows_accepted.add(type_url)
+        elif not self.client.is_whole(type_url) or (request.is_certain and type_url in stream.knows_accepted):
+            given = stream.given[type_url]
+            fresh = {name: edition for name, edition in answered.holds.items() if given.get(name) == edition}
+            stream.refused[type_url].update({name: fresh[name] for name in fresh if name in request.accused})
+            stream.withheld |= {(type_url, fresh[name]) for name in fresh if name in request.accused}
+            stream.due[type_url] |= fresh.keys() - request.accused
+            stream.is_due[type_url] = True
+
+    def send_one(self) -> bool:
+        """The server sends one response, if it has one."""
+        response = self.stream.session.next_response()
+        if response is None:
+            return False
+        raw = self.stream.session.encode(response)
+        sent = decode(raw, self.client.variant)
+        self.check_pacing(sent)
+        self.check_reasons(sent)
+        self.check_order(sent)
+        self.note_response(sent)
+        self.client.to_client.append(raw)
+        self.events["responses"] += 1
+        return True
+
+    def settle(self) -> None:
+        for _ in range(10_000):
+            moved = self.read_one() | self.send_one()
+            if self.client.to_client:
+                self.client.read()
+                moved = True
+            if not moved:
+                return
+        raise AssertionError("the stream never comes to rest")
+
+    # What must hold
+
+    def check_pacing(self, sent: Response) -> None:
+        """One response of a type at most waits for its answer, but for answers to questions; pages are small."""
+        names = {*(item.name for item in sent.items), *sent.removed}
+        if self.stream.unanswered[sent.type_url]:
+            assert self.is_delta, f"a second response without an ACK: {sent}"
+            assert names <= self.stream.due[sent.type_url], f"sent while a response is out: {sent}"
+        if not self.client.is_whole(sent.type_url):
+            assert len(names) <= PAGE, f"more than a page: {sent}"
+
+    def check_reasons(self, sent: Response) -> None:
+        """Nothing is sent without a change or a question, and what was refused only if it is asked for."""
+        type_url = sent.type_url
+        stream = self.stream
+        given, gone, due = stream.given[type_url], stream.gone[type_url], stream.due[type_url]
+        refused = stream.refused[type_url]
+        for name, edition in sent.holds.items():
+            assert refused.get(name) != edition or name in due | gone, f"{name} was refused, and is sent again: {sent}"
+            if not self.client.is_whole(type_url):
+                assert given.get(name) != edition or name in due | gone, f"{name} twice for one change: {sent}"
+        if self.client.is_whole(type_url):
+            assert sent.holds != given or self.stream.is_due[type_url], f"the set twice for one change: {sent}"
+        for name in sent.removed:
+            assert name in given or name in due, f"{name} was never sent, and is removed: {sent}"
+
+    def check_order(self, sent: Response) -> None:
+        """Nothing is sent before what it refers to, and no cluster leaves before the routes that used it."""
+        given, type_url = self.stream.given, sent.type_url
+        changed = {name for name, edition in sent.holds.items() if given[type_url].get(name) != edition}
+        if changed:
+            for earlier in TYPES[: TYPES.index(type_url)]:
+                if not self.stream.unanswered[earlier]:
+                    behind = self.behind(earlier)
+                    assert not behind, f"{earlier} of {behind} was not sent before {sent}"
+        if type_url == CDS:
+            held = self.client.types[CDS].held.keys()
+            gone = held & set(sent.removed) if self.is_delta else held - set(sent.holds)
+            self.check_removals(gone - self.stream.due[CDS])
+
+    def behind(self, type_url: str) -> set[str]:
+        """Names whose current content the client has not been sent."""
+        given, withheld = self.stream.given[type_url], self.stream.withheld
+        current = self.current(type_url)
+        return {name for name, now in current.items() if now != given.get(name) and (type_url, now) not in withheld}
+
+    def check_removals(self, gone: set[str]) -> None:
+        """A route that leaves a cluster, and is not refused, goes first, and its ACK has come."""
+        state = self.client.types[RDS]
+        for name in self.asked(RDS).names & state.held.keys():
+            now = self.current(RDS).get(name)
+            uses = self.target[state.held[name]]
+            is_later = now is not None and now > self.gone_since.get(uses, self.edition)
+            if now is not None and not is_later and self.target[now] != uses and not state.refused.get(name):
+                assert uses not in gone, f"cluster {uses} leaves before the routes {name} that use it"
+
+    def note_response(self, sent: Response) -> None:
+        stream, type_url = self.stream, sent.type_url
+        changed = {name for name, edition in sent.holds.items() if stream.given[type_url].get(name) != edition}
+        if self.client.is_whole(type_url):
+            stream.given[type_url] = {}
+            stream.is_due[type_url] = False
+        for name in changed:
+            if self.current(type_url).get(name) == sent.holds[name]:  # else it stands in for what was refused
+                stream.refused[type_url].pop(name, None)
+        stream.given[type_url].update(sent.holds)
+        for name in sent.removed:
+            stream.given[type_url].pop(name, None)
+        stream.due[type_url] -= {*sent.holds, *sent.removed}
+        stream.gone[type_url] -= sent.holds.keys()
+        stream.unanswered[type_url].append(sent)
+        stream.nonce[type_url] = sent.nonce
+        if type_url == CDS:
+            stream.owed |= {name for name in changed if self.current(CDS).get(name) == sent.holds[name]}
+            stream.due[EDS] |= set(sent.holds)
+        elif type_url == EDS:
+            stream.owed -= {*sent.holds, *sent.removed}
+
+    def asked(self, type_url: str) -> Asked:
+        """What the server has been asked for."""
+        return self.stream.asked.get(type_url, Asked())
+
+    def current(self, type_url: str) -> dict[str, int]:
+        """What the client should have, by what it has asked the server for."""
+        asked = self.asked(type_url)
+        found = {name: self.store.get(self.view, type_url, name) for name in NAMES if asked.covers(name)}
+        return {name: self.edition_of[type_url, item.version] for name, item in found.items() if item is not None}
+
+    def compare(self, type_url: str, *, without_refused: bool) -> None:
+        """The client holds exactly what is current, or (`without_refused`) all of it that it did not refuse."""
+        held, current = dict(self.client.types[type_url].held), self.current(type_url)
+        if not self.is_delta and not self.client.is_whole(type_url):
+            held = {name: edition for name, edition in held.items() if name in current}  # nothing says what is gone
+        refused = self.client.types[type_url].refused
+        for name in [name for name in current if without_refused and current[name] in refused.get(name, ())]:
+            held.pop(name, None)
+            current.pop(name, None)
+        assert held == current, f"{type_url}: holds {held}, is {current}, refused {refused}"
