@@ -19,8 +19,8 @@ from xdsbpf.model.names import parse_node_id
 
 LINGER_S = 60.0
 """How long a view outlives its last stream: proxies reconnect."""
-MAX_VIEWS = 2000
-"""Views are named by clients, so there is an end to them."""
+MAX_VIEWS = 20_000
+"""Views are named by clients, so there is an end to them; one is about 12 KB."""
 
 
 class ClientViews:
@@ -61,7 +61,7 @@ class ClientViews:
         try:
             if view not in self._compiled:
                 self._compiled[view] = asyncio.Event()
-                self._compiler.use_views(frozenset(self._compiled))
+                self._compiler.add_view(view)
                 self._wake()
             await self._compiled[view].wait()
             yield
@@ -76,7 +76,7 @@ class ClientViews:
         if self._streams[view] or view not in self._compiled:
             return
         del self._streams[view], self._compiled[view]
-        self._compiler.use_views(frozenset(self._compiled))
+        self._compiler.drop_view(view)
         self._wake()
 
 

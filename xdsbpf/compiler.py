@@ -6,11 +6,12 @@ hands it batches and lets it work step by step.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Set
 from typing import Final
 
 from xdsbpf.compile.generator import Generator
-from xdsbpf.compile.outputs import generators
+from xdsbpf.compile.outputs import generators, view_generators
 from xdsbpf.compile.raw.resources import Globs, families
 from xdsbpf.compile.views import ClientView
 from xdsbpf.diagnostics import Diagnostic, ObjectId, Origin, Severity
@@ -54,8 +55,10 @@ class Compiler:
         self._families: tuple[tuple[Globs, str], ...] = ()
         with self.database.change() as change:
             change.put(SETTINGS, MESH, settings)
-        self.views: frozenset[ClientView] = frozenset()
-        """The views of clients that are compiled for; see `use_views`."""
+        self._shared: set[tuple[str, str]] = set()
+        """Keys of the generators that are of no view alone."""
+        self._views: Counter[str] = Counter()
+        """How many views of each kind of client there are."""
         self.database.watch(known_nodes)
         self.database.watch(families)
         self._known_nodes: tuple[str, ...] = ()
@@ -76,11 +79,26 @@ class Compiler:
         if new:
             self._use(tuple(sorted(new.union(self._nodes))), self._families)
 
-    def use_views(self, views: frozenset[ClientView]) -> None:
-        """Build what the clients of these views see, and no longer what only others saw."""
-        self.views = views
+    def add_view(self, view: ClientView) -> None:
+        """Build what the clients of a new view see. Cost: of that view, however many others there are."""
+        self._add(view_generators(view))
+        self._count_view(view, 1)
+
+    def drop_view(self, view: ClientView) -> None:
+        """Build no longer what only the clients of an added view saw."""
+        self._drop((entry.scope, entry.type_url) for entry in view_generators(view))
+        self._count_view(view, -1)
+
+    def _count_view(self, view: ClientView, change: int) -> None:
+        kinds = self._kinds
+        self._views[view.kind] += change
         self.generation += 1
-        self._use(self._nodes, self._families)
+        if self._kinds != kinds:
+            self._use(self._nodes, self._families)
+
+    @property
+    def _kinds(self) -> frozenset[str]:
+        return frozenset(+self._views)
 
     def labels_of(self, namespace: str, pod: str) -> Labels | None:
         """The labels of a pod; None if there is none of that name."""
@@ -183,14 +201,24 @@ class Compiler:
         return self.database.origins(generator.build, *generator.args, slot.name)
 
     def _use(self, nodes: tuple[str, ...], present: tuple[tuple[Globs, str], ...]) -> None:
-        wanted = {(entry.scope, entry.type_url): entry for entry in generators(nodes, present, self.views)}
-        for key, generator in wanted.items():
-            if key not in self._generators:
-                self.publisher.add(generator)
-                self._generators[key] = generator
-        for key in self._generators.keys() - wanted.keys():
-            self.publisher.remove(self._generators.pop(key))
+        wanted = generators(nodes, present, self._kinds)
+        keys = {(entry.scope, entry.type_url) for entry in wanted}
+        self._add(wanted)
+        self._drop(self._shared - keys)
+        self._shared = keys
         if nodes != self._nodes:
             self.generation += 1
             self._nodes = nodes
         self._families = present
+
+    def _add(self, wanted: Iterable[Generator]) -> None:
+        for generator in wanted:
+            key = (generator.scope, generator.type_url)
+            if key not in self._generators:
+                self.publisher.add(generator)
+                self._generators[key] = generator
+
+    def _drop(self, keys: Iterable[tuple[str, str]]) -> None:
+        for key in keys:
+            if key in self._generators:
+                self.publisher.remove(self._generators.pop(key))

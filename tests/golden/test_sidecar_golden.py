@@ -13,7 +13,7 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 
 from tests.compiling import MESSAGES, Mesh
-from xdsbpf.compile.outputs import view_generators
+from xdsbpf.compile.outputs import generators, view_generators
 from xdsbpf.compile.views import ClientView
 from xdsbpf.incremental import ABSENT
 from xdsbpf.mesh.clients import Client
@@ -27,7 +27,9 @@ def translation(mesh: Mesh, kind: str) -> dict[str, Any]:
     """`<short type> <name>` -> body, and the findings."""
     resources: dict[str, Any] = {}
     findings = set()
-    for generator in view_generators(frozenset({ClientView(kind, WORKLOAD)})):
+    shared = {(entry.scope, entry.type_url) for entry in generators(())}
+    offered = (entry for entry in generators((), (), frozenset({kind})) if (entry.scope, entry.type_url) not in shared)
+    for generator in (*offered, *view_generators(ClientView(kind, WORKLOAD))):
         for name in generator.names(mesh.db, *generator.args):
             built = generator.build(mesh.db, *generator.args, name)
             findings.update(mesh.db.diagnostics(generator.build, *generator.args, name))

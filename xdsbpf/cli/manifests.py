@@ -159,7 +159,7 @@ def translate(
     catalog, compiler = load(filename, envoy_resources, service_cidr, trust_domain, registry_only=registry_only)
     own = client_view(proxy, known, compiler.labels_of)
     if own is not None:
-        compiler.use_views(frozenset({own}))
+        compiler.add_view(own)
     if view.node:
         compiler.add_nodes([view.node])
     compiler.compile()

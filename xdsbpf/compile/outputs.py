@@ -15,26 +15,23 @@ from xdsbpf.compile.views import GRPC, SIDECAR, ClientView
 def generators(
     nodes: tuple[str, ...],
     families: tuple[tuple[Globs, str], ...] = (),
-    views: frozenset[ClientView] = frozenset(),
+    kinds: frozenset[str] = frozenset(),
 ) -> tuple[Generator, ...]:
-    """Generators of all resources for these nodes (`views.known_nodes`), raw families and views of clients."""
+    """Generators of all resources for these nodes (`views.known_nodes`), raw families and kinds of `ClientView`.
+
+    What each view of a kind has of its own is not among them: `view_generators`.
+    """
     return (
         *datapath_generators(nodes),
         *envoy_generators(nodes),
-        *raw_generators(families, for_grpc=any(view.kind == GRPC for view in views)),
-        *view_generators(views),
+        *raw_generators(families, for_grpc=GRPC in kinds),
+        *(proxyless.shared_generators() if GRPC in kinds else ()),
+        *(sidecar.shared_generators() if SIDECAR in kinds else ()),
     )
 
 
-def view_generators(views: frozenset[ClientView]) -> tuple[Generator, ...]:
-    """What the clients of some views see: families that their kind shares, and each view's own."""
-    kinds = {view.kind for view in views}
-    found: list[Generator] = []
-    if GRPC in kinds:
-        found += proxyless.shared_generators()
-    if SIDECAR in kinds:
-        found += sidecar.shared_generators()
-    for view in sorted(views):
-        offer = proxyless if view.kind == GRPC else sidecar
-        found += offer.client_generators(view.scope, view.client)
-    return tuple(found)
+def view_generators(view: ClientView) -> tuple[Generator, ...]:
+    """What the clients of one view see besides what their kind shares."""
+    if view.kind == GRPC:
+        return proxyless.client_generators(view.scope, view.client)
+    return sidecar.client_generators(view.scope, view.client)
