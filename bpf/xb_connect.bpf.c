@@ -34,14 +34,9 @@ static __always_inline __u32 xb_source_of(struct bpf_sock_addr *ctx)
  * Returns: XB_REWRITE with the proxy in next->original.backend_*, or a negative errno.
  */
 static __always_inline int xb_redirect(const struct xb_config *config,
-				       const struct xb_frontend *frontend, __u32 source,
+				       const struct xb_frontend *frontend,
 				       struct xb_socket *next)
 {
-	if (frontend->policy &&
-	    !xb_is_allowed(frontend->policy, source, frontend->policy_port, IPPROTO_TCP)) {
-		xb_count(XB_COUNT_CONNECT_DENIED);
-		return -XB_EPERM;
-	}
 	if (!xb_is_ipv4(config->proxy_address) || !frontend->proxy_port) {
 		xb_count(XB_COUNT_NOT_CONFIGURED);
 		return -XB_ECONNREFUSED;
@@ -98,8 +93,13 @@ static __always_inline int xb_decide(struct bpf_sock_addr *ctx, const struct xb_
 	}
 	frontend = *found; /* one copy: a replaced element's memory may be used again at once */
 	next->original.service = frontend.service;
+	if (frontend.policy &&
+	    !xb_is_allowed(frontend.policy, source, frontend.policy_port, IPPROTO_TCP)) {
+		xb_count(XB_COUNT_CONNECT_DENIED);
+		return -XB_EPERM;
+	}
 	if (frontend.flags & XB_FRONTEND_REDIRECT)
-		return xb_redirect(config, &frontend, source, next);
+		return xb_redirect(config, &frontend, next);
 	return xb_balance(&frontend, source, next);
 }
 

@@ -115,8 +115,8 @@ struct xb_frontend {
 	__u32 service; /* XB_NAME_SERVICE number */
 	__u32 slot_offset;
 	__u32 slot_count;
-	__u32 policy;      /* redirect: XB_NAME_POLICY number checked at connect, 0: none */
-	be16 policy_port;  /* redirect: workload port of that check */
+	__u32 policy;      /* XB_NAME_POLICY number checked at connect, 0: none */
+	be16 policy_port;  /* port of that check */
 	be16 proxy_port;   /* redirect: listener port */
 	__u16 flags;       /* enum xb_frontend_flag */
 	__u16 pad;

@@ -311,7 +311,16 @@ def frontend_key(address: str = VIP, port: int = 80) -> abi.FrontendKey:
     return abi.FrontendKey(address=address16(packed(address)), port=port, protocol=TCP)
 
 
-def balance(kernel: Kernel, backends: dict[str, int], *, vip: str = VIP, port: int = 80, first: int = 1) -> None:
+def balance(
+    kernel: Kernel,
+    backends: dict[str, int],
+    *,
+    vip: str = VIP,
+    port: int = 80,
+    first: int = 1,
+    policy: int = 0,
+    policy_port: int = 0,
+) -> None:
     """A service over `backends` (address to weight), backend indexes and slots from `first` on."""
     slots: list[int] = []
     for index, (address, weight) in enumerate(backends.items(), start=first):
@@ -327,8 +336,8 @@ def balance(kernel: Kernel, backends: dict[str, int], *, vip: str = VIP, port: i
             service=1,
             slot_offset=first,
             slot_count=len(slots),
-            policy=0,
-            policy_port=0,
+            policy=policy,
+            policy_port=policy_port,
             proxy_port=0,
             flags=0,
         ),

@@ -228,6 +228,20 @@ def test_a_denied_client_gets_eperm_at_connect_and_an_allowed_one_is_served(kern
     assert lab.pods[3].run(lambda: attempt(VIP, 80)) == "pod2"
 
 
+def test_a_frontend_with_a_policy_is_balanced_only_for_whom_it_lets_in(kernel: Datapath, lab: Node) -> None:
+    nodelab.balance(kernel.tables, {PODS[2]: 1}, policy=9, policy_port=80)
+    nodelab.verdict(kernel.tables, 9, 301, 80, Verdict.ALLOW)
+    before = kernel.tables.counters()
+    assert lab.pods[1].run(lambda: attempt(VIP, 80)) == "pod2"
+    assert lab.pods[3].run(lambda: attempt(VIP, 80)) == "EPERM"
+    assert lab.host.run(lambda: attempt(VIP, 80)) == "EPERM"  # no workload's network, no entry
+    assert lab.pods[3].run(lambda: attempt(PODS[2], PORT)) == "pod2"  # it is the frontend that is guarded
+    assert counted(kernel, before, CounterIndex.CONNECT_DENIED) == 2
+
+    nodelab.balance(kernel.tables, {PODS[2]: 1})  # the mechanism off, on purpose
+    assert lab.pods[3].run(lambda: attempt(VIP, 80)) == "pod2"
+
+
 def test_a_redirect_is_checked_against_the_workloads_policy_first(kernel: Datapath, lab: Node) -> None:
     child = lab.start(lab.proxy, nodelab.serve_original(15001))
     nodelab.redirect(kernel.tables, 15001, policy=9, policy_port=PORT)

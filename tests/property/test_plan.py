@@ -57,6 +57,7 @@ def desired_states(draw: st.DrawFn) -> DesiredState:
         plane = draw(
             st.one_of(
                 st.just(Balance(service)),
+                st.builds(Balance, st.just(service), st.sampled_from(["", *policies]), st.just(80)),
                 st.builds(Redirect, st.just(15001), st.sampled_from(["", *policies]), st.just(80)),
             )
         )
@@ -103,13 +104,14 @@ class Snapshot(msgspec.Struct, frozen=True):
     at: float
     policies: dict[PolicyKey, PolicyValue]
     guards: dict[Guarded, tuple[int, int]]
-    """(policy number, port) that is asked for: at connect to a redirected service, at an address."""
+    """(policy number, port) that is asked for: at connect to a service, at an address."""
 
 
 def snapshot(at: float, realised: Realised) -> Snapshot:
     """The present contents of the maps, of which the mirror keeps no history."""
-    redirected = ((key, value) for key, value in realised.frontends.items() if value.flags)
-    guards: dict[Guarded, tuple[int, int]] = {key: (value.policy, value.policy_port) for key, value in redirected}
+    guards: dict[Guarded, tuple[int, int]] = {
+        key: (value.policy, value.policy_port) for key, value in realised.frontends.items()
+    }
     return Snapshot(
         at, dict(realised.policies), guards | {key: (value.policy, 80) for key, value in realised.addresses.items()}
     )

@@ -38,9 +38,11 @@ class ResourceRejected(XdsbpfError):
 
 
 class Balance(msgspec.Struct, frozen=True):
-    """L4: the kernel picks an endpoint of the Backends resource of this name."""
+    """L4: the kernel picks an endpoint of the Backends resource of this name, for whom `policy` ("": none) lets in."""
 
     backends: str
+    policy: str = ""
+    policy_port: int = 0
 
 
 class Redirect(msgspec.Struct, frozen=True):
@@ -183,6 +185,13 @@ def _frontend(name: str, body: bytes) -> Frontend:
     match message.WhichOneof("plane"):
         case "balance":
             plane = Balance(_text(name, "balance.backends", message.balance.backends))
+        case "guarded_balance":
+            guarded = message.guarded_balance
+            plane = Balance(
+                _text(name, "guarded_balance.backends", guarded.backends),
+                _text(name, "guarded_balance.policy", guarded.policy),
+                _port(name, "guarded_balance.policy_port", guarded.policy_port),
+            )
         case "redirect":
             wanted = message.redirect
             port_of_policy = _port(name, "redirect.policy_port", wanted.policy_port) if wanted.policy else 0

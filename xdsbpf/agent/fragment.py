@@ -6,7 +6,7 @@ Contradictions between resources are settled here, closed, and reported. Used by
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 import msgspec
@@ -141,23 +141,23 @@ class Fragment:
             slots.extend([index] * count)
         self.slots[wanted.service] = tuple(slots)
 
-    def frontend(self, cause: Cause, frontend: Frontend, *, target_is_known: bool) -> None:
-        """A service address, its slots left zero. `target_is_known`: its endpoints or its policy exist."""
+    def frontend(self, cause: Cause, frontend: Frontend, *, known: Container[Cause]) -> None:
+        """A service address, its slots left zero. `known`: the endpoints and policies that exist."""
         service = self._number(NameSpace.SERVICE, frontend.service, cause)
         key = abi.FrontendKey(frontend.address, frontend.port, TCP)
         plane = frontend.plane
+        policy = self._number(NameSpace.POLICY, plane.policy, cause) if plane.policy else 0
+        if plane.policy and (POLICY, plane.policy) not in known:
+            # A policy number without entries denies; those of a policy that was there rest a moment.
+            message = f"policy {plane.policy} is not known: connections are refused"
+            self._problem(cause, f"{message}, within {POLICY_LIMIT:.0f} s if it was there before")
         if isinstance(plane, Balance):
-            value = abi.Frontend(service, 0, 0, 0, 0, 0, 0)
-            if target_is_known:
+            value = abi.Frontend(service, 0, 0, policy, plane.policy_port, 0, 0)
+            if (BACKENDS, plane.backends) in known:
                 self.balanced[key] = plane.backends
             else:
                 self._problem(cause, f"endpoints {plane.backends} are not known: connections are refused")
         else:
-            policy = self._number(NameSpace.POLICY, plane.policy, cause) if plane.policy else 0
-            if plane.policy and not target_is_known:
-                # A policy number without entries denies; those of a policy that was there rest a moment.
-                message = f"policy {plane.policy} is not known: connections are refused"
-                self._problem(cause, f"{message}, within {POLICY_LIMIT:.0f} s if it was there before")
             flags = abi.FrontendFlag.REDIRECT
             value = abi.Frontend(service, 0, 0, policy, plane.policy_port, plane.proxy_port, flags)
         self.entries["frontends", key] = value, cause

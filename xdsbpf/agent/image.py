@@ -259,8 +259,7 @@ class Image:
         elif isinstance(value, Backends) and self._links.get(owner):
             fragment.backends(value)
         elif isinstance(value, Frontend):
-            known = all(target in self._values for target in _targets(value))
-            fragment.frontend(owner, value, target_is_known=known)
+            fragment.frontend(owner, value, known=self._values)
         elif owner == _WORKLOADS:
             fragment.workloads(self._enrolled)
         elif owner == _CONFLICT and self._conflicts:
@@ -386,9 +385,8 @@ def _targets(value: DatapathValue | None) -> tuple[Owner, ...]:
     match value:
         case Identity(addresses=addresses) | Policy(destinations=addresses):
             return addresses
-        case Frontend(plane=Balance(backends=name)):
-            return ((BACKENDS, name),)
-        case Frontend(plane=plane) if not isinstance(plane, Balance) and plane.policy:
-            return ((POLICY, plane.policy),)
-        case None | NodeConfig() | Backends() | Frontend():
+        case Frontend(plane=plane):
+            balanced = ((BACKENDS, plane.backends),) if isinstance(plane, Balance) else ()
+            return (*balanced, (POLICY, plane.policy)) if plane.policy else balanced
+        case None | NodeConfig() | Backends():
             return ()

@@ -70,6 +70,7 @@ def _frontend_row(key: abi.FrontendKey, value: abi.Frontend, name: Namer) -> age
         service=name(NameSpace.SERVICE, value.service),
         plane="L7" if redirect else "L4",
         proxy_port=value.proxy_port,
+        policy=name(NameSpace.POLICY, value.policy),
         backends=value.slot_count,
     )
 

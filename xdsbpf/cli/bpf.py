@@ -102,6 +102,7 @@ def frontends(agent: list[str] = AGENT, node: str = NODE, output: Output = OUTPU
             row.plane,
             row.backends,
             row.proxy_port or "",
+            row.policy,
         )
         for name, tables in read_agents(agent, node)
         for row in tables.frontends
@@ -109,7 +110,7 @@ def frontends(agent: list[str] = AGENT, node: str = NODE, output: Output = OUTPU
     _show(
         output,
         "Frontends",
-        ("NODE", "SERVICE", "ADDRESS", "PROTOCOL", "PLANE", "BACKENDS", "PROXY PORT"),
+        ("NODE", "SERVICE", "ADDRESS", "PROTOCOL", "PLANE", "BACKENDS", "PROXY PORT", "POLICY"),
         rows,
     )
 

@@ -143,6 +143,7 @@ def translate(
     """Print every resource that a proxy or agent would get, with the manifest lines it comes from."""
     from xdsbpf.compile.views import client_view, is_mesh_client
     from xdsbpf.model.names import parse_node_id
+    from xdsbpf.report.listeners import listener_rows
     from xdsbpf.report.translation import preview, translation
     from xdsbpf.serve import view_of
     from xdsbpf.sources.report import as_json, format_lines
@@ -169,6 +170,7 @@ def translate(
         findings = (partly[2],)
         wanted = set(partly[1]) if wanted is None else wanted & set(partly[1])
     resources = translation(compiler, catalog, view, wanted)
+    listeners = listener_rows(compiler, view.scopes)
     diagnostics = (*findings, *all_diagnostics(catalog, compiler))
     if output is Format.TABLE:
         rows = [
@@ -177,12 +179,15 @@ def translate(
             for item in items
         ]
         write_table(("TYPE", "NAME", "VERSION", "FROM"), rows)
+        for row in listeners:
+            sys.stderr.write(f"{row['object']}: {row['plane']}: {'; '.join(row['reasons'])}\n")
         for line in format_lines(diagnostics, catalog):
             sys.stderr.write(line + "\n")
         return
     body: dict[str, Any] = {
         "proxy": proxy,
         "resources": resources,
+        "listeners": listeners,
         "diagnostics": [as_json(found, catalog) for found in diagnostics],
     }
     if output is Format.JSON:

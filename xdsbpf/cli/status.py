@@ -62,6 +62,9 @@ def ps(
     for item in items:
         for entry in item["types"]:
             _explain(item["node_id"], entry)
+    if verbose:
+        for row in admin_client.request(admin or admin_client.default_admin(), "/services")["listeners"]:
+            sys.stderr.write(f"{row['object']}: {row['plane']}: {'; '.join(row['reasons'])}\n")
 
 
 def _explain(node_id: str, entry: dict[str, Any]) -> None:
@@ -73,10 +76,11 @@ def _explain(node_id: str, entry: dict[str, Any]) -> None:
 
 
 def services(output: Output = OUTPUT, admin: str = ADMIN) -> None:
-    """Which plane carries each service port, and why."""
-    items = _items(admin, "/services")
+    """Which plane carries each service port and raw listener, and why."""
+    answer = admin_client.request(admin or admin_client.default_admin(), "/services")
+    items, listeners = answer["items"], answer["listeners"]
     if output is Output.JSON:
-        write_json("Services", {"items": items})
+        write_json("Services", {"items": items, "listeners": listeners})
     elif output is Output.NAME:
         write_names(f"{item['host']}:{item['port']}" for item in items)
     else:
@@ -92,8 +96,16 @@ def services(output: Output = OUTPUT, admin: str = ADMIN) -> None:
                     "; ".join(item["reasons"]) or "-",
                 )
                 for item in items
-            ],
+            ]
+            + [_listener_row(item) for item in listeners],
         )
+
+
+def _listener_row(item: dict[str, Any]) -> tuple[Any, ...]:
+    """A raw listener as a row of `services`."""
+    address, _, port = item["address"].rpartition(":")
+    reasons = "; ".join(item["reasons"])
+    return (item["object"], port or "-", address or "-", item["plane"], item["endpoints"], reasons)
 
 
 def objects(output: Output = OUTPUT, admin: str = ADMIN) -> None:

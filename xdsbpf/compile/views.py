@@ -138,7 +138,11 @@ def view_scopes(node_id: NodeId, globs: Iterable[Globs] = ()) -> tuple[str, ...]
             envoy_names.node_scope(node_id.name),
         )
     if node_id.type == _AGENT:
-        return (datapath_names.SCOPE, datapath_names.node_scope(node_id.name))
+        return (
+            *(datapath_names.raw_scope(nodes) for nodes in sorted(globs) if _names_agent(nodes, node_id)),
+            datapath_names.SCOPE,
+            datapath_names.node_scope(node_id.name),
+        )
     hint = "node~<ip>~<node name>~<domain> for a node's Envoy, agent~... for its agent"
     if node_id.type in _NOT_YET:
         raise ProtocolError("UNIMPLEMENTED", f"{_NOT_YET[node_id.type]} are not supported yet", hint=hint)
@@ -148,6 +152,11 @@ def view_scopes(node_id: NodeId, globs: Iterable[Globs] = ()) -> tuple[str, ...]
 def other_scopes(node_id: str, globs: Iterable[Globs]) -> tuple[str, ...]:
     """Scopes of an Envoy that is no proxy of the mesh: its raw resources win over the mesh's."""
     return (envoy_names.MESH_SCOPE, raw_scope(()), *_raw_scopes(node_id, globs))
+
+
+def _names_agent(globs: Globs, node_id: NodeId) -> bool:
+    """Whether globs name an agent: by its node's name, or by its id; none name every agent."""
+    return not globs or any(glob_matches(glob, text) for glob in globs for text in (node_id.name, str(node_id)))
 
 
 def _raw_scopes(node_id: str, globs: Iterable[Globs]) -> tuple[str, ...]:

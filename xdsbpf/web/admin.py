@@ -1,7 +1,7 @@
 """The admin endpoint: read-only JSON on a unix socket or loopback, and Prometheus metrics.
 
 GET /ready      200 once inputs are in and the xDS server listens, else 503
-GET /services   which plane carries each service port, and why
+GET /services   which plane carries each service port and raw listener, and why
 GET /proxies    sync state of every client (`xdsbpf ps`)
 GET /objects    every object's state and the files' states, with their findings
 GET /loads      load that clients reported, by cluster
@@ -27,6 +27,7 @@ from starlette.routing import Route
 
 from xdsbpf.model.names import SHORT_TYPES
 from xdsbpf.report.distribution import Awaited, Distributor
+from xdsbpf.report.listeners import listener_rows
 from xdsbpf.report.objects import find_reference, object_rows, source_rows
 from xdsbpf.report.proxies import proxy_rows
 from xdsbpf.report.services import service_rows
@@ -59,7 +60,8 @@ def admin_app(control_plane: ControlPlane) -> Starlette:
         return JSONResponse({"ready": False}, status_code=503)
 
     async def services(_: Request) -> Response:
-        return JSONResponse({"items": service_rows(control_plane.compiler)})
+        compiler = control_plane.compiler
+        return JSONResponse({"items": service_rows(compiler), "listeners": listener_rows(compiler)})
 
     async def proxies(_: Request) -> Response:
         return JSONResponse({"items": proxy_rows(control_plane.server.status())})

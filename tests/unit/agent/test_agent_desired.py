@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from xdsbpf._pb.xdsbpf.datapath.v1 import datapath_pb2 as pb
-from xdsbpf.agent.desired import Backends, Frontend, Policy, ResourceRejected, decode, kernel_name
+from xdsbpf.agent.desired import Backends, Balance, Frontend, Policy, ResourceRejected, decode, kernel_name
 from xdsbpf.agent.received import Received
 from xdsbpf.datapath.address import address16
 from xdsbpf.model.names import BACKENDS, CLUSTER, FRONTEND, IDENTITY, NODE_CONFIG, POLICY
@@ -64,6 +64,21 @@ def test_a_frontend_without_a_plane_is_refused() -> None:
     message = frontend()
     message.ClearField("balance")
     with pytest.raises(ResourceRejected, match="neither balance nor redirect"):
+        decode(FRONTEND, "240.0.0.1:80/tcp", message.SerializeToString())
+
+
+def test_a_guarded_balance_names_its_policy_and_the_port_that_it_is_checked_with() -> None:
+    message = frontend(guarded_balance=pb.GuardedBalance(backends="web.d:80", policy="d/p", policy_port=80))
+    value = decode(FRONTEND, "240.0.0.1:80/tcp", message.SerializeToString())
+    assert isinstance(value, Frontend)
+    assert value.plane == Balance("web.d:80", "d/p", 80)
+
+
+@pytest.mark.parametrize("field", ["backends", "policy", "policy_port"])
+def test_a_guarded_balance_that_lost_a_field_is_refused_and_not_opened(field: str) -> None:
+    message = frontend(guarded_balance=pb.GuardedBalance(backends="web.d:80", policy="d/p", policy_port=80))
+    message.guarded_balance.ClearField(field)
+    with pytest.raises(ResourceRejected, match=f"guarded_balance.{field}"):
         decode(FRONTEND, "240.0.0.1:80/tcp", message.SerializeToString())
 
 

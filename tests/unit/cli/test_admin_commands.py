@@ -20,7 +20,11 @@ ANSWERS: dict[str, Any] = {
         "items": [
             {"host": "a", "port": 80, "address": "10.0.0.1", "plane": "L4", "endpoints": 2, "reasons": []},
             {"host": "longer", "port": 9080, "address": "", "plane": "L7", "endpoints": 0, "reasons": ["HTTP route"]},
-        ]
+        ],
+        "listeners": [
+            {"object": "E/L/db", "address": "10.96.0.7:5432", "plane": "L4", "endpoints": 1, "reasons": ["tcp_proxy"]},
+            {"object": "E/L/web", "address": "", "plane": "L7", "endpoints": 0, "reasons": ["only Envoy does x"]},
+        ],
     },
     "/objects": {
         "items": [
@@ -100,7 +104,7 @@ def test_json_has_version_and_kind_and_names_are_one_a_line(admin: str, command:
 
 def test_every_column_of_a_table_starts_at_the_same_place(admin: str) -> None:
     lines = xdsbpf("services", "--admin", admin).stdout.splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 5
     for column in ("PORT", "ADDRESS", "PLANE", "ENDPOINTS", "WHY"):
         at = lines[0].index(column)
         assert all(line[at - 1] == " " and line[at] != " " for line in lines)
@@ -117,6 +121,11 @@ def test_ps_explains_what_is_refused_and_withheld_on_standard_error(admin: str) 
     assert "frontend PENDING" in done.stdout
     assert "x was refused: full" in done.stderr
     assert "y is withheld: not acknowledged" in done.stderr
+
+
+def test_ps_tells_the_planes_of_raw_listeners_when_asked_for_more(admin: str) -> None:
+    assert "E/L/db: L4: tcp_proxy\nE/L/web: L7: only Envoy does x\n" in xdsbpf("ps", "-v", "--admin", admin).stderr
+    assert "E/L/db" not in xdsbpf("ps", "--admin", admin).stderr
 
 
 def test_confirm_says_how_many(admin: str) -> None:

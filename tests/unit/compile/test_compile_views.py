@@ -27,6 +27,16 @@ def test_other_kinds_of_clients_are_told_why_not(type_: str, status: str) -> Non
     assert "node~" in caught.value.hint
 
 
+def test_an_agent_sees_the_raw_listeners_for_its_node_by_name_or_id_and_those_for_everybody() -> None:
+    globs = ((), ("*~n1~*",), ("edge-?",), ("n1", "x"), ("node~*",))
+    own = ("datapath", "datapath/n1")
+    assert view_scopes(NodeId("agent", "10.0.0.1", "n1", "x"), globs) == (
+        *("datapath-raw", "datapath-raw/*~n1~*", "datapath-raw/n1,x"),
+        *own,
+    )
+    assert view_scopes(NodeId("agent", "10.0.0.1", "n1", "x"), (("n2",),)) == own
+
+
 def test_the_generators_of_known_nodes_cover_the_scopes_that_views_open() -> None:
     mesh = Mesh(*bookinfo())
     nodes = known_nodes(mesh.db)

@@ -17,6 +17,11 @@ def node_scope(node: str) -> str:
     return f"{SCOPE}/{node}"
 
 
+def raw_scope(globs: tuple[str, ...]) -> str:
+    """Scope of what raw listeners with these globs of node ids are in the kernel: `datapath-raw/edge-*`."""
+    return f"{SCOPE}-raw/{','.join(globs)}" if globs else f"{SCOPE}-raw"
+
+
 def frontend_name(address: str, port: int) -> str:
     """`240.240.0.7:9080/tcp`; an IPv6 address is written in brackets."""
     return f"[{address}]:{port}/tcp" if ":" in address else f"{address}:{port}/tcp"

@@ -7,6 +7,7 @@ addresses are in which block is for the agent to say, for all policies in force 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from xdsbpf._pb.xdsbpf.datapath.v1 import datapath_pb2
@@ -39,10 +40,14 @@ def policy_resource(db: Database, name: str) -> Resource | Absent:
         return ABSENT
     message = datapath_pb2.Policy(name=name, destinations=[packed(address) for address in addresses])
     table = policy_table(db, name)
-    message.blocks.extend(_block(block) for block in table.blocks)
-    for row in (*table.rows, *_reserved_rows(table)):
-        message.entries.append(_entry(row))
+    fill_policy(message, table, _reserved_rows(table))
     return resource(POLICY, name, message)
+
+
+def fill_policy(message: datapath_pb2.Policy, table: PolicyTable, reserved: Iterable[PolicyRow] = ()) -> None:
+    """Write a table, and rows of reserved sources, into a message."""
+    message.blocks.extend(_block(block) for block in table.blocks)
+    message.entries.extend(_entry(row) for row in (*table.rows, *reserved))
 
 
 def _reserved_rows(table: PolicyTable) -> list[PolicyRow]:

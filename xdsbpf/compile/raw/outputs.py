@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from xdsbpf.compile.generator import Generator
+from xdsbpf.compile.raw.kernel_outputs import kernel_families, kernel_generators
 from xdsbpf.compile.raw.resources import (
     Globs,
     assignment_names,
@@ -16,7 +17,7 @@ from xdsbpf.model.names import ENDPOINTS
 
 
 def raw_generators(families: tuple[tuple[Globs, str], ...], *, for_grpc: bool) -> tuple[Generator, ...]:
-    """Generators of the raw resources of these families (`resources.families`), and of those made for gRPC clients."""
+    """Generators of the raw resources of these families (`resources.families`), and of those made for gRPC clients and agents."""
     as_written = (
         Generator(raw_scope(nodes), type_url, resource_names, raw_resource, (nodes, type_url))
         for nodes, type_url in families
@@ -26,4 +27,5 @@ def raw_generators(families: tuple[tuple[Globs, str], ...], *, for_grpc: bool) -
         for nodes, type_url in families
         if for_grpc and type_url == ENDPOINTS
     )
-    return (*as_written, *repaired)
+    kernel = (entry for nodes in kernel_families(families) for entry in kernel_generators(nodes))
+    return (*as_written, *repaired, *kernel)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bxdsbpf/agent/v1/agent.proto\x12\x0fxdsbpf.agent.v1\"\x12\n\x10GetTablesRequest\"\xf7\x01\n\x06Tables\x12/\n\tfrontends\x18\x01 \x03(\x0b\x32\x1c.xdsbpf.agent.v1.FrontendRow\x12-\n\x08\x62\x61\x63kends\x18\x02 \x03(\x0b\x32\x1b.xdsbpf.agent.v1.BackendRow\x12\x30\n\nidentities\x18\x03 \x03(\x0b\x32\x1c.xdsbpf.agent.v1.IdentityRow\x12,\n\x08policies\x18\x04 \x03(\x0b\x32\x1a.xdsbpf.agent.v1.PolicyRow\x12-\n\x08\x63ounters\x18\x05 \x03(\x0b\x32\x1b.xdsbpf.agent.v1.CounterRow\"\x84\x01\n\x0b\x46rontendRow\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\x12\x10\n\x08protocol\x18\x03 \x01(\t\x12\x0f\n\x07service\x18\x04 \x01(\t\x12\r\n\x05plane\x18\x05 \x01(\t\x12\x12\n\nproxy_port\x18\x06 \x01(\r\x12\x10\n\x08\x62\x61\x63kends\x18\x07 \x01(\r\"h\n\nBackendRow\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\r\x12\x0e\n\x06weight\x18\x04 \x01(\r\x12\x1a\n\x12\x61\x63tive_connections\x18\x05 \x01(\x04\"^\n\x0bIdentityRow\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x10\n\x08identity\x18\x02 \x01(\t\x12\x0e\n\x06number\x18\x03 \x01(\r\x12\x0e\n\x06policy\x18\x04 \x01(\t\x12\x0c\n\x04note\x18\x05 \x01(\t\"j\n\tPolicyRow\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\r\x12\x10\n\x08protocol\x18\x04 \x01(\t\x12\x0f\n\x07verdict\x18\x05 \x01(\t\x12\x0c\n\x04rule\x18\x06 \x01(\t\")\n\nCounterRow\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04\"\x12\n\x10GetStatusRequest\"\xc6\x01\n\x06Status\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06synced\x18\x03 \x01(\x08\x12\x11\n\txds_state\x18\x04 \x01(\t\x12\x13\n\x0b\x65nvoy_state\x18\x05 \x01(\t\x12\x11\n\tenvoy_pid\x18\x06 \x01(\x05\x12*\n\x08problems\x18\x07 \x03(\x0b\x32\x18.xdsbpf.agent.v1.Problem\x12\x10\n\x08\x65nrolled\x18\x08 \x03(\t\x12\x14\n\x0cnot_enrolled\x18\t \x03(\t\"9\n\x07Problem\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0c\n\x04hint\x18\x03 \x01(\t2\x9f\x01\n\x0b\x41gentStatus\x12G\n\tGetTables\x12!.xdsbpf.agent.v1.GetTablesRequest\x1a\x17.xdsbpf.agent.v1.Tables\x12G\n\tGetStatus\x12!.xdsbpf.agent.v1.GetStatusRequest\x1a\x17.xdsbpf.agent.v1.Statusb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bxdsbpf/agent/v1/agent.proto\x12\x0fxdsbpf.agent.v1\"\x12\n\x10GetTablesRequest\"\xf7\x01\n\x06Tables\x12/\n\tfrontends\x18\x01 \x03(\x0b\x32\x1c.xdsbpf.agent.v1.FrontendRow\x12-\n\x08\x62\x61\x63kends\x18\x02 \x03(\x0b\x32\x1b.xdsbpf.agent.v1.BackendRow\x12\x30\n\nidentities\x18\x03 \x03(\x0b\x32\x1c.xdsbpf.agent.v1.IdentityRow\x12,\n\x08policies\x18\x04 \x03(\x0b\x32\x1a.xdsbpf.agent.v1.PolicyRow\x12-\n\x08\x63ounters\x18\x05 \x03(\x0b\x32\x1b.xdsbpf.agent.v1.CounterRow\"\x94\x01\n\x0b\x46rontendRow\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\x12\x10\n\x08protocol\x18\x03 \x01(\t\x12\x0f\n\x07service\x18\x04 \x01(\t\x12\r\n\x05plane\x18\x05 \x01(\t\x12\x12\n\nproxy_port\x18\x06 \x01(\r\x12\x10\n\x08\x62\x61\x63kends\x18\x07 \x01(\r\x12\x0e\n\x06policy\x18\x08 \x01(\t\"h\n\nBackendRow\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\r\x12\x0e\n\x06weight\x18\x04 \x01(\r\x12\x1a\n\x12\x61\x63tive_connections\x18\x05 \x01(\x04\"^\n\x0bIdentityRow\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x10\n\x08identity\x18\x02 \x01(\t\x12\x0e\n\x06number\x18\x03 \x01(\r\x12\x0e\n\x06policy\x18\x04 \x01(\t\x12\x0c\n\x04note\x18\x05 \x01(\t\"j\n\tPolicyRow\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\r\x12\x10\n\x08protocol\x18\x04 \x01(\t\x12\x0f\n\x07verdict\x18\x05 \x01(\t\x12\x0c\n\x04rule\x18\x06 \x01(\t\")\n\nCounterRow\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04\"\x12\n\x10GetStatusRequest\"\xc6\x01\n\x06Status\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06synced\x18\x03 \x01(\x08\x12\x11\n\txds_state\x18\x04 \x01(\t\x12\x13\n\x0b\x65nvoy_state\x18\x05 \x01(\t\x12\x11\n\tenvoy_pid\x18\x06 \x01(\x05\x12*\n\x08problems\x18\x07 \x03(\x0b\x32\x18.xdsbpf.agent.v1.Problem\x12\x10\n\x08\x65nrolled\x18\x08 \x03(\t\x12\x14\n\x0cnot_enrolled\x18\t \x03(\t\"9\n\x07Problem\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0c\n\x04hint\x18\x03 \x01(\t2\x9f\x01\n\x0b\x41gentStatus\x12G\n\tGetTables\x12!.xdsbpf.agent.v1.GetTablesRequest\x1a\x17.xdsbpf.agent.v1.Tables\x12G\n\tGetStatus\x12!.xdsbpf.agent.v1.GetStatusRequest\x1a\x17.xdsbpf.agent.v1.Statusb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,21 +36,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TABLES']._serialized_start=69
   _globals['_TABLES']._serialized_end=316
   _globals['_FRONTENDROW']._serialized_start=319
-  _globals['_FRONTENDROW']._serialized_end=451
-  _globals['_BACKENDROW']._serialized_start=453
-  _globals['_BACKENDROW']._serialized_end=557
-  _globals['_IDENTITYROW']._serialized_start=559
-  _globals['_IDENTITYROW']._serialized_end=653
-  _globals['_POLICYROW']._serialized_start=655
-  _globals['_POLICYROW']._serialized_end=761
-  _globals['_COUNTERROW']._serialized_start=763
-  _globals['_COUNTERROW']._serialized_end=804
-  _globals['_GETSTATUSREQUEST']._serialized_start=806
-  _globals['_GETSTATUSREQUEST']._serialized_end=824
-  _globals['_STATUS']._serialized_start=827
-  _globals['_STATUS']._serialized_end=1025
-  _globals['_PROBLEM']._serialized_start=1027
-  _globals['_PROBLEM']._serialized_end=1084
-  _globals['_AGENTSTATUS']._serialized_start=1087
-  _globals['_AGENTSTATUS']._serialized_end=1246
+  _globals['_FRONTENDROW']._serialized_end=467
+  _globals['_BACKENDROW']._serialized_start=469
+  _globals['_BACKENDROW']._serialized_end=573
+  _globals['_IDENTITYROW']._serialized_start=575
+  _globals['_IDENTITYROW']._serialized_end=669
+  _globals['_POLICYROW']._serialized_start=671
+  _globals['_POLICYROW']._serialized_end=777
+  _globals['_COUNTERROW']._serialized_start=779
+  _globals['_COUNTERROW']._serialized_end=820
+  _globals['_GETSTATUSREQUEST']._serialized_start=822
+  _globals['_GETSTATUSREQUEST']._serialized_end=840
+  _globals['_STATUS']._serialized_start=843
+  _globals['_STATUS']._serialized_end=1041
+  _globals['_PROBLEM']._serialized_start=1043
+  _globals['_PROBLEM']._serialized_end=1100
+  _globals['_AGENTSTATUS']._serialized_start=1103
+  _globals['_AGENTSTATUS']._serialized_end=1262
 # @@protoc_insertion_point(module_scope)

@@ -80,6 +80,7 @@ class FrontendRow(_message.Message):
     PLANE_FIELD_NUMBER: _builtins.int
     PROXY_PORT_FIELD_NUMBER: _builtins.int
     BACKENDS_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     port: _builtins.int
     protocol: _builtins.str
@@ -88,6 +89,8 @@ class FrontendRow(_message.Message):
     """"L4" or "L7"."""
     proxy_port: _builtins.int
     backends: _builtins.int
+    policy: _builtins.str
+    """Checked at connect; empty: none."""
     def __init__(
         self,
         *,
@@ -98,10 +101,11 @@ class FrontendRow(_message.Message):
         plane: _builtins.str = ...,
         proxy_port: _builtins.int = ...,
         backends: _builtins.int = ...,
+        policy: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "backends", b"backends", "plane", b"plane", "port", b"port", "protocol", b"protocol", "proxy_port", b"proxy_port", "service", b"service"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "backends", b"backends", "plane", b"plane", "policy", b"policy", "port", b"port", "protocol", b"protocol", "proxy_port", b"proxy_port", "service", b"service"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,39 +24,41 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!xdsbpf/datapath/v1/datapath.proto\x12\x12xdsbpf.datapath.v1\"\xd5\x01\n\x08\x46rontend\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0c\x12\x0c\n\x04port\x18\x02 \x01(\r\x12.\n\x08protocol\x18\x03 \x01(\x0e\x32\x1c.xdsbpf.datapath.v1.Protocol\x12\x0f\n\x07service\x18\x04 \x01(\t\x12.\n\x07\x62\x61lance\x18\x05 \x01(\x0b\x32\x1b.xdsbpf.datapath.v1.BalanceH\x00\x12\x30\n\x08redirect\x18\x06 \x01(\x0b\x32\x1c.xdsbpf.datapath.v1.RedirectH\x00\x42\x07\n\x05plane\"\x1b\n\x07\x42\x61lance\x12\x10\n\x08\x62\x61\x63kends\x18\x01 \x01(\t\"C\n\x08Redirect\x12\x12\n\nproxy_port\x18\x01 \x01(\r\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x13\n\x0bpolicy_port\x18\x03 \x01(\r\"J\n\x08\x42\x61\x63kends\x12\x0f\n\x07service\x18\x01 \x01(\t\x12-\n\x08\x62\x61\x63kends\x18\x02 \x03(\x0b\x32\x1b.xdsbpf.datapath.v1.Backend\"8\n\x07\x42\x61\x63kend\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0c\x12\x0c\n\x04port\x18\x02 \x01(\r\x12\x0e\n\x06weight\x18\x03 \x01(\r\"+\n\x08Identity\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\taddresses\x18\x02 \x03(\x0c\"\x89\x01\n\x06Policy\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64\x65stinations\x18\x02 \x03(\x0c\x12\x30\n\x07\x65ntries\x18\x03 \x03(\x0b\x32\x1f.xdsbpf.datapath.v1.PolicyEntry\x12)\n\x06\x62locks\x18\x04 \x03(\x0b\x32\x19.xdsbpf.datapath.v1.Block\"&\n\x05\x42lock\x12\x0f\n\x07network\x18\x01 \x01(\x0c\x12\x0c\n\x04\x62its\x18\x02 \x01(\r\"\x92\x02\n\x0bPolicyEntry\x12\x12\n\x08identity\x18\x01 \x01(\tH\x00\x12\x33\n\nany_source\x18\x02 \x01(\x0b\x32\x1d.xdsbpf.datapath.v1.AnySourceH\x00\x12\x11\n\x04port\x18\x03 \x01(\rH\x01\x88\x01\x01\x12.\n\x08protocol\x18\x04 \x01(\x0e\x32\x1c.xdsbpf.datapath.v1.Protocol\x12,\n\x07verdict\x18\x05 \x01(\x0e\x32\x1b.xdsbpf.datapath.v1.Verdict\x12\x0c\n\x04rule\x18\x06 \x01(\t\x12(\n\x05\x62lock\x18\x07 \x01(\x0b\x32\x19.xdsbpf.datapath.v1.BlockB\x08\n\x06sourceB\x07\n\x05_port\"\x0b\n\tAnySource\"x\n\nNodeConfig\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x15\n\rproxy_address\x18\x02 \x01(\x0c\x12/\n\tworkloads\x18\x03 \x03(\x0b\x32\x1c.xdsbpf.datapath.v1.Workload\x12\x14\n\x0ctrust_domain\x18\x04 \x01(\t\"J\n\x08Workload\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\x0c\x12\x10\n\x08identity\x18\x04 \x01(\t*6\n\x08Protocol\x12\x18\n\x14PROTOCOL_UNSPECIFIED\x10\x00\x12\x07\n\x03TCP\x10\x06\x12\x07\n\x03UDP\x10\x11*7\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\t\n\x05\x41LLOW\x10\x01\x12\x08\n\x04\x44\x45NY\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!xdsbpf/datapath/v1/datapath.proto\x12\x12xdsbpf.datapath.v1\"\x94\x02\n\x08\x46rontend\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0c\x12\x0c\n\x04port\x18\x02 \x01(\r\x12.\n\x08protocol\x18\x03 \x01(\x0e\x32\x1c.xdsbpf.datapath.v1.Protocol\x12\x0f\n\x07service\x18\x04 \x01(\t\x12.\n\x07\x62\x61lance\x18\x05 \x01(\x0b\x32\x1b.xdsbpf.datapath.v1.BalanceH\x00\x12\x30\n\x08redirect\x18\x06 \x01(\x0b\x32\x1c.xdsbpf.datapath.v1.RedirectH\x00\x12=\n\x0fguarded_balance\x18\x07 \x01(\x0b\x32\".xdsbpf.datapath.v1.GuardedBalanceH\x00\x42\x07\n\x05plane\"\x1b\n\x07\x42\x61lance\x12\x10\n\x08\x62\x61\x63kends\x18\x01 \x01(\t\"G\n\x0eGuardedBalance\x12\x10\n\x08\x62\x61\x63kends\x18\x01 \x01(\t\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x13\n\x0bpolicy_port\x18\x03 \x01(\r\"C\n\x08Redirect\x12\x12\n\nproxy_port\x18\x01 \x01(\r\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x13\n\x0bpolicy_port\x18\x03 \x01(\r\"J\n\x08\x42\x61\x63kends\x12\x0f\n\x07service\x18\x01 \x01(\t\x12-\n\x08\x62\x61\x63kends\x18\x02 \x03(\x0b\x32\x1b.xdsbpf.datapath.v1.Backend\"8\n\x07\x42\x61\x63kend\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0c\x12\x0c\n\x04port\x18\x02 \x01(\r\x12\x0e\n\x06weight\x18\x03 \x01(\r\"+\n\x08Identity\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\taddresses\x18\x02 \x03(\x0c\"\x89\x01\n\x06Policy\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64\x65stinations\x18\x02 \x03(\x0c\x12\x30\n\x07\x65ntries\x18\x03 \x03(\x0b\x32\x1f.xdsbpf.datapath.v1.PolicyEntry\x12)\n\x06\x62locks\x18\x04 \x03(\x0b\x32\x19.xdsbpf.datapath.v1.Block\"&\n\x05\x42lock\x12\x0f\n\x07network\x18\x01 \x01(\x0c\x12\x0c\n\x04\x62its\x18\x02 \x01(\r\"\x92\x02\n\x0bPolicyEntry\x12\x12\n\x08identity\x18\x01 \x01(\tH\x00\x12\x33\n\nany_source\x18\x02 \x01(\x0b\x32\x1d.xdsbpf.datapath.v1.AnySourceH\x00\x12\x11\n\x04port\x18\x03 \x01(\rH\x01\x88\x01\x01\x12.\n\x08protocol\x18\x04 \x01(\x0e\x32\x1c.xdsbpf.datapath.v1.Protocol\x12,\n\x07verdict\x18\x05 \x01(\x0e\x32\x1b.xdsbpf.datapath.v1.Verdict\x12\x0c\n\x04rule\x18\x06 \x01(\t\x12(\n\x05\x62lock\x18\x07 \x01(\x0b\x32\x19.xdsbpf.datapath.v1.BlockB\x08\n\x06sourceB\x07\n\x05_port\"\x0b\n\tAnySource\"x\n\nNodeConfig\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x15\n\rproxy_address\x18\x02 \x01(\x0c\x12/\n\tworkloads\x18\x03 \x03(\x0b\x32\x1c.xdsbpf.datapath.v1.Workload\x12\x14\n\x0ctrust_domain\x18\x04 \x01(\t\"J\n\x08Workload\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\x0c\x12\x10\n\x08identity\x18\x04 \x01(\t*6\n\x08Protocol\x12\x18\n\x14PROTOCOL_UNSPECIFIED\x10\x00\x12\x07\n\x03TCP\x10\x06\x12\x07\n\x03UDP\x10\x11*7\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\t\n\x05\x41LLOW\x10\x01\x12\x08\n\x04\x44\x45NY\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'xdsbpf.datapath.v1.datapath_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PROTOCOL']._serialized_start=1218
-  _globals['_PROTOCOL']._serialized_end=1272
-  _globals['_VERDICT']._serialized_start=1274
-  _globals['_VERDICT']._serialized_end=1329
+  _globals['_PROTOCOL']._serialized_start=1354
+  _globals['_PROTOCOL']._serialized_end=1408
+  _globals['_VERDICT']._serialized_start=1410
+  _globals['_VERDICT']._serialized_end=1465
   _globals['_FRONTEND']._serialized_start=58
-  _globals['_FRONTEND']._serialized_end=271
-  _globals['_BALANCE']._serialized_start=273
-  _globals['_BALANCE']._serialized_end=300
-  _globals['_REDIRECT']._serialized_start=302
-  _globals['_REDIRECT']._serialized_end=369
-  _globals['_BACKENDS']._serialized_start=371
-  _globals['_BACKENDS']._serialized_end=445
-  _globals['_BACKEND']._serialized_start=447
-  _globals['_BACKEND']._serialized_end=503
-  _globals['_IDENTITY']._serialized_start=505
-  _globals['_IDENTITY']._serialized_end=548
-  _globals['_POLICY']._serialized_start=551
-  _globals['_POLICY']._serialized_end=688
-  _globals['_BLOCK']._serialized_start=690
-  _globals['_BLOCK']._serialized_end=728
-  _globals['_POLICYENTRY']._serialized_start=731
-  _globals['_POLICYENTRY']._serialized_end=1005
-  _globals['_ANYSOURCE']._serialized_start=1007
-  _globals['_ANYSOURCE']._serialized_end=1018
-  _globals['_NODECONFIG']._serialized_start=1020
-  _globals['_NODECONFIG']._serialized_end=1140
-  _globals['_WORKLOAD']._serialized_start=1142
-  _globals['_WORKLOAD']._serialized_end=1216
+  _globals['_FRONTEND']._serialized_end=334
+  _globals['_BALANCE']._serialized_start=336
+  _globals['_BALANCE']._serialized_end=363
+  _globals['_GUARDEDBALANCE']._serialized_start=365
+  _globals['_GUARDEDBALANCE']._serialized_end=436
+  _globals['_REDIRECT']._serialized_start=438
+  _globals['_REDIRECT']._serialized_end=505
+  _globals['_BACKENDS']._serialized_start=507
+  _globals['_BACKENDS']._serialized_end=581
+  _globals['_BACKEND']._serialized_start=583
+  _globals['_BACKEND']._serialized_end=639
+  _globals['_IDENTITY']._serialized_start=641
+  _globals['_IDENTITY']._serialized_end=684
+  _globals['_POLICY']._serialized_start=687
+  _globals['_POLICY']._serialized_end=824
+  _globals['_BLOCK']._serialized_start=826
+  _globals['_BLOCK']._serialized_end=864
+  _globals['_POLICYENTRY']._serialized_start=867
+  _globals['_POLICYENTRY']._serialized_end=1141
+  _globals['_ANYSOURCE']._serialized_start=1143
+  _globals['_ANYSOURCE']._serialized_end=1154
+  _globals['_NODECONFIG']._serialized_start=1156
+  _globals['_NODECONFIG']._serialized_end=1276
+  _globals['_WORKLOAD']._serialized_start=1278
+  _globals['_WORKLOAD']._serialized_end=1352
 # @@protoc_insertion_point(module_scope)

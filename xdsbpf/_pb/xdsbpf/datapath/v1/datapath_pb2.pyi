@@ -70,6 +70,7 @@ class Frontend(_message.Message):
     SERVICE_FIELD_NUMBER: _builtins.int
     BALANCE_FIELD_NUMBER: _builtins.int
     REDIRECT_FIELD_NUMBER: _builtins.int
+    GUARDED_BALANCE_FIELD_NUMBER: _builtins.int
     address: _builtins.bytes
     port: _builtins.int
     protocol: Global___Protocol.ValueType
@@ -83,6 +84,10 @@ class Frontend(_message.Message):
     def redirect(self) -> Global___Redirect:
         """L7: the kernel redirects to the node's proxy."""
 
+    @_builtins.property
+    def guarded_balance(self) -> Global___GuardedBalance:
+        """L4, for some: the kernel picks a backend for whom the policy lets in."""
+
     def __init__(
         self,
         *,
@@ -92,12 +97,13 @@ class Frontend(_message.Message):
         service: _builtins.str = ...,
         balance: Global___Balance | None = ...,
         redirect: Global___Redirect | None = ...,
+        guarded_balance: Global___GuardedBalance | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance", "plane", b"plane", "redirect", b"redirect"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance", "guarded_balance", b"guarded_balance", "plane", b"plane", "redirect", b"redirect"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "balance", b"balance", "plane", b"plane", "port", b"port", "protocol", b"protocol", "redirect", b"redirect", "service", b"service"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "balance", b"balance", "guarded_balance", b"guarded_balance", "plane", b"plane", "port", b"port", "protocol", b"protocol", "redirect", b"redirect", "service", b"service"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_plane: _TypeAlias = _typing.Literal["balance", "redirect"]  # noqa: Y015
+    _WhichOneofReturnType_plane: _TypeAlias = _typing.Literal["balance", "redirect", "guarded_balance"]  # noqa: Y015
     _WhichOneofArgType_plane: _TypeAlias = _typing.Literal["plane", b"plane"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_plane) -> _WhichOneofReturnType_plane | None: ...
 
@@ -122,6 +128,36 @@ class Balance(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Balance: _TypeAlias = Balance  # noqa: Y015
+
+@_typing.final
+class GuardedBalance(_message.Message):
+    """Not fields of Balance: an agent that does not know them would let everybody in; this one it refuses."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BACKENDS_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    POLICY_PORT_FIELD_NUMBER: _builtins.int
+    backends: _builtins.str
+    """Name of the Backends resource."""
+    policy: _builtins.str
+    """Policy checked at connect, before the backend's own; there is no other check of it."""
+    policy_port: _builtins.int
+    """Port that the policy is checked with."""
+    def __init__(
+        self,
+        *,
+        backends: _builtins.str = ...,
+        policy: _builtins.str = ...,
+        policy_port: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backends", b"backends", "policy", b"policy", "policy_port", b"policy_port"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GuardedBalance: _TypeAlias = GuardedBalance  # noqa: Y015
 
 @_typing.final
 class Redirect(_message.Message):
