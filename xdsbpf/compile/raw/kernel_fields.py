@@ -18,6 +18,7 @@ from xdsbpf.incremental import Database
 from xdsbpf.mesh.addresses import refusal
 from xdsbpf.model.envoy_resource import EnvoyResource
 
+_AGENT_ID: Final = "agent~"
 _SOCKET_ADDRESS: Final = frozenset({"protocol", "address", "port_value"})
 
 
@@ -63,17 +64,38 @@ def place_of(address: Any, path: str) -> tuple[str, int]:
     return socket.address, socket.port_value
 
 
+def may_meet(one: Globs, other: Globs) -> bool:
+    """Whether one agent may be named by both lists; false only if their beginnings rule it out.
+
+    An agent is named by its node's name or by its id, which begins with `agent~`.
+    """
+    if not one or not other:
+        return True
+    pairs = ((_beginning(glob), _beginning(rival)) for glob in one for rival in other)
+    return any(_fit(first, second) or _fit(first, _AGENT_ID) or _fit(second, _AGENT_ID) for first, second in pairs)
+
+
+def _beginning(glob: str) -> str:
+    """What every text that fits begins with; a text without wildcards ends there, which a zero byte says."""
+    cut = min((glob.find(mark) for mark in "*?" if mark in glob), default=-1)
+    return glob + "\0" if cut < 0 else glob[:cut]
+
+
+def _fit(one: str, other: str) -> bool:
+    return one.startswith(other) or other.startswith(one)
+
+
 def seen(db: Database, nodes: Globs, type_url: str, name: str, path: str) -> EnvoyResource:
     """The one resource of that name for whoever sees what has these globs; it is cited.
 
-    Its own globs win over none. A third list of globs may or may not match the same node: which of the two
-    resources counts there cannot be told, so neither does.
+    Its own globs win over none. Another list of globs that may match the same node: which of the two resources
+    counts there cannot be told, so neither does.
 
     Raises: NotForKernel.
     """
     short = type_url.rpartition(".")[2]
     found = {entry.nodes: entry for entry in db.bucket(BY_NAME, (type_url, name))}
-    others = sorted(globs for globs in found if globs and globs != nodes)
+    others = sorted(globs for globs in found if globs and globs != nodes and may_meet(globs, nodes))
     if others:
         text = f"{short} {name!r} is also addressed to {','.join(others[0])}: which one counts depends on the node"
         raise NotForKernel(path, text)

@@ -17,7 +17,7 @@ from xdsbpf.model.names import ENDPOINTS
 
 
 def raw_generators(families: tuple[tuple[Globs, str], ...], *, for_grpc: bool) -> tuple[Generator, ...]:
-    """Generators of the raw resources of these families (`resources.families`), and of those made for gRPC clients and agents."""
+    """Generators of raw resources of these families (`resources.families`), and of those made for gRPC and agents."""
     as_written = (
         Generator(raw_scope(nodes), type_url, resource_names, raw_resource, (nodes, type_url))
         for nodes, type_url in families

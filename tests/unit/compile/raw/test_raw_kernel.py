@@ -22,6 +22,7 @@ from tests.raw_texts import (
     rbac,
 )
 from xdsbpf._pb.xdsbpf.datapath.v1 import datapath_pb2 as pb
+from xdsbpf.compile.raw.kernel_fields import may_meet
 from xdsbpf.compile.views import view_scopes
 from xdsbpf.compiler import Compiler
 from xdsbpf.model.names import BACKENDS, FRONTEND, POLICY, NodeId
@@ -319,8 +320,30 @@ def test_where_globs_may_decide_between_two_resources_of_a_name_neither_is_for_t
     compiler, _ = compiled(tmp_path, a=raw_file(listener(), nodes="n1"), b=raw_file(cluster()), c=own)
     assert [entry.address[3] for entry in held(compiler, BACKENDS, f"{NAME}@n1").backends] == [5]
     compiler, _ = compiled(tmp_path, c=raw_file(cluster(), nodes="n2"))
+    assert [entry.address[3] for entry in held(compiler, BACKENDS, f"{NAME}@n1").backends] == [1]
+    compiler, _ = compiled(tmp_path, c=raw_file(cluster(), nodes="'n*'"))
     (row,) = listener_rows(compiler)
     assert (row["plane"], "depends on the node" in row["reasons"][0]) == ("L7", True)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "meet"),
+    [
+        ("n1", "n2", False),
+        ("n1", "n1", True),
+        ("n1", "n10", False),
+        ("n1*", "n10", True),
+        ("n?", "n10", True),  # by their beginnings only
+        ("edge-*", "core-*", False),
+        ("edge-*", "*", True),
+        ("n1", "agent~*", True),
+        ("n1", "ag*", True),
+        ("n1,x", "y,n1", True),
+    ],
+)
+def test_two_lists_of_globs_may_name_one_agent_unless_their_beginnings_differ(one: str, other: str, meet: bool) -> None:
+    lists = tuple(one.split(",")), tuple(other.split(","))
+    assert may_meet(*lists) is may_meet(*reversed(lists)) is meet
 
 
 def test_a_change_of_the_rules_to_what_cannot_be_told_takes_the_listener_out_of_the_kernel(tmp_path: Path) -> None:
