@@ -144,8 +144,7 @@ class FileSource:
         try:
             while True:
                 await self.step()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), self._pause())
+                await _wait_for(self._changed, self._pause())
                 self._changed.clear()
         finally:
             watcher.cancel()
@@ -262,8 +261,7 @@ class FileSource:
 
     async def _look_again(self, stop: asyncio.Event) -> None:
         """Changes between the last look and the start of the watch have woken nobody."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), 0.2)
+        await _wait_for(stop, 0.2)
         self._changed.set()
 
     async def _watch_paths(self, paths: frozenset[str], stop: asyncio.Event, *, recursive: bool) -> None:
@@ -286,6 +284,13 @@ class FileSource:
         )
         async for _ in changes:
             self._changed.set()
+
+
+async def _wait_for(event: asyncio.Event, seconds: float) -> None:
+    """Until the event or the time. Of `asyncio.wait_for`, Python 3.11 forgets a cancellation that meets the event."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
 
 
 def _watched(arguments: Sequence[str]) -> tuple[frozenset[str], frozenset[str]]:

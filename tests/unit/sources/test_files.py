@@ -274,3 +274,17 @@ def test_a_pipe_is_read_where_there_is_nothing_to_hold_up(tmp_path: Path) -> Non
         assert {key.name for key in load_once([f"/dev/fd/{reader}"]).manifests()} == {"piped"}
     finally:
         os.close(reader)
+
+
+@pytest.mark.parametrize("steps", range(5))
+async def test_it_ends_when_it_is_cancelled_just_as_something_changed(tmp_path: Path, steps: int) -> None:
+    source = FileSource([tmp_path], lambda delta: None)
+    task = asyncio.create_task(source.run())
+    await asyncio.wait_for(source.synced.wait(), 5)
+    await asyncio.sleep(0.3)  # past the look that follows the start of the watch, which would wake it as well
+    source._changed.set()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    task.cancel()
+    done, _ = await asyncio.wait([task], timeout=3)
+    assert done, "the cancellation was lost"
