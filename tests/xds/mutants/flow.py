@@ -123,7 +123,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         54,
         "a refusal is put on all that came with it",
-        Edit(protocol, "blamed", "return found or ", "return "),
+        Edit(protocol, "blamed", "return named(text, candidates) or ", "return "),
         services.test_a_refusal_is_put_on_the_resource_that_it_names,
         DELTA,
         Seen("assert errors == ", "good"),
