@@ -105,6 +105,11 @@ class Compiler:
         manifest = self.database.input(PODS, object_id("Pod", namespace, pod))
         return None if manifest is ABSENT else manifest.metadata.labels
 
+    def account_of(self, namespace: str, pod: str) -> str | None:
+        """The service account of a pod; None if there is none of that name."""
+        manifest = self.database.input(PODS, object_id("Pod", namespace, pod))
+        return None if manifest is ABSENT else manifest.service_account
+
     def steps(self) -> Iterator[None]:
         """Recompute step by step; a shell yields to its loop between steps. `publish` must follow.
 

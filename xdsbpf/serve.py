@@ -20,26 +20,30 @@ from prometheus_client import Histogram
 
 from xdsbpf.client_views import ClientViews
 from xdsbpf.compile.raw.resources import Globs
-from xdsbpf.compile.views import ClientView, client_scopes, client_view, is_mesh_client
+from xdsbpf.compile.views import GRPC, ClientView, client_scopes, client_view, is_mesh_client
 from xdsbpf.compiler import Compiler
 from xdsbpf.diagnostics import State
-from xdsbpf.errors import ProtocolError
+from xdsbpf.errors import ConfigError, ProtocolError
 from xdsbpf.mesh.inputs import MeshSettings
 from xdsbpf.model.names import parse_node_id
 from xdsbpf.sources.catalog import Catalog, CatalogDelta
 from xdsbpf.sources.files import FileSource
-from xdsbpf.xds import client_status, load_reporting
-from xdsbpf.xds.addresses import listen_target
+from xdsbpf.xds import client_status, health, load_reporting
+from xdsbpf.xds.access import Access, AccessControl
+from xdsbpf.xds.addresses import listen_target, tls_target
 from xdsbpf.xds.barriers import Barriers
+from xdsbpf.xds.certificates import Certificates
 from xdsbpf.xds.client_status import ClientStatus
 from xdsbpf.xds.health import Health
 from xdsbpf.xds.load_reporting import LoadReporting
 from xdsbpf.xds.load_reports import LoadReports
+from xdsbpf.xds.peers import AllowRule, PeerRules
 from xdsbpf.xds.publisher import Slot
 from xdsbpf.xds.reflection import reflection_handlers
 from xdsbpf.xds.server import XdsServer
 from xdsbpf.xds.services import METHODS
 from xdsbpf.xds.store import AGENT, ENVOY, NODE_ENVOY, View
+from xdsbpf.xds.tls import TlsFiles
 from xdsbpf.xds.transport import Peer
 from xdsbpf.xds.transports import DEFAULT_TRANSPORT, TRANSPORTS
 
@@ -54,6 +58,12 @@ BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.
 SERVICES = (*dict.fromkeys(path.split("/")[1] for path in METHODS), load_reporting.SERVICE, client_status.SERVICE)
 """Full names of the gRPC services, for health and reflection."""
 
+ACCESS = {
+    health.SERVICE: Access.ANYONE,
+    client_status.SERVICE: Access.ADMIN,  # it shows every client's configuration
+}
+"""Who may call what, beyond the peers of the mesh."""
+
 KINDS = {"node": NODE_ENVOY, "agent": AGENT}
 
 
@@ -66,6 +76,12 @@ class ServeConfig(msgspec.Struct, frozen=True):
     settings: MeshSettings = MeshSettings()
     transport: str = DEFAULT_TRANSPORT
     """A key of `TRANSPORTS`."""
+    listen_tls: tuple[str, ...] = ()
+    tls: TlsFiles | None = None
+    """What `listen_tls` needs."""
+    allow: tuple[AllowRule, ...] = ()
+    admins: tuple[str, ...] = ()
+    """Patterns of SPIFFE ids."""
 
 
 def view_of(node_id: str, globs: Iterable[Globs] = (), own: ClientView | None = None) -> View:
@@ -82,12 +98,6 @@ def view_of(node_id: str, globs: Iterable[Globs] = (), own: ClientView | None = 
     return View(scopes=scopes, node=parsed.name, kind=KINDS[parsed.type])
 
 
-def _admit(_: Peer, node_id: str) -> None:
-    """Who may report load: whoever would be served. Raises: ProtocolError."""
-    if client_view(node_id, {}, lambda _namespace, _pod: None) is None:
-        view_of(node_id)
-
-
 class ControlPlane:
     """The running control plane. `run` until cancelled; the admin endpoint reads the attributes."""
 
@@ -95,23 +105,38 @@ class ControlPlane:
         """Raises: ConfigError for a path that does not exist or an address it may not listen on."""
         for address in config.listen:
             listen_target(address)
+        for address in config.listen_tls:
+            tls_target(address)
+        if config.listen_tls and config.tls is None:
+            raise ConfigError("mutual TLS needs a certificate, its key and the authorities of clients")
         self.config = config
+        self.certificates = None if config.tls is None else Certificates(config.tls)
         self.compiler = Compiler(config.settings)
         self.load_reports = LoadReports()
         self.health = Health(SERVICES)
         self._dirty = asyncio.Event()
         self.client_views = ClientViews(self.compiler, self._dirty.set)
         self._is_moved = False
+        self.peers = PeerRules(
+            config.settings.trust_domain,
+            config.settings.domain,
+            allow=config.allow,
+            admins=config.admins,
+            account_of=self.compiler.account_of,
+        )
+        self.access = AccessControl(self.peers, ACCESS, time.monotonic)
         self.server = XdsServer(
             self.compiler.store,
             self.resolve_view,
             time.monotonic,
             prepare=self._prepare,
+            authorize=self._authorize,
+            access=self.access,
             more_handlers={
                 **self.health.handlers(),
                 **reflection_handlers(SERVICES),
                 **ClientStatus(self.compiler.store, lambda: self.server.streams.sessions()).handlers(),
-                **LoadReporting(self.load_reports, _admit).handlers(),
+                **LoadReporting(self.load_reports, self._admit).handlers(),
             },
             transport=TRANSPORTS[config.transport],
         )
@@ -147,6 +172,17 @@ class ControlPlane:
         own = client_view(node_id, metadata, self.compiler.labels_of)
         return nullcontext() if own is None else self.client_views.use(node_id, own)
 
+    def _authorize(self, peer: Peer, node_id: str, metadata: Mapping[str, object]) -> None:
+        """Whether that peer may be that client, before anything is done for it. Raises: ProtocolError."""
+        own = client_view(node_id, metadata, self.compiler.labels_of)
+        self.peers.check_claim(peer, node_id, metadata, is_grpc=own is not None and own.kind == GRPC)
+
+    def _admit(self, peer: Peer, node_id: str, metadata: Mapping[str, object]) -> None:
+        """Who may report load: whoever would be served. Raises: ProtocolError."""
+        self._authorize(peer, node_id, metadata)
+        if client_view(node_id, metadata, self.compiler.labels_of) is None:
+            view_of(node_id)
+
     def confirm(self) -> int:
         """Let held removals happen; returns how many objects were held."""
         held = sum(status.state is State.PENDING for status in self.catalog.states())
@@ -173,7 +209,7 @@ class ControlPlane:
             # Everything loaded so far lives as long as the process: keep the collector off it.
             gc.collect()
             gc.freeze()
-            self.bound = await self.server.start(self.config.listen)
+            self.bound = await self._listen(tasks)
             log.info("serve.listening", addresses=self.bound, revision=self.compiler.store.revision)
             self.ready.set()
             self.health.set_serving(True)
@@ -184,6 +220,13 @@ class ControlPlane:
             finally:
                 self.health.drain()
                 await self.server.stop(1.0)
+
+    async def _listen(self, tasks: asyncio.TaskGroup) -> tuple[str, ...]:
+        if self.certificates is None:
+            return await self.server.start(self.config.listen)
+        bound = await self.server.start(self.config.listen, self.config.listen_tls, self.certificates.material)
+        tasks.create_task(self.certificates.watch(self.server.use_tls))
+        return bound
 
     async def _compile(self) -> None:
         started = time.monotonic()

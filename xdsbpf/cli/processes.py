@@ -9,13 +9,16 @@ import signal
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from xdsbpf.cli.exits import CommandError, Exit, fail
 from xdsbpf.cli.manifests import REGISTRY_ONLY
 from xdsbpf.errors import XdsbpfError
+
+if TYPE_CHECKING:
+    from xdsbpf.xds.tls import TlsFiles
 
 
 def configure_logging(level: str) -> None:
@@ -106,6 +109,14 @@ def serve(
     service_cidr: str = typer.Option("240.240.0.0/16", help="range for services without a cluster IP"),
     trust_domain: str = typer.Option("cluster.local", help="SPIFFE trust domain of the mesh"),
     registry_only: bool = REGISTRY_ONLY,
+    listen_tls: list[str] = typer.Option([], "--listen-tls", help="xDS address with mutual TLS, e.g. 0.0.0.0:15012"),
+    tls_cert: Path | None = typer.Option(None, "--tls-cert", help="certificate chain of --listen-tls (PEM)"),
+    tls_key: Path | None = typer.Option(None, "--tls-key", help="its private key (PEM)"),
+    tls_ca: Path | None = typer.Option(None, "--tls-ca", help="CA of the clients' certificates (PEM)"),
+    allow: list[str] = typer.Option(
+        [], "--allow", help="SPIFFE-PATTERN=NODE-ID-GLOB: further node ids that peers may claim (repeatable)"
+    ),
+    allow_admin: list[str] = typer.Option([], "--allow-admin", help="SPIFFE pattern of peers that may use CSDS"),
     transport: str = typer.Option("grpcio", "--transport", help="grpcio, or fast: the built-in HTTP/2"),
     log_level: str = typer.Option("info", help="debug, info, warning or error"),
 ) -> None:
@@ -117,6 +128,7 @@ def serve(
     from xdsbpf.serve import ControlPlane, ServeConfig
     from xdsbpf.web.admin import admin_app
     from xdsbpf.web.listening import bind_admin, serve_http
+    from xdsbpf.xds.peers import parse_allow_rule, parse_identity_pattern
     from xdsbpf.xds.transports import FAST_TRANSPORT, TRANSPORTS
 
     if transport not in TRANSPORTS:
@@ -136,6 +148,10 @@ def serve(
         listen=tuple(listen),
         settings=MeshSettings(trust_domain=trust_domain, service_cidr=service_cidr, registry_only=registry_only),
         transport=transport,
+        listen_tls=tuple(listen_tls),
+        tls=_tls_files(listen_tls, tls_cert, tls_key, tls_ca),
+        allow=tuple(parse_allow_rule(text) for text in allow),
+        admins=tuple(parse_identity_pattern(text) for text in allow_admin),
     )
 
     async def run() -> None:
@@ -146,6 +162,19 @@ def serve(
             tasks.create_task(serve_http(admin_app(control_plane), listener))
 
     run_until_signal(run(), fast=transport == FAST_TRANSPORT)
+
+
+def _tls_files(
+    addresses: list[str], certificate: Path | None, key: Path | None, authorities: Path | None
+) -> TlsFiles | None:
+    """What --listen-tls needs, or None without it."""
+    from xdsbpf.xds.tls import TlsFiles
+
+    if not addresses and certificate is None and key is None and authorities is None:
+        return None
+    if not addresses or certificate is None or key is None or authorities is None:
+        fail("mutual TLS needs all of --listen-tls, --tls-cert, --tls-key and --tls-ca", Exit.USAGE)
+    return TlsFiles(certificate, key, authorities)
 
 
 def agent(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from grpc import aio
 
 from xdsbpf.errors import ConfigError, ProtocolError
 from xdsbpf.unix_listener import claim_unix_path
-from xdsbpf.xds.addresses import listen_target
+from xdsbpf.xds.addresses import listen_target, tls_target
+from xdsbpf.xds.tls import Material, has_ended
 from xdsbpf.xds.transport import Handler, Peer
 
 Context = aio.ServicerContext[bytes, bytes]
@@ -32,7 +34,16 @@ _OPTIONS: list[tuple[str, int]] = [
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.max_ping_strikes", 0),  # never answer a client's keepalive with ENHANCE_YOUR_CALM
     ("grpc.http2.lookahead_bytes", 1 << 20),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_allowed_incoming_connections", 10_000),
+    ("grpc.max_concurrent_streams", 1_000),
 ]
+
+SWAP_PAUSE_S = 0.1
+
+_USED: list[grpc.ServerCredentials] = []
+"""Every credentials object ever given to a server. gRPC's C core keeps a bare pointer to it for as long as connections
+are in their handshake, which can be after the server is gone: freeing it crashes the process."""
 
 _EOF: object = aio.EOF  # type: ignore[attr-defined]  # grpc-stubs lacks it
 
@@ -106,13 +117,25 @@ class GrpcTransport:
         self._handlers = handlers
         self._server: aio.Server | None = None
         self._sockets: list[Path] = []
+        self._material: Material | None = None
+        """What new connections should get."""
+        self._in_use: Material | None = None
+        """What gRPC was given last."""
 
-    async def start(self, addresses: Iterable[str]) -> tuple[str, ...]:
-        """Listen on loopback TCP (port 0 picks one) and unix sockets (mode 0660); returns the bound addresses."""
+    async def start(
+        self, addresses: Iterable[str], tls_addresses: Iterable[str] = (), material: Material | None = None
+    ) -> tuple[str, ...]:
+        """See `Transport.start`."""
         targets = [listen_target(address) for address in addresses]
+        tls_targets = [tls_target(address) for address in tls_addresses]
         server = aio.server(options=_OPTIONS)
         server.add_generic_rpc_handlers((_Methods(self._handlers),))
-        bound = tuple(_bind(server, target) for target in targets)
+        bound = [_bind(server, target) for target in targets]
+        if material is not None:
+            self._material = self._in_use = material
+            credentials = grpc.dynamic_ssl_server_credentials(_configuration(material), self._fetch, True)
+            _USED.append(credentials)
+            bound += [_bind(server, target, credentials) for target in tls_targets]
         self._server = server
         await server.start()
         for address in bound:
@@ -120,7 +143,24 @@ class GrpcTransport:
                 path = Path(address.removeprefix("unix:"))
                 path.chmod(0o660)
                 self._sockets.append(path)
-        return bound
+        return tuple(bound)
+
+    async def use_tls(self, material: Material) -> None:
+        """See `Transport.use_tls`."""
+        self._material = material
+
+    def _fetch(self) -> grpc.ServerCertificateConfiguration:
+        """Asked before every handshake, one at a time, on threads of gRPC's; None: the same as before.
+
+        gRPC (1.85) frees the former configuration while another thread may be about to begin a handshake with it, and
+        crashes then. That thread has been here before us: it has a tenth of a second to get done with it. For the same
+        reason a configuration is never replaced without need.
+        """
+        if self._material is self._in_use or self._material is None:
+            return None  # type: ignore[return-value]  # the stubs do not know it
+        time.sleep(SWAP_PAUSE_S)
+        self._in_use = self._material
+        return _configuration(self._in_use)
 
     async def stop(self, grace: float) -> None:
         """Send GOAWAY, take no new calls, wait at most `grace` seconds for the open ones."""
@@ -134,18 +174,35 @@ class GrpcTransport:
 def _peer_of(context: Context) -> Peer:
     properties = context.auth_context()
     identities = tuple(value.decode("utf-8", "replace") for value in properties.get("peer_uri", ()))
-    encrypted = b"ssl" in properties.get("transport_security_type", ())
-    return Peer(context.peer(), identities, encrypted)
+    # Security: what gRPC does not call insecure is not taken for local plaintext, which may claim anything.
+    is_plaintext = list(properties.get("transport_security_type", ())) == [b"insecure"]
+    return Peer(context.peer(), identities, not is_plaintext, _is_expired(properties))
 
 
-def _bind(server: aio.Server, target: str) -> str:
+def _is_expired(properties: Mapping[str, Iterable[bytes]]) -> bool:
+    """Whether a session was resumed by a ticket that has outlived the client's certificate.
+
+    gRPC's tickets are good for two days, and it verifies nothing when one is used. Tickets of a former configuration,
+    that is of former authorities, are worthless.
+    """
+    if list(properties.get("ssl_session_reused", ())) in ([], [b"false"]):
+        return False
+    certificates = list(properties.get("x509_pem_cert", ()))
+    return len(certificates) != 1 or has_ended(certificates[0], time.time())
+
+
+def _configuration(material: Material) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(material.key, material.certificate)], material.client_ca)
+
+
+def _bind(server: aio.Server, target: str, credentials: grpc.ServerCredentials | None = None) -> str:
     """Bind before the server starts: gRPC accepts no unix address afterwards."""
     if target.startswith("unix:"):
         # gRPC would take the socket away from another process that listens on it.
         claim_unix_path(Path(target.removeprefix("unix:")))
     before = os.umask(0o117)  # the socket's mode from its first moment, whatever the umask
     try:
-        port = server.add_insecure_port(target)
+        port = server.add_insecure_port(target) if credentials is None else server.add_secure_port(target, credentials)
     except RuntimeError as error:
         raise ConfigError(f"cannot listen on {target}: {error}") from error
     finally:

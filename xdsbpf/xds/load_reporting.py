@@ -15,6 +15,8 @@ from google.protobuf.message import DecodeError
 
 from xdsbpf.errors import ProtocolError
 from xdsbpf.xds.load_reports import LoadReports, clusters_named
+from xdsbpf.xds.protocol import readable_error
+from xdsbpf.xds.request import node_of
 from xdsbpf.xds.transport import Call, Handler, Peer
 
 SERVICE: Final = "envoy.service.load_stats.v3.LoadReportingService"
@@ -24,8 +26,8 @@ _ALL_CLUSTERS: Final = "envoy.lrs.supports_send_all_clusters"
 
 log = structlog.get_logger(__name__)
 
-Admit = Callable[[Peer, str], None]
-"""(peer, node id): raises ProtocolError if that peer may not speak for that node."""
+Admit = Callable[[Peer, str, Mapping[str, object]], None]
+"""(peer, node id, metadata): raises ProtocolError if that peer may not speak for that node."""
 
 
 class LoadReporting:
@@ -44,10 +46,15 @@ class LoadReporting:
         first = await _next_request(call)
         if first is None:
             return
-        node_id = first.node.id
-        if not node_id:
-            raise ProtocolError("INVALID_ARGUMENT", "the first LoadStatsRequest has no node.id")
-        self._admit(call.peer, node_id)
+        try:
+            node_id, metadata = node_of(first.node)
+            self._admit(call.peer, node_id, metadata)
+        except ProtocolError as error:
+            identity = ", ".join(call.peer.identities)
+            log.warning(
+                "lrs.stream_refused", peer=call.peer.address, identity=identity, error=readable_error(str(error))
+            )
+            raise
         self._reports.open(call)
         log.info("lrs.stream_opened", node=node_id)
         try:

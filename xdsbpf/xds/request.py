@@ -168,13 +168,17 @@ def _names_alone(data: bytes) -> tuple[str, ...] | None:
 
 
 def request_node(request: Request) -> tuple[str, dict[str, object]]:
-    """Node id and metadata (as JSON values) of a stream's first request.
+    """Node id and metadata of a stream's first request; see `node_of`."""
+    return node_of(request.node)
+
+
+def node_of(node: Any) -> tuple[str, dict[str, object]]:
+    """Id and metadata (as JSON values) of an envoy Node, None if there was none.
 
     Beside the metadata stand `node.user_agent_name`, `node.locality` and `node.client_features` if the node gives
     them: a client's kind shows in them. Raises: ProtocolError(INVALID_ARGUMENT) if the id is missing, over 1 KiB or
     not printable, or the metadata cannot be JSON (an infinite number).
     """
-    node = request.node
     if node is None or not node.id:
         raise ProtocolError(
             "INVALID_ARGUMENT",

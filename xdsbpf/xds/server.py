@@ -10,13 +10,16 @@ from collections.abc import Callable, Iterable, Mapping
 
 import structlog
 
+from xdsbpf.xds.access import AccessControl
 from xdsbpf.xds.gate import Gate
 from xdsbpf.xds.grpcio import GrpcTransport
+from xdsbpf.xds.peers import Authorize, PeerRules
 from xdsbpf.xds.services import METHODS
 from xdsbpf.xds.status import NodeStatus
 from xdsbpf.xds.store import Changes, ResourceStore
 from xdsbpf.xds.streams import Preparation, Streams, ViewResolver, unprepared
 from xdsbpf.xds.telemetry import Telemetry
+from xdsbpf.xds.tls import Material
 from xdsbpf.xds.transport import Handler, Transport
 
 __all__ = ["ViewResolver", "XdsServer"]
@@ -27,7 +30,9 @@ log = structlog.get_logger(__name__)
 class XdsServer:
     """Serves one store over every method of xDS. `clock` (monotonic seconds) is for the status only.
 
-    `quarantine` see `Session`, `prepare` see `Preparation`; `more_handlers` are served beside it: path -> handler.
+    `quarantine` see `Session`, `prepare` see `Preparation`. `authorize` decides what peers with a certificate may
+    claim, `access` who may call at all: without them only local peers are served. `more_handlers` (path -> handler)
+    are served beside it.
     """
 
     def __init__(
@@ -38,13 +43,15 @@ class XdsServer:
         *,
         quarantine: bool = True,
         prepare: Preparation = unprepared,
+        authorize: Authorize | None = None,
+        access: AccessControl | None = None,
         more_handlers: Mapping[str, Handler] | None = None,
         transport: Callable[[Mapping[str, Handler]], Transport] = GrpcTransport,
     ) -> None:
-        self.streams = Streams(store, resolve_view, clock, quarantine=quarantine, prepare=prepare)
+        self.streams = Streams(store, resolve_view, clock, quarantine=quarantine, prepare=prepare, authorize=authorize)
         self.handlers: dict[str, Handler] = dict.fromkeys(METHODS, self.streams.serve) | dict(more_handlers or {})
         """What a transport serves: method path -> handler."""
-        self._transport = transport(self.handlers)
+        self._transport = transport((access or AccessControl(PeerRules(), {}, clock)).protect(self.handlers))
         self._bound: tuple[str, ...] = ()
 
     @property
@@ -59,14 +66,17 @@ class XdsServer:
     def telemetry(self) -> Telemetry:
         return self.streams.telemetry
 
-    async def start(self, addresses: Iterable[str]) -> tuple[str, ...]:
-        """Listen on loopback TCP (`127.0.0.1:0` picks a port) and unix sockets (`unix:/path`, mode 0660).
-
-        Returns the bound addresses in order. Raises: ConfigError if an address is not local or taken.
-        """
-        self._bound = await self._transport.start(addresses)
+    async def start(
+        self, addresses: Iterable[str], tls_addresses: Iterable[str] = (), material: Material | None = None
+    ) -> tuple[str, ...]:
+        """Listen: see `Transport.start`. Raises: ConfigError."""
+        self._bound = await self._transport.start(addresses, tls_addresses, material)
         log.info("xds.server_started", addresses=self._bound)
         return self._bound
+
+    async def use_tls(self, material: Material) -> None:
+        """See `Transport.use_tls`."""
+        await self._transport.use_tls(material)
 
     async def stop(self, grace: float) -> None:
         """Take no new streams, end the open ones with trailers, wait at most `grace` seconds for them."""

@@ -21,6 +21,7 @@ from xdsbpf.xds import protocol
 from xdsbpf.xds.delta import DeltaSession
 from xdsbpf.xds.gate import Gate
 from xdsbpf.xds.open_stream import OpenStream
+from xdsbpf.xds.peers import Authorize, PeerRules, readable_identity
 from xdsbpf.xds.request import Request, decode_delta, decode_sotw, request_node
 from xdsbpf.xds.response import Response, content_version, encode_sotw
 from xdsbpf.xds.roster import Roster
@@ -67,12 +68,15 @@ class Streams:
         *,
         quarantine: bool = True,
         prepare: Preparation = unprepared,
+        authorize: Authorize | None = None,
     ) -> None:
         self.store = store
         self.gate = Gate()
         self.telemetry = Telemetry()
         self.roster = Roster()
         self._resolve_view = resolve_view
+        # Security: without rules of its own a server trusts local peers only.
+        self._authorize = authorize or PeerRules().check_claim
         self._clock = clock
         self._quarantine = quarantine
         self._prepare = prepare
@@ -95,6 +99,7 @@ class Streams:
                 return
             request: Request = decode_delta(first) if method.variant is Variant.DELTA else decode_sotw(first)
             node_id, metadata = request_node(request)
+            self._authorize(call.peer, node_id, metadata)
             async with self._prepare(node_id, metadata):
                 view = self._resolve(method, node_id, metadata)
                 if method.variant is Variant.FETCH:
@@ -109,6 +114,7 @@ class Streams:
                 "xds.stream_refused",
                 node=stream.session.node_id if stream else "",
                 peer=call.peer.address,
+                identity=readable_identity(call.peer),
                 method=call.method,
                 status=error.status,
                 error=protocol.readable_error(str(error)),
@@ -141,6 +147,7 @@ class Streams:
             session = stream.session
             try:
                 view = self._resolve_view(session.node_id, stream.metadata)
+                self._authorize(stream.call.peer, session.node_id, stream.metadata)
             except ProtocolError as error:
                 stream.finish(error)
                 continue
@@ -222,7 +229,14 @@ class Streams:
         self._wake(stream)
         if ledger is not None:
             self._wake_agents(view.node)
-        log.info("xds.stream_opened", node=node_id, kind=view.kind, method=method.path, streams=len(self._open))
+        log.info(
+            "xds.stream_opened",
+            node=node_id,
+            identity=readable_identity(call.peer),
+            kind=view.kind,
+            method=method.path,
+            streams=len(self._open),
+        )
         return stream
 
     def _leave(self, stream: OpenStream) -> None:

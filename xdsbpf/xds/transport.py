@@ -12,17 +12,21 @@ from typing import Protocol
 
 import msgspec
 
+from xdsbpf.xds.tls import Material
+
 
 class Peer(msgspec.Struct, frozen=True):
     """Who is at the other end.
 
     `address` is `ipv4:10.0.0.1:4711`, `ipv6:[::1]:4711` or `unix:`; `identities` are the URI names of its verified
-    certificate, () on plaintext; `is_encrypted` tells a mutual TLS listener from a local plaintext one.
+    certificate, () on plaintext; `is_encrypted` tells a mutual TLS listener from a local plaintext one. `is_expired`:
+    the certificate was verified in an earlier handshake, and has ended since (a resumed TLS session).
     """
 
     address: str
     identities: tuple[str, ...] = ()
     is_encrypted: bool = False
+    is_expired: bool = False
 
 
 class Call(Protocol):
@@ -60,10 +64,20 @@ Handler = Callable[[Call], Awaitable[None]]
 class Transport(Protocol):
     """Listening sockets in front of handlers."""
 
-    async def start(self, addresses: Iterable[str]) -> tuple[str, ...]:
-        """Listen on loopback TCP (port 0 picks one) and unix sockets (mode 0660); returns the bound addresses.
+    async def start(
+        self, addresses: Iterable[str], tls_addresses: Iterable[str] = (), material: Material | None = None
+    ) -> tuple[str, ...]:
+        """Listen; port 0 picks one. Returns the bound addresses in that order.
 
-        Raises: ConfigError if an address is not local, or taken.
+        `addresses` are plaintext: loopback TCP and unix sockets (mode 0660). `tls_addresses` are TCP on any address,
+        with the certificate of `material`; clients must have one of its authorities. Raises: ConfigError if an address
+        is not local, or taken, or the material is not accepted.
+        """
+
+    async def use_tls(self, material: Material) -> None:
+        """Another certificate for connections from now on; open ones live on.
+
+        Raises: ConfigError if it is not accepted; the former one stays in force.
         """
 
     async def stop(self, grace: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -132,7 +132,7 @@ async def test_reflection_lists_the_services_and_describes_one(version: str) -> 
 
 async def test_load_is_added_up_over_reports_and_clients_and_what_is_in_progress_goes_with_its_client() -> None:
     reports = LoadReports()
-    async with served(dict(LoadReporting(reports, lambda peer, node: None).handlers())) as channel:
+    async with served(dict(LoadReporting(reports, lambda peer, node, metadata: None).handlers())) as channel:
         first, second = lrs_call(channel), lrs_call(channel)
         hello = report("a")
         hello.node.client_features.append(FEATURE)
@@ -161,7 +161,7 @@ async def test_load_is_added_up_over_reports_and_clients_and_what_is_in_progress
 
 
 async def test_a_node_that_is_not_admitted_and_one_without_a_name_may_not_report() -> None:
-    def admit(peer: Peer, node: str) -> None:
+    def admit(peer: Peer, node: str, metadata: Mapping[str, object]) -> None:
         if node != "mine":
             raise ProtocolError("PERMISSION_DENIED", f"not {node}")
 

@@ -18,11 +18,12 @@ import structlog
 
 from xdsbpf.errors import ConfigError, ProtocolError
 from xdsbpf.unix_listener import bind_unix
-from xdsbpf.xds.addresses import listen_target
+from xdsbpf.xds.addresses import listen_target, tls_target
 from xdsbpf.xds.h2.limits import Bucket, Limits, Timing
 from xdsbpf.xds.h2.protocol import H2Protocol
 from xdsbpf.xds.h2.sender import FrameCache
-from xdsbpf.xds.h2.tls import TlsFiles, server_context
+from xdsbpf.xds.h2.tls import server_context
+from xdsbpf.xds.tls import Material
 from xdsbpf.xds.transport import Handler
 
 MAX_CONNECTIONS = 10_000
@@ -35,8 +36,7 @@ log = structlog.get_logger(__name__)
 class _TlsListener:
     """A listening socket whose certificates can be replaced."""
 
-    def __init__(self, files: TlsFiles, sock: socket.socket) -> None:
-        self.files = files
+    def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.server: asyncio.Server | None = None
 
@@ -68,8 +68,10 @@ class H2Transport:
         self._log_budget = Bucket(20, 1.0, 0.0)
         self._unlogged = 0
 
-    async def start(self, addresses: Iterable[str]) -> tuple[str, ...]:
-        """Listen on loopback TCP (port 0 picks one) and unix sockets (mode 0660); returns the bound addresses."""
+    async def start(
+        self, addresses: Iterable[str], tls_addresses: Iterable[str] = (), material: Material | None = None
+    ) -> tuple[str, ...]:
+        """See `Transport.start`."""
         loop = asyncio.get_running_loop()
         bound = []
         for target in [listen_target(address) for address in addresses]:
@@ -85,25 +87,15 @@ class H2Transport:
                 bound.append(_name(sock))
                 server = await loop.create_server(self._protocol, sock=sock, backlog=_BACKLOG)
             self._plain.append(server)
+        if material is not None:
+            bound += [await self._start_tls(address, material) for address in tls_addresses]
         self._start_clock()
         return tuple(bound)
 
-    async def start_tls(self, address: str, files: TlsFiles) -> str:
-        """Listen with mutual TLS on HOST:PORT, any address; returns the bound one. Raises: ConfigError."""
-        context = server_context(files)
-        listener = _TlsListener(files, _bind_tcp(address))
-        self._tls.append(listener)
-        await self._listen(listener, context)
-        self._start_clock()
-        return _name(listener.sock)
-
-    async def reload_tls(self) -> None:
-        """Read the certificates again, for connections from now on; open ones and waiting ones lose nothing.
-
-        Raises: ConfigError if they cannot be used; the former ones stay in force.
-        """
-        contexts = [server_context(listener.files) for listener in self._tls]
-        for listener, context in zip(self._tls, contexts, strict=True):
+    async def use_tls(self, material: Material) -> None:
+        """See `Transport.use_tls`: open connections lose nothing, and neither do those that wait to be accepted."""
+        context = server_context(material)
+        for listener in self._tls:
             await self._listen(listener, context)
 
     async def stop(self, grace: float) -> None:
@@ -168,6 +160,13 @@ class H2Transport:
 
     def _protocol(self) -> H2Protocol:
         return H2Protocol(self)
+
+    async def _start_tls(self, address: str, material: Material) -> str:
+        context = server_context(material)
+        listener = _TlsListener(_bind_tcp(tls_target(address)))
+        self._tls.append(listener)
+        await self._listen(listener, context)
+        return _name(listener.sock)
 
     async def _listen(self, listener: _TlsListener, context: ssl.SSLContext) -> None:
         """Accept from the socket with that context. The new acceptor takes over before the former one lets go."""

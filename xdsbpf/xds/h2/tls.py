@@ -1,33 +1,24 @@
-"""Mutual TLS for the HTTP/2 transport: contexts from files, and who is at the other end of a socket.
+"""Mutual TLS for the HTTP/2 transport: contexts, and who is at the other end of a socket.
 
-PEM files in, an `ssl.SSLContext` out; an accepted transport in, a `Peer` out. Called by `server` and `protocol`.
+Checked PEM in, an `ssl.SSLContext` out; an accepted transport in, a `Peer` out. Called by `server` and `protocol`.
 Whether that peer may do what it asks for is decided elsewhere.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
-from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from xdsbpf.errors import ConfigError
+from xdsbpf.xds.tls import Material
 from xdsbpf.xds.transport import Peer
 
 
-class TlsFiles(msgspec.Struct, frozen=True):
-    """PEM files: our certificate chain and key, and the authorities that clients' certificates must come from."""
-
-    certificate: Path
-    key: Path
-    client_ca: Path
-
-
-def server_context(files: TlsFiles) -> ssl.SSLContext:
-    """A context that asks for HTTP/2 and a client certificate. Raises: ConfigError naming what cannot be used."""
+def server_context(material: Material) -> ssl.SSLContext:
+    """A context that asks for HTTP/2 and a client certificate. Raises: ConfigError for what OpenSSL does not take."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")  # RFC 9113 section 9.2.2 forbids most others with TLS 1.2
@@ -38,14 +29,22 @@ def server_context(files: TlsFiles) -> ssl.SSLContext:
     context.set_alpn_protocols(["h2"])
     context.verify_mode = ssl.CERT_REQUIRED
     try:
-        context.load_cert_chain(files.certificate, files.key)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"cannot use {files.certificate} with {files.key}: {error}") from error
-    try:
-        context.load_verify_locations(files.client_ca)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"cannot use {files.client_ca} to verify clients: {error}") from error
+        _load_chain(context, material)
+        context.load_verify_locations(cadata=material.client_ca.decode("ascii"))
+    except ssl.SSLError as error:
+        raise ConfigError(f"the certificate, its key or the authorities of clients cannot be used: {error}") from error
     return context
+
+
+def _load_chain(context: ssl.SSLContext, material: Material) -> None:
+    """`ssl` takes a chain from a file only: the bytes that were checked go through memory, never through a disk."""
+    descriptor = os.memfd_create("xdsbpf-tls")
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(material.key + b"\n" + material.certificate)
+        context.load_cert_chain(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
 
 
 def peer_of(transport: asyncio.Transport) -> tuple[Peer, str]:
