@@ -23,7 +23,7 @@ from xdsbpf import __version__
 from xdsbpf._pb.xdsbpf.agent.v1 import agent_pb2
 from xdsbpf.agent.client import DatapathClient, check_address
 from xdsbpf.agent.enroller import Enroller
-from xdsbpf.agent.envoy import EnvoyOptions, EnvoySupervisor, find_binary
+from xdsbpf.agent.envoy import EnvoyOptions, EnvoySupervisor
 from xdsbpf.agent.loop import AgentLoop
 from xdsbpf.agent.plan import Cgroups
 from xdsbpf.agent.received import Received
@@ -32,6 +32,7 @@ from xdsbpf.agent.status import StatusServer
 from xdsbpf.datapath.attach import Attachments, detach_all
 from xdsbpf.datapath.loader import Datapath, open_datapath
 from xdsbpf.datapath.namespaces import cgroup_id
+from xdsbpf.envoy_binary import find_binary
 from xdsbpf.errors import ConfigError, DatapathError
 from xdsbpf.model.names import NodeId
 

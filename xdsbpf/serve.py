@@ -27,6 +27,7 @@ from xdsbpf.errors import ConfigError, ProtocolError
 from xdsbpf.mesh.inputs import MeshSettings
 from xdsbpf.model.names import parse_node_id
 from xdsbpf.sources.catalog import Catalog, CatalogDelta
+from xdsbpf.sources.envoy_validation import EnvoyValidator
 from xdsbpf.sources.files import FileSource
 from xdsbpf.xds import client_status, health, load_reporting
 from xdsbpf.xds.access import Access, AccessControl
@@ -72,6 +73,8 @@ class ServeConfig(msgspec.Struct, frozen=True):
 
     paths: tuple[Path, ...]
     envoy_paths: tuple[Path, ...] = ()
+    validate_with: Path | None = None
+    """The Envoy that is asked about raw resources before they are taken."""
     listen: tuple[str, ...] = ("127.0.0.1:15010",)
     settings: MeshSettings = MeshSettings()
     transport: str = DEFAULT_TRANSPORT
@@ -140,7 +143,8 @@ class ControlPlane:
             },
             transport=TRANSPORTS[config.transport],
         )
-        self.source = FileSource(config.paths, self.take, envoy_paths=config.envoy_paths)
+        validator = EnvoyValidator(config.validate_with) if config.validate_with is not None else None
+        self.source = FileSource(config.paths, self.take, envoy_paths=config.envoy_paths, validator=validator)
         self.ready = asyncio.Event()
         self.bound: tuple[str, ...] = ()
         self.compile_seconds = Histogram(

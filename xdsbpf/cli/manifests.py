@@ -38,6 +38,17 @@ class Format(enum.StrEnum):
     YAML = "yaml"
 
 
+VALIDATE = typer.Option(False, "--validate-with-envoy", help="ask a real Envoy about raw Envoy resources first")
+VALIDATE_BINARY = typer.Option(None, "--envoy-binary", help="that Envoy; default: beside Python, then PATH")
+
+
+def validating_binary(is_wanted: bool, named: Path | None) -> Path | None:
+    """The Envoy to ask about raw resources; None if nobody wants that. Raises: ConfigError if there is none."""
+    from xdsbpf.envoy_binary import find_binary
+
+    return find_binary(named, hint="name one with --envoy-binary") if is_wanted else None
+
+
 class Threshold(enum.StrEnum):
     """Least severity that makes `analyze` exit 79."""
 
@@ -53,6 +64,7 @@ def load(
     trust_domain: str,
     *,
     registry_only: bool = False,
+    validate_with: Path | None = None,
 ) -> tuple[Catalog, Compiler]:
     """Read and compile manifests and raw Envoy resources.
 
@@ -61,13 +73,15 @@ def load(
     from xdsbpf.compiler import Compiler
     from xdsbpf.errors import ConfigError
     from xdsbpf.mesh.inputs import MeshSettings
+    from xdsbpf.sources.envoy_validation import EnvoyValidator
     from xdsbpf.sources.loading import load_once
     from xdsbpf.sources.report import format_lines
 
     if not filenames and not envoy_resources:
         fail("there is nothing to read", Exit.USAGE, hint="name manifests with -f, Envoy's own with --envoy-resources")
     try:
-        catalog = load_once(filenames, envoy_paths=envoy_resources)
+        validator = EnvoyValidator(validate_with) if validate_with is not None else None
+        catalog = load_once(filenames, envoy_paths=envoy_resources, validator=validator)
     except ConfigError as error:
         raise CommandError(str(error), Exit.BAD_INPUT, hint=error.hint) from error
     sources = catalog.sources()
@@ -130,6 +144,8 @@ def _metadata(path: Path | None) -> dict[str, object]:
 def translate(
     filename: list[str] = FILENAME,
     envoy_resources: list[str] = ENVOY_RESOURCES,
+    validate_with_envoy: bool = VALIDATE,
+    envoy_binary: Path | None = VALIDATE_BINARY,
     proxy: str = typer.Option(
         ..., "--proxy", help="xDS node id: node~…, agent~…, sidecar~IP~NAME~DOMAIN, or that of any Envoy"
     ),
@@ -157,7 +173,10 @@ def translate(
         view = view_of(proxy, (), own) if partly is None else partly[0]
     except ProtocolError as error:
         raise CommandError(f"--proxy: {error}", Exit.USAGE, hint=error.hint) from error
-    catalog, compiler = load(filename, envoy_resources, service_cidr, trust_domain, registry_only=registry_only)
+    binary = validating_binary(validate_with_envoy, envoy_binary)
+    catalog, compiler = load(
+        filename, envoy_resources, service_cidr, trust_domain, registry_only=registry_only, validate_with=binary
+    )
     own = client_view(proxy, known, compiler.labels_of)
     if own is not None:
         compiler.add_view(own)
@@ -203,6 +222,8 @@ def translate(
 def analyze(
     filename: list[str] = FILENAME,
     envoy_resources: list[str] = ENVOY_RESOURCES,
+    validate_with_envoy: bool = VALIDATE,
+    envoy_binary: Path | None = VALIDATE_BINARY,
     output: Format = typer.Option(Format.TABLE, "--output", "-o", help="table, json or yaml"),
     failure_threshold: Threshold = typer.Option(Threshold.WARNING, help="least severity that exits 79"),
     service_cidr: str = SERVICE_CIDR,
@@ -214,7 +235,8 @@ def analyze(
     """
     from xdsbpf.sources.report import as_json, format_lines
 
-    catalog, compiler = load(filename, envoy_resources, service_cidr, trust_domain)
+    binary = validating_binary(validate_with_envoy, envoy_binary)
+    catalog, compiler = load(filename, envoy_resources, service_cidr, trust_domain, validate_with=binary)
     compiler.compile()
     diagnostics = all_diagnostics(catalog, compiler)
     if output is Format.TABLE:

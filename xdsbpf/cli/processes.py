@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from xdsbpf.cli.exits import CommandError, Exit, fail
-from xdsbpf.cli.manifests import REGISTRY_ONLY
+from xdsbpf.cli.manifests import REGISTRY_ONLY, VALIDATE, VALIDATE_BINARY, validating_binary
 from xdsbpf.errors import XdsbpfError
 
 if TYPE_CHECKING:
@@ -102,6 +102,8 @@ def serve(
     envoy_resources: list[Path] = typer.Option(
         [], "--envoy-resources", help="file or directory of raw Envoy resources (repeatable)"
     ),
+    validate_with_envoy: bool = VALIDATE,
+    envoy_binary: Path | None = VALIDATE_BINARY,
     listen: list[str] = typer.Option(
         ["127.0.0.1:15010"], "--listen", help="xDS address: loopback host:port or unix:PATH (repeatable)"
     ),
@@ -145,6 +147,7 @@ def serve(
     config = ServeConfig(
         paths=tuple(filename),
         envoy_paths=tuple(envoy_resources),
+        validate_with=validating_binary(validate_with_envoy, envoy_binary),
         listen=tuple(listen),
         settings=MeshSettings(trust_domain=trust_domain, service_cidr=service_cidr, registry_only=registry_only),
         transport=transport,

@@ -91,6 +91,7 @@ ENVOY_FILE = "XB1601"
 ENVOY_TYPE = "XB1602"
 ENVOY_NAME = "XB1603"
 ENVOY_CHOICE = "XB1604"
+ENVOY_REFUSED = "XB1605"
 
 TITLES: dict[str, str] = {
     SYNTAX: "the text is not YAML; nothing of the file is taken",
@@ -177,4 +178,5 @@ TITLES: dict[str, str] = {
     ENVOY_TYPE: "the @type of an Envoy resource is missing or not known",
     ENVOY_NAME: "an Envoy resource has no name, or two",
     ENVOY_CHOICE: "two fields of an Envoy resource exclude each other",
+    ENVOY_REFUSED: "a real Envoy refuses the resource; nothing of its file is taken",
 }

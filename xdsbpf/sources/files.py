@@ -22,8 +22,10 @@ import structlog
 import watchfiles
 
 from xdsbpf.errors import SourceError
-from xdsbpf.sources.catalog import Catalog, CatalogDelta
+from xdsbpf.model.envoy_resource import KIND
+from xdsbpf.sources.catalog import Catalog, CatalogDelta, Order
 from xdsbpf.sources.envoy_reader import parse_envoy_steps
+from xdsbpf.sources.envoy_validation import EnvoyValidator
 from xdsbpf.sources.loading import (
     MAX_FILE_BYTES,
     STDIN,
@@ -114,12 +116,19 @@ class FileSource:
         on_batch: Callable[[CatalogDelta], None],
         *,
         envoy_paths: Sequence[str | Path] = (),
+        validator: EnvoyValidator | None = None,
         clock: Callable[[], float] = time.monotonic,
         settle_s: float = SETTLE_S,
         poll_s: float = POLL_S,
     ) -> None:
-        """Raises: ConfigError if a path does not exist, or is given for both formats."""
+        """`validator` is asked about raw files before they are taken.
+
+        Raises: ConfigError if a path does not exist, or is given for both formats.
+        """
         self.catalog = Catalog()
+        self._validator = validator
+        self._refused: dict[str, tuple[ParsedFile, Order]] = {}
+        """Newest content of the raw files that the validator refused: another file's change may be what they need."""
         self.synced = asyncio.Event()
         manifests, raw = [str(path) for path in paths], [str(path) for path in envoy_paths]
         check_arguments(manifests, raw)
@@ -166,7 +175,10 @@ class FileSource:
         deltas += [self.catalog.delete_file(file) for file in due.deletes]
         for file in due.deletes:
             self._settler.mark_deleted(file)
+            self._refused.pop(file, None)
         deltas.append(self.catalog.tick(self._clock()))
+        if self._refused and _touches_raw(merge_deltas(deltas)):
+            deltas += await self._take_raw([*self._refused.values()])
         self._hand_on(merge_deltas(deltas))
 
     def confirm(self, file: str | None = None) -> CatalogDelta:
@@ -187,12 +199,37 @@ class FileSource:
 
     async def _read_due(self, due: Due) -> list[CatalogDelta]:
         deltas: list[CatalogDelta] = []
+        raw: list[tuple[ParsedFile, Order]] = []
         for file, found in due.reads:
             parsed = await self._read(file, found)
-            if parsed is not None:
-                self._settler.mark_read(file, found)
+            if parsed is None:
+                continue
+            self._settler.mark_read(file, found)
+            if self._validator is not None and self._is_raw(file):
+                raw.append((parsed, found.order))
+            else:
                 deltas.append(self.catalog.put_file(parsed, found.order, self._clock()))
-        return deltas
+        if raw and (ready := merge_deltas(deltas)):
+            self._on_batch(ready)  # the manifests do not wait for Envoy
+            deltas = []
+        return deltas + await self._take_raw(raw)
+
+    async def _take_raw(self, files: Sequence[tuple[ParsedFile, Order]]) -> list[CatalogDelta]:
+        """Put raw files into the catalog, those that Envoy refuses as broken ones."""
+        if self._validator is None or not files:
+            return []
+        judged = await self._validator.judge([parsed for parsed, _ in files], self.catalog)
+        for (parsed, order), verdict in zip(files, judged, strict=True):
+            self._refused.pop(parsed.file, None)
+            if verdict is not parsed:
+                self._refused[parsed.file] = (parsed, order)
+        return [
+            self.catalog.put_file(verdict, order, self._clock())
+            for (_, order), verdict in zip(files, judged, strict=True)
+        ]
+
+    def _is_raw(self, file: str) -> bool:
+        return self._scanner.argument_of(file) in self._raw
 
     async def _read(self, file: str, found: Found) -> ParsedFile | None:
         """Parsed content, or None if the file changed while it was read (it settles again then)."""
@@ -211,7 +248,7 @@ class FileSource:
     async def _parse(self, file: str, data: bytes) -> ParsedFile:
         result: ParsedFile | None = None
         began = self._clock()
-        parse = parse_envoy_steps if self._scanner.argument_of(file) in self._raw else parse_steps
+        parse = parse_envoy_steps if self._is_raw(file) else parse_steps
         for step in parse(file, data, self.catalog.previous(file)):
             result = step
             if self._clock() - began >= STEP_S:
@@ -303,6 +340,10 @@ def _watched(arguments: Sequence[str]) -> tuple[frozenset[str], frozenset[str]]:
     whole = frozenset(path for path in paths if os.path.isdir(path))
     parents = frozenset(os.path.dirname(os.path.abspath(path)) for path in paths)
     return whole, frozenset(parent for parent in parents if os.path.isdir(parent))
+
+
+def _touches_raw(delta: CatalogDelta) -> bool:
+    return any(id.kind == KIND for id in (*(id for id, _ in delta.puts), *delta.removes))
 
 
 def merge_deltas(deltas: Sequence[CatalogDelta]) -> CatalogDelta:

@@ -6,6 +6,7 @@ the watcher in `files`. Blocking file I/O lives here and nowhere else in sources
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 import sys
@@ -18,6 +19,7 @@ import msgspec
 from xdsbpf.errors import ConfigError, SourceError
 from xdsbpf.sources.catalog import Catalog, Order
 from xdsbpf.sources.envoy_reader import parse_envoy_file
+from xdsbpf.sources.envoy_validation import EnvoyValidator
 from xdsbpf.sources.yaml_reader import ParsedFile, parse_file, unreadable_file
 
 SUFFIXES: Final = (".yaml", ".yml", ".json")
@@ -45,13 +47,18 @@ class Found(msgspec.Struct, frozen=True):
 
 
 def load_once(
-    paths: Sequence[str | Path], *, envoy_paths: Sequence[str | Path] = (), stdin: bytes | None = None
+    paths: Sequence[str | Path],
+    *,
+    envoy_paths: Sequence[str | Path] = (),
+    stdin: bytes | None = None,
+    validator: EnvoyValidator | None = None,
 ) -> Catalog:
     """Read files and directories into a new catalog, without waiting for files to settle.
 
     Args:
         paths: files, directories (recursive: *.yaml, *.yml, *.json in path order) or `-`.
         envoy_paths: files and directories of raw Envoy resources.
+        validator: is asked about those files before they are taken.
         stdin: content of `-`; read from the process's own standard input if left out.
 
     Raises: ConfigError if a path does not exist. What cannot be read is a diagnostic of the catalog.
@@ -61,13 +68,22 @@ def load_once(
     check_arguments(manifests, raw)
     readers: list[tuple[str, Parser]] = [(path, parse_file) for path in manifests]
     readers += [(path, parse_envoy_file) for path in raw]
+    judged: list[tuple[ParsedFile, Order]] = []
     for index, (argument, read) in enumerate(readers):
         if argument == STDIN:
             data = sys.stdin.buffer.read(MAX_FILE_BYTES + 1) if stdin is None else stdin
             catalog.put_file(parse_file("<stdin>", data), (index, "<stdin>"), 0.0)
             continue
         for file, found in scan(index, argument):
-            catalog.put_file(read_file(file, read), found.order, 0.0)
+            parsed = read_file(file, read)
+            if validator is not None and read is parse_envoy_file:
+                judged.append((parsed, found.order))
+            else:
+                catalog.put_file(parsed, found.order, 0.0)
+    if validator is not None and judged:
+        verdicts = asyncio.run(validator.judge([parsed for parsed, _ in judged], catalog))
+        for verdict, (_, order) in zip(verdicts, judged, strict=True):
+            catalog.put_file(verdict, order, 0.0)
     return catalog
 
 
