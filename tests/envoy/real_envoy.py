@@ -115,14 +115,7 @@ class RealEnvoy:
 
     async def admin(self, path: str) -> str:
         """The body of an admin GET."""
-        reader, writer = await asyncio.open_unix_connection(str(self.directory / "admin.sock"))
-        try:
-            writer.write(f"GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n".encode())
-            answer = await reader.read()
-        finally:
-            writer.close()
-        head, _, body = answer.partition(b"\r\n\r\n")
-        return (unchunked(body) if b"chunked" in head.lower() else body).decode()
+        return await admin_get(self.directory / "admin.sock", path)
 
     async def stat(self, name: str) -> int:
         """A counter or gauge; 0 if it does not exist."""
@@ -144,6 +137,18 @@ class RealEnvoy:
             return "LIVE" in await self.admin("/ready")
         except OSError:
             return False
+
+
+async def admin_get(admin: Path, path: str) -> str:
+    """The body of a GET to Envoy's admin socket."""
+    reader, writer = await asyncio.open_unix_connection(str(admin))
+    try:
+        writer.write(f"GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n".encode())
+        answer = await reader.read()
+    finally:
+        writer.close()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return (unchunked(body) if b"chunked" in head.lower() else body).decode()
 
 
 def unchunked(body: bytes) -> bytes:

@@ -16,6 +16,7 @@ ELSEWHERE = {
     40: "tests/unit/serve/test_serve_grpc_raw.py::test_no_envoy_that_asks_for_all_listeners_gets_one_for_grpc_clients",
     43: "tests/unit/xds/test_xds_streams.py::test_a_stream_that_takes_no_data_is_reset",
     57: "tests/unit/compile/raw/test_grpc_endpoints.py::test_priorities_are_counted_from_zero_without_gaps",
+    53: "tests/unit/web/test_web_rest.py::test_a_poll_gets_everything_once_and_then_only_what_changed",
     51: "tests/unit/xds/test_xds_streams.py::test_one_change_reaches_more_streams_than_one_turn_serves",
 }
 """What a client on the wire cannot see, or not in a second."""
@@ -23,7 +24,6 @@ ELSEWHERE = {
 OPEN = {
     49: "admission of a reconnect storm has no test",
     52: "resources have no TTL",
-    53: "polling by REST has no test",
 }
 """Rules without a test, and why."""
 

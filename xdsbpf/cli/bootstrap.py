@@ -19,6 +19,8 @@ def bootstrap(
     admin: str = typer.Option("envoy-admin.sock", "--admin", help="unix socket of Envoy's admin interface"),
     delta: bool = typer.Option(True, "--delta/--sotw", help="incremental xDS, or state of the world"),
     grpc: bool = typer.Option(False, "--grpc", help="print the bootstrap of a gRPC client (GRPC_XDS_BOOTSTRAP)"),
+    rest: bool = typer.Option(False, "--rest", help="poll `serve --rest-listen` instead of streams"),
+    refresh: float = typer.Option(2.0, min=0.01, help="seconds between two polls"),
     tls_cert: Path | None = typer.Option(None, "--tls-cert", help="client certificate chain (PEM)"),
     tls_key: Path | None = typer.Option(None, "--tls-key", help="its private key (PEM)"),
     tls_ca: Path | None = typer.Option(None, "--tls-ca", help="CA of the control plane (PEM)"),
@@ -34,7 +36,17 @@ def bootstrap(
         tls = TlsFiles(str(tls_cert), str(tls_key), str(tls_ca), tls_server_name)
     elif given:
         fail("mutual TLS needs --tls-cert, --tls-key and --tls-ca", Exit.USAGE)
-    options = ClientBootstrap(node_id=node_id, xds=xds, cluster=cluster, admin=admin, is_delta=delta, tls=tls)
+    if rest and (grpc or tls is not None):
+        fail("--rest is for Envoy, and without TLS: it is served on loopback and unix sockets", Exit.USAGE)
+    options = ClientBootstrap(
+        node_id=node_id,
+        xds=xds,
+        cluster=cluster,
+        admin=admin,
+        is_delta=delta,
+        tls=tls,
+        poll_s=refresh if rest else 0.0,
+    )
     document = grpc_bootstrap(options) if grpc else envoy_bootstrap(options)
     if grpc or output is Format.JSON:
         sys.stdout.write(json.dumps(document, indent=2) + "\n")

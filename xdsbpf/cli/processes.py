@@ -108,6 +108,9 @@ def serve(
         ["127.0.0.1:15010"], "--listen", help="xDS address: loopback host:port or unix:PATH (repeatable)"
     ),
     admin: str = typer.Option("127.0.0.1:15014", "--admin", help="admin address: loopback host:port or unix:PATH"),
+    rest_listen: str = typer.Option(
+        "", "--rest-listen", help="xDS by polling (REST, JSON): loopback host:port or unix:PATH"
+    ),
     service_cidr: str = typer.Option("240.240.0.0/16", help="range for services without a cluster IP"),
     trust_domain: str = typer.Option("cluster.local", help="SPIFFE trust domain of the mesh"),
     registry_only: bool = REGISTRY_ONLY,
@@ -129,7 +132,8 @@ def serve(
     from xdsbpf.mesh.inputs import MeshSettings
     from xdsbpf.serve import ControlPlane, ServeConfig
     from xdsbpf.web.admin import admin_app
-    from xdsbpf.web.listening import bind_admin, serve_http
+    from xdsbpf.web.listening import bind_admin, bind_rest, serve_http
+    from xdsbpf.web.rest import rest_app
     from xdsbpf.xds.peers import parse_allow_rule, parse_identity_pattern
     from xdsbpf.xds.transports import FAST_TRANSPORT, TRANSPORTS
 
@@ -160,9 +164,13 @@ def serve(
     async def run() -> None:
         control_plane = ControlPlane(config)
         listener = bind_admin(admin)
+        rest_listener = bind_rest(rest_listen) if rest_listen else None
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(control_plane.run())
             tasks.create_task(serve_http(admin_app(control_plane), listener))
+            if rest_listener is not None:
+                polling = rest_app(control_plane.server.handlers, control_plane.ready.is_set)
+                tasks.create_task(serve_http(polling, rest_listener))
 
     run_until_signal(run(), fast=transport == FAST_TRANSPORT)
 

@@ -42,7 +42,7 @@ def preview(node_id: NodeId) -> tuple[View, tuple[str, ...], Diagnostic] | None:
     return View((MESH_SCOPE,), "", node_id.type), types, finding
 
 
-class _Types:
+class AnyTypes:
     """Types inside an Any: the CEL formatter is ours, because xds-protos lacks its one field."""
 
     def FindMessageTypeByName(self, name: str) -> Descriptor:
@@ -54,7 +54,7 @@ def body_json(resource: Resource) -> dict[str, Any]:
     try:
         message = GetMessageClass(Default().FindMessageTypeByName(resource.type_url.removeprefix(TYPE_PREFIX)))()
         message.ParseFromString(resource.body)
-        decoded: dict[str, Any] = json_format.MessageToDict(message, descriptor_pool=_Types())  # type: ignore[arg-type]
+        decoded: dict[str, Any] = json_format.MessageToDict(message, descriptor_pool=AnyTypes())  # type: ignore[arg-type]
     except (KeyError, TypeError):
         return {"@type": resource.type_url, "value": base64.b64encode(resource.body).decode()}
     return decoded

@@ -1,4 +1,4 @@
-"""Serving the admin application: on a unix socket that only its owner may use, or on loopback.
+"""Serving an HTTP application: on a unix socket, or on loopback.
 
 In: an ASGI application and the address that the user wrote. The sockets are bound here, since the HTTP server
 would open a unix socket to everybody. Called by `xdsbpf serve`.
@@ -20,7 +20,9 @@ from starlette.applications import Starlette
 from xdsbpf.errors import ConfigError
 from xdsbpf.unix_listener import bind_unix
 
-SOCKET_MODE: Final = 0o600
+ADMIN_MODE: Final = 0o600
+REST_MODE: Final = 0o660
+"""As the sockets of xDS over gRPC have."""
 STOP_WITHIN_S: Final = 1
 """Requests in progress get that long when the process stops."""
 
@@ -34,15 +36,25 @@ class _Server(uvicorn.Server):
 
 
 def bind_admin(address: str) -> socket.socket:
-    """A socket bound to `unix:PATH` (mode 0600) or a loopback `host:port`.
+    """A socket for the admin endpoint, which only its owner may use; see `_bind`."""
+    return _bind(address, "--admin", ADMIN_MODE)
+
+
+def bind_rest(address: str) -> socket.socket:
+    """A socket for xDS by polling; see `_bind`."""
+    return _bind(address, "--rest-listen", REST_MODE)
+
+
+def _bind(address: str, option: str, mode: int) -> socket.socket:
+    """A socket bound to `unix:PATH` (with that mode) or a loopback `host:port`.
 
     Raises: ConfigError for any other address, or one that is taken.
     """
     if address.startswith("unix:"):
         path = Path(address.removeprefix("unix:").removeprefix("//"))
         if not path.is_absolute():
-            raise ConfigError(f"--admin {address!r} is not unix:/PATH with an absolute path")
-        return bind_unix(path, SOCKET_MODE)
+            raise ConfigError(f"{option} {address!r} is not unix:/PATH with an absolute path")
+        return bind_unix(path, mode)
     host, _, port = address.rpartition(":")
     try:
         ip = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host.strip("[]"))
@@ -50,8 +62,8 @@ def bind_admin(address: str) -> socket.socket:
         ip = None
     if ip is None or not ip.is_loopback or not (port.isascii() and port.isdigit()) or int(port) > 65535:
         raise ConfigError(
-            f"--admin {address!r} is not a loopback host:port or unix:PATH",
-            hint="the admin endpoint has no authentication, so it never leaves the machine",
+            f"{option} {address!r} is not a loopback host:port or unix:PATH",
+            hint="it has no authentication, so it never leaves the machine",
         )
     listener = socket.socket(socket.AF_INET6 if ip.version == 6 else socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -59,7 +71,7 @@ def bind_admin(address: str) -> socket.socket:
         listener.bind((str(ip), int(port)))
     except OSError as error:
         listener.close()
-        hint = "choose another --admin address"
+        hint = f"choose another {option} address"
         raise ConfigError(f"cannot listen on {address}: {error.strerror}", hint=hint) from error
     return listener
 

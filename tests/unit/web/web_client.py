@@ -27,7 +27,11 @@ class Client:
     async def get(self, path: str) -> Answer:
         return await self.request("GET", path)
 
-    async def request(self, method: str, path: str, **headers: str) -> Answer:
+    async def post(self, path: str, body: bytes | str, **headers: str) -> Answer:
+        raw = body.encode() if isinstance(body, str) else body
+        return await self.request("POST", path, body=raw, **headers)
+
+    async def request(self, method: str, path: str, *, body: bytes = b"", **headers: str) -> Answer:
         """An application that raises has answered 500 before."""
         plain, _, query = path.partition("?")
         scope = {
@@ -45,7 +49,7 @@ class Client:
         sent: list[Any] = []
 
         async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": b"", "more_body": False}
+            return {"type": "http.request", "body": body, "more_body": False}
 
         async def send(message: Any) -> None:
             sent.append(message)

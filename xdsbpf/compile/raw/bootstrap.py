@@ -6,6 +6,7 @@ own bootstrap is another one (`agent.bootstrap`): that Envoy carries the traffic
 
 from __future__ import annotations
 
+import datetime
 import ipaddress
 import json
 from typing import Any, Final
@@ -56,10 +57,12 @@ class ClientBootstrap(msgspec.Struct, frozen=True):
     admin: str = ""
     is_delta: bool = True
     tls: TlsFiles | None = None
+    poll_s: float = 0.0
+    """Seconds between two polls by REST; 0 for streams of gRPC."""
 
 
 def envoy_bootstrap(options: ClientBootstrap) -> dict[str, Any]:
-    """The bootstrap of a stock Envoy: LDS and CDS over one ADS stream, the admin interface on a unix socket.
+    """The bootstrap of a stock Envoy: LDS and CDS over one ADS stream or polled, the admin interface on a unix socket.
 
     Raises: ConfigError for an address without a port.
     """
@@ -68,14 +71,18 @@ def envoy_bootstrap(options: ClientBootstrap) -> dict[str, Any]:
     bootstrap.admin.address.pipe.path = options.admin or "envoy-admin.sock"
     bootstrap.admin.address.pipe.mode = 0o600
     dynamic = bootstrap.dynamic_resources
-    ads = dynamic.ads_config
-    source = config_source_pb2.ApiConfigSource
-    ads.api_type = source.DELTA_GRPC if options.is_delta else source.GRPC
-    ads.transport_api_version = config_source_pb2.V3
-    ads.set_node_on_first_message_only = True
-    ads.grpc_services.add().envoy_grpc.cluster_name = XDS_CLUSTER
+    if not options.poll_s:
+        ads = dynamic.ads_config
+        source = config_source_pb2.ApiConfigSource
+        ads.api_type = source.DELTA_GRPC if options.is_delta else source.GRPC
+        ads.transport_api_version = config_source_pb2.V3
+        ads.set_node_on_first_message_only = True
+        ads.grpc_services.add().envoy_grpc.cluster_name = XDS_CLUSTER
     for config in (dynamic.cds_config, dynamic.lds_config):
-        config.ads.SetInParent()
+        if options.poll_s:
+            _set_polling(config.api_config_source, options.poll_s)
+        else:
+            config.ads.SetInParent()
         config.resource_api_version = config_source_pb2.V3
         # Zero: wait for ever. An Envoy that goes LIVE without configuration refuses what it should serve.
         config.initial_fetch_timeout.seconds = 0
@@ -88,6 +95,14 @@ def envoy_bootstrap(options: ClientBootstrap) -> dict[str, Any]:
     # Through text: an Any becomes an OrderedDict, which no YAML writer takes.
     document: dict[str, Any] = json.loads(json_format.MessageToJson(bootstrap, preserving_proto_field_name=True))
     return document
+
+
+def _set_polling(source: config_source_pb2.ApiConfigSource, every_s: float) -> None:
+    source.api_type = config_source_pb2.ApiConfigSource.REST
+    source.transport_api_version = config_source_pb2.V3
+    source.cluster_names.append(XDS_CLUSTER)
+    source.refresh_delay.FromTimedelta(datetime.timedelta(seconds=every_s))
+    source.request_timeout.seconds = 5
 
 
 def grpc_bootstrap(options: ClientBootstrap) -> dict[str, Any]:
@@ -116,10 +131,11 @@ def grpc_bootstrap(options: ClientBootstrap) -> dict[str, Any]:
 def _xds_cluster(cluster: cluster_pb2.Cluster, options: ClientBootstrap) -> None:
     cluster.name = XDS_CLUSTER
     cluster.connect_timeout.seconds = 1
-    http = http_protocol_options_pb2.HttpProtocolOptions()
-    keepalive = http.explicit_http_config.http2_protocol_options.connection_keepalive
-    keepalive.interval.seconds, keepalive.timeout.seconds = 30, 5
-    cluster.typed_extension_protocol_options[_HTTP_OPTIONS].Pack(http)
+    if not options.poll_s:
+        http = http_protocol_options_pb2.HttpProtocolOptions()
+        keepalive = http.explicit_http_config.http2_protocol_options.connection_keepalive
+        keepalive.interval.seconds, keepalive.timeout.seconds = 30, 5
+        cluster.typed_extension_protocol_options[_HTTP_OPTIONS].Pack(http)
     cluster.load_assignment.cluster_name = XDS_CLUSTER
     address = cluster.load_assignment.endpoints.add().lb_endpoints.add().endpoint.address
     server_name = ""
