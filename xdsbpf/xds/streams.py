@@ -20,6 +20,7 @@ from xdsbpf.errors import ProtocolError
 from xdsbpf.xds import protocol
 from xdsbpf.xds.delta import DeltaSession
 from xdsbpf.xds.gate import Gate
+from xdsbpf.xds.log_budget import LogBudget
 from xdsbpf.xds.open_stream import OpenStream
 from xdsbpf.xds.peers import Authorize, PeerRules, readable_identity
 from xdsbpf.xds.request import Request, decode_delta, decode_sotw, request_node
@@ -86,6 +87,7 @@ class Streams:
         self._agents: dict[str, set[OpenStream]] = {}
         """Agents' streams by node."""
         self._to_wake: deque[OpenStream] = deque()
+        self._refusals = LogBudget()
         self._watchdog: asyncio.TimerHandle | None = None
         self._is_stopping = False
 
@@ -310,13 +312,20 @@ class Streams:
             if stream.ledger is not None and self.gate.revision(session.view.node) != before:
                 self._wake_agents(session.view.node)
             if request.error is not None:
-                log.warning(
-                    "xds.response_refused",
-                    node=session.node_id,
-                    type_url=request.type_url,
-                    nonce=request.nonce,
-                    error=protocol.readable_error(request.error),
-                )
+                self._log_refusal(session.node_id, request, request.error)
+
+    def _log_refusal(self, node_id: str, request: Request, error: str) -> None:
+        """A NACK; the status has them all, the log as many as it bears."""
+        unlogged = self._refusals.take(self._clock())
+        if unlogged is not None:
+            log.warning(
+                "xds.response_refused",
+                node=node_id,
+                type_url=request.type_url,
+                nonce=request.nonce,
+                error=protocol.readable_error(error),
+                unlogged=unlogged,
+            )
 
     def _send(self, stream: OpenStream) -> None:
         """Send what may go now; what the transport does not take at once is the writer's, and the rest waits for it."""

@@ -6,6 +6,7 @@ by the benchmarks' servers.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import subprocess
@@ -16,12 +17,11 @@ _CPUCLOCK_SCHED = 2
 
 
 class Lines:
-    """The process. `cpu` pins it, if this machine has that one."""
+    """The process. `cpu` pins it, if this machine has that one; `stderr` is where its log goes, else ours."""
 
-    def __init__(self, command: list[str], *, cpu: int | None = None, env: dict[str, str] | None = None) -> None:
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **(env or {})}
-        )
+    def __init__(self, command: list[str], *, cpu: int | None = None, stderr: Path | None = None) -> None:
+        with open(stderr, "wb") if stderr is not None else contextlib.nullcontext() as log:
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
         self._buffer = b""
         if cpu is not None and cpu in os.sched_getaffinity(0):
             os.sched_setaffinity(self.pid, {cpu})
@@ -65,9 +65,6 @@ class Lines:
                 self._buffer += got
         found, _, self._buffer = self._buffer.partition(b"\n")
         return found.decode()
-
-    def signal(self, number: int) -> None:
-        self._process.send_signal(number)
 
     def close(self) -> None:
         """End the process: it stops at the end of its input."""

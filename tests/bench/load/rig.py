@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -37,13 +39,19 @@ class Cost(msgspec.Struct, frozen=True):
 class Rig:
     """A started server; `client` is not connected yet."""
 
-    def __init__(self, server: Lines, client: LoadClient) -> None:
+    def __init__(self, server: Lines, client: LoadClient, address: str, log: Path) -> None:
         self.server = server
         self.client = client
+        self.address = address
+        self._log = log
 
     def ask(self, *command: Any, timeout_s: float = 120.0) -> Any:
         """One command to the server; see `subject.serve`."""
         return json.loads(self.server.ask(json.dumps(command), timeout_s))
+
+    def log_lines(self) -> int:
+        """Lines that the server has logged so far, warnings and worse."""
+        return len(self._log.read_text().splitlines())
 
     def cpu(self) -> Cost:
         return Cost(self.server.cpu_s, self.client.cpu_s)
@@ -56,13 +64,18 @@ class Rig:
 @contextmanager
 def started(kind: str, *, clusters: int = 0, endpoint_sets: int = 0, method: str = protocol.DELTA_ADS) -> Iterator[Rig]:
     """A server of that kind (see `subject`) that holds so many resources."""
-    server = Lines([sys.executable, "-m", "tests.bench.load.subject", kind], cpu=SERVER_CPU)
-    try:
-        address = json.loads(server.ask(json.dumps(["load", clusters, endpoint_sets]), 60.0))
-        with LoadClient(address, method=method, cpu=CLIENT_CPU) as client:
-            yield Rig(server, client)
-    finally:
-        server.close()
+    with tempfile.TemporaryDirectory() as directory:
+        log = Path(directory) / "log"
+        server = Lines([sys.executable, "-m", "tests.bench.load.subject", kind], cpu=SERVER_CPU, stderr=log)
+        try:
+            address = json.loads(server.ask(json.dumps(["load", clusters, endpoint_sets]), 60.0))
+            with LoadClient(address, method=method, cpu=CLIENT_CPU) as client:
+                yield Rig(server, client, address, log)
+        except BaseException:
+            sys.stderr.write(log.read_text()[-4000:])
+            raise
+        finally:
+            server.close()
 
 
 def named(count: int, *, held: bool = False) -> bytes:

@@ -6,6 +6,7 @@ import asyncio
 import time
 
 import pytest
+import structlog
 from xds_stream_client import CDS, EDS, ENVOY_VIEW, NODE_ID, resource, store_with
 
 from xdsbpf.errors import ProtocolError
@@ -161,3 +162,23 @@ async def test_streams_that_ask_the_same_are_sent_the_same_page() -> None:
     for call in calls:
         call.to_server.put_nowait(None)
     await asyncio.gather(*tasks)
+
+
+async def test_a_flood_of_refusals_is_a_few_lines_in_the_log_and_all_in_the_status() -> None:
+    """F11: peers decide how many NACKs there are."""
+    store = store_with(*(resource(EDS, f"e{number}") for number in range(200)))
+    served, call = serving(store), ScriptedCall()
+    task = asyncio.create_task(served.serve(call))
+    with structlog.testing.capture_logs() as logged:
+        call.to_server.put_nowait(protocol.encode_request(EDS, node_id=NODE_ID))
+        for number in range(200):
+            call.to_server.put_nowait(protocol.encode_request(EDS, subscribe=[f"e{number}"]))
+            got = protocol.decode_response(await asyncio.wait_for(call.to_client.get(), 5))
+            call.to_server.put_nowait(protocol.encode_request(EDS, nonce=got.nonce, error="no"))
+        while len(served.status()[0].types[0].nacked) < 200:
+            await asyncio.sleep(0)
+    refusals = [line for line in logged if line["event"] == "xds.response_refused"]
+    assert 20 <= len(refusals) < 60
+    assert refusals[0]["unlogged"] == 0
+    call.to_server.put_nowait(None)
+    await asyncio.wait_for(task, 5)

@@ -19,10 +19,11 @@ import structlog
 from xdsbpf.errors import ConfigError, ProtocolError
 from xdsbpf.unix_listener import bind_unix
 from xdsbpf.xds.addresses import listen_target, tls_target
-from xdsbpf.xds.h2.limits import Bucket, Limits, Timing
+from xdsbpf.xds.h2.limits import Limits, Timing
 from xdsbpf.xds.h2.protocol import H2Protocol
 from xdsbpf.xds.h2.sender import FrameCache
 from xdsbpf.xds.h2.tls import server_context
+from xdsbpf.xds.log_budget import LogBudget
 from xdsbpf.xds.tls import Material
 from xdsbpf.xds.transport import Handler
 
@@ -65,8 +66,7 @@ class H2Transport:
         self._paths: list[Path] = []
         self._changed = asyncio.Event()
         self._tick: asyncio.TimerHandle | None = None
-        self._log_budget = Bucket(20, 1.0, 0.0)
-        self._unlogged = 0
+        self._log_budget = LogBudget()
 
     async def start(
         self, addresses: Iterable[str], tls_addresses: Iterable[str] = (), material: Material | None = None
@@ -148,11 +148,9 @@ class H2Transport:
     def failed(self, peer: str, reason: str) -> None:
         """See `Owner.failed`. At most about one line a second: a peer can fail as often as it can connect."""
         self.events["failed"] += 1
-        if self._log_budget.take(asyncio.get_running_loop().time()):
-            log.warning("xds.connection_failed", peer=peer, reason=reason, unlogged=self._unlogged)
-            self._unlogged = 0
-        else:
-            self._unlogged += 1
+        unlogged = self._log_budget.take(asyncio.get_running_loop().time())
+        if unlogged is not None:
+            log.warning("xds.connection_failed", peer=peer, reason=reason, unlogged=unlogged)
 
     def call_ended(self) -> None:
         """See `Owner.call_ended`."""
