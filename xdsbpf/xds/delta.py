@@ -206,7 +206,9 @@ class DeltaSession(Session):
     def _shared_change(self, subscription: Subscription) -> SharedPage | None:
         """All that is owed of a type, as one page that other streams are sent too; None if it is not that simple."""
         dirty = subscription.dirty
-        if not dirty or len(dirty) > shared.PUSH_NAMES or subscription.in_flight or subscription.backlog:
+        if not dirty or subscription.in_flight or subscription.backlog:
+            return None
+        if len(dirty) > min(shared.PUSH_NAMES, shared.PAGE_RESOURCES):
             return None
         if subscription.forced or subscription.withheld:
             return None

@@ -9,9 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from xdsbpf.model import names
 from xdsbpf.model.resource import AS_SERVED, Requirement, Resource
 from xdsbpf.xds.response import Reader
 from xdsbpf.xds.store import Key, View
+
+NEVER_REQUIRED = frozenset({names.CLUSTER, names.ENDPOINTS})
+"""Types that a requirement never names: clusters come when they are asked for, endpoints follow them. No book is kept
+of them; they are the most of what a client holds."""
 
 
 class EnvoyLedger:
@@ -30,7 +35,7 @@ class EnvoyLedger:
 
     def accept(self, type_url: str, versions: Mapping[str, str]) -> None:
         """Record an ACK, or versions that the client claims to hold."""
-        if not versions:
+        if not versions or type_url in NEVER_REQUIRED:
             return
         self.accepted.setdefault(type_url, {}).update(versions)
         for name in versions if self.refused else ():
@@ -47,10 +52,11 @@ class EnvoyLedger:
 
     def refuse(self, type_url: str, versions: Mapping[str, str], text: str) -> None:
         """Record a NACK: what Envoy still has counts again when it is sent and ACKed again."""
+        if not versions or type_url in NEVER_REQUIRED:
+            return
         for name, version in versions.items():
             self.refused[type_url, name] = (version, text)
-        if versions:
-            self._gate.touch(self.node)
+        self._gate.touch(self.node)
 
     def needed(self, need: Requirement) -> str:
         """The version that meets a requirement; "" if there is none that could."""

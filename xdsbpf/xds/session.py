@@ -385,7 +385,7 @@ class Session(abc.ABC):
 def _still_current(subscription: Subscription, versions: dict[str, str]) -> dict[str, str]:
     """Those of an ACKed response that the client has not been sent another version of, or a removal, since."""
     held, later = subscription.held, subscription.in_flight.values()
-    if not later and versions.items() <= held.items():
+    if versions.items() <= held.items() and all(versions.keys().isdisjoint(sent.versions) for sent in later):
         return versions
     current = {name: version for name, version in versions.items() if held.get(name) == version}
     return {name: version for name, version in current.items() if not any(name in sent.versions for sent in later)}

@@ -38,9 +38,10 @@ from xdsbpf.mesh.policy_groups import GroupPort
 from xdsbpf.mesh.services import service as mesh_service
 from xdsbpf.model.kube import ServicePort
 from xdsbpf.model.meta import Manifest
-from xdsbpf.model.names import LISTENER
+from xdsbpf.model.names import LISTENER, ROUTES, VIRTUAL_HOST
 from xdsbpf.model.resource import AS_SERVED, Requirement, Resource
 from xdsbpf.model.virtual_service import HTTPDirectResponse
+from xdsbpf.xds.gate import NEVER_REQUIRED
 
 REVIEWS = host("reviews")
 REVIEWS_ID = "spiffe://cluster.local/ns/default/sa/bookinfo-reviews"
@@ -332,3 +333,16 @@ def test_every_generator_lists_names_that_it_can_build() -> None:
             assert mesh.db.origins(generator.build, *generator.args, name)
             seen.add(generator.scope)
     assert seen == {"datapath", "datapath/node1", "datapath/node2"}
+
+
+def test_no_requirement_names_a_type_of_which_the_gate_keeps_no_book() -> None:
+    """Such a resource would wait for ever."""
+    mesh = Mesh(*bookinfo(), ROUTED)
+    made = (
+        frontend_resource(mesh.db, REVIEWS, 9080),
+        virtual_host(mesh.db, f"9080/{REVIEWS}"),
+        frontend_resource(Mesh(*database()).db, host("db"), 3306),
+    )
+    required = {need.type_url for found in made if isinstance(found, Resource) for need in found.requires}
+    assert required == {VIRTUAL_HOST, ROUTES, LISTENER}
+    assert required.isdisjoint(NEVER_REQUIRED)
