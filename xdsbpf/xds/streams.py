@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 
@@ -33,6 +32,7 @@ from xdsbpf.xds.status import NodeStatus, node_statuses
 from xdsbpf.xds.store import AGENT, NODE_ENVOY, Changes, ResourceStore, View
 from xdsbpf.xds.telemetry import Telemetry
 from xdsbpf.xds.transport import Call
+from xdsbpf.xds.turns import Turns
 
 ViewResolver = Callable[[str, Mapping[str, object]], View]
 """(node id, metadata) -> view. Raises: ProtocolError for a node that gets no view."""
@@ -45,8 +45,6 @@ Raises: ProtocolError.
 
 WRITE_TIMEOUT_S = 60.0
 """A stream that takes no byte for that long is reset."""
-STREAMS_PER_TURN = 256
-"""Streams that one turn of the event loop lets send: ACKs and new streams are served in between."""
 
 _OVER = ProtocolError("CANCELLED", "the stream is over")
 
@@ -86,7 +84,7 @@ class Streams:
         self._open: set[OpenStream] = set()
         self._agents: dict[str, set[OpenStream]] = {}
         """Agents' streams by node."""
-        self._to_wake: deque[OpenStream] = deque()
+        self._turns = Turns(self._send)
         self._refusals = LogBudget()
         self._watchdog: asyncio.TimerHandle | None = None
         self._is_stopping = False
@@ -138,7 +136,7 @@ class Streams:
         for stream in self._open:
             stream.session.on_changes(changes, stamp)
             if stream.session.has_work:
-                self._wake(stream)
+                self._turns.add(stream)
 
     def views_changed(self) -> None:
         """Ask again what each client sees; one that sees other scopes now is sent the difference.
@@ -157,7 +155,7 @@ class Streams:
                 continue
             if (view.kind, view.node) == (session.view.kind, session.view.node):
                 session.change_view(view)
-                self._wake(stream)
+                self._turns.add(stream)
             else:
                 stream.finish(ProtocolError("UNAVAILABLE", "the client's view has changed: connect again"))
 
@@ -228,7 +226,7 @@ class Streams:
         except ProtocolError:
             self._leave(stream)
             raise
-        self._wake(stream)
+        self._turns.add(stream)
         if ledger is not None:
             self._wake_agents(view.node)
         log.info(
@@ -304,7 +302,7 @@ class Streams:
             before = self.gate.revision(session.view.node) if stream.ledger is not None else 0
             session.on_request(request)
             if session.has_work:
-                self._wake(stream)
+                self._turns.add(stream)
             type_url = request.type_url or stream.type_url
             self.telemetry.received(type_url, len(data))
             if request.nonce:
@@ -374,33 +372,8 @@ class Streams:
     def _is_over(self, stream: OpenStream) -> bool:
         return self._is_stopping or stream.end is not None
 
-    def _wake(self, stream: OpenStream) -> None:
-        """Let a stream send, in the next turn that has room."""
-        if stream.is_woken:
-            return
-        stream.is_woken = True
-        if not self._to_wake:
-            asyncio.get_running_loop().call_soon(self._wake_some)
-        self._to_wake.append(stream)
-
-    def _wake_some(self) -> None:
-        """Serve streams that wait, as many as one turn may; a defect in one ends it, and keeps no other waiting."""
-        stream: OpenStream | None = None
-        try:
-            for _ in range(min(STREAMS_PER_TURN, len(self._to_wake))):
-                stream = self._to_wake.popleft()
-                stream.is_woken = False
-                self._send(stream)
-        except BaseException:
-            if stream is not None:
-                stream.finish(ProtocolError("INTERNAL", "internal error"))
-            raise
-        finally:
-            if self._to_wake:
-                asyncio.get_running_loop().call_soon(self._wake_some)
-
     def _wake_agents(self, node: str) -> None:
         """The gate of that node may have moved: let its agents' sessions look again."""
         for stream in self._agents.get(node, ()):
             if stream.session.has_work:
-                self._wake(stream)
+                self._turns.add(stream)

@@ -13,8 +13,9 @@ from xdsbpf.errors import ProtocolError
 from xdsbpf.xds import protocol, streams
 from xdsbpf.xds.shared import MIN_NAMES, PAGE_RESOURCES
 from xdsbpf.xds.store import ResourceStore
-from xdsbpf.xds.streams import STREAMS_PER_TURN, Streams
+from xdsbpf.xds.streams import Streams
 from xdsbpf.xds.transport import Peer
+from xdsbpf.xds.turns import STREAMS_PER_TURN
 
 
 class ScriptedCall:

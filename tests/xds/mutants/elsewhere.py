@@ -16,7 +16,7 @@ import pytest
 from tests.xds.mutation import Edit, Value
 from xdsbpf.compile.raw import grpc_endpoints, resources
 from xdsbpf.web import rest
-from xdsbpf.xds import streams
+from xdsbpf.xds import streams, turns
 
 DEADLINE_S = 1.0
 
@@ -56,7 +56,7 @@ BROKEN: tuple[Broken, ...] = (
     Broken(
         51,
         "streams beyond one turn are forgotten",
-        Edit(streams.Streams, "_wake_some", "if self._to_wake:", "self._to_wake.clear()\n        if self._to_wake:"),
+        Edit(turns.Turns, "_serve", "if self._waiting:", "self._waiting.clear()\n        if self._waiting:"),
         "tests/unit/xds/test_xds_streams.py::test_one_change_reaches_more_streams_than_one_turn_serves",
         "TimeoutError",
         "[True]",
