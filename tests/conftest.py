@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 
+# Kernel tests fork children into pods. gRPC, once loaded, would wait in that fork for its own threads, at times for
+# ever; the children use no gRPC. Read when gRPC is imported, hence before whatever imports it.
+if "grpc" in sys.modules:
+    raise pytest.UsageError("gRPC was imported before tests/conftest.py: forks of the kernel tests would hang")
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+
 from xdsbpf.xds.server import XdsServer
 from xdsbpf.xds.transports import TRANSPORTS
-
-# Kernel tests fork children into pods. gRPC, once loaded, would wait in that fork for its own threads, at times for
-# ever; the children use no gRPC. Read when gRPC is imported, hence here.
-os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 LONG = os.environ.get("XDSBPF_LONG") == "1"
 
