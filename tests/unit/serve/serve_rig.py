@@ -16,6 +16,7 @@ from xdsbpf.model.names import CLUSTER, DATAPATH_TYPES, EXTENSION, LISTENER, ROU
 from xdsbpf.report.objects import object_rows
 from xdsbpf.serve import ControlPlane, ServeConfig
 from xdsbpf.xds import protocol
+from xdsbpf.xds.transports import DEFAULT_TRANSPORT
 
 DEADLINE_S = 15.0
 
@@ -233,7 +234,12 @@ class Rig:
 
 @asynccontextmanager
 async def running(
-    directory: Path, files: Mapping[str, str], socket: Path, *, raw: Mapping[str, str] | None = None
+    directory: Path,
+    files: Mapping[str, str],
+    socket: Path,
+    *,
+    raw: Mapping[str, str] | None = None,
+    transport: str = DEFAULT_TRANSPORT,
 ) -> AsyncIterator[Rig]:
     """A control plane over `files` written to `directory`, listening on a unix socket; `raw` are Envoy resources."""
     directory.mkdir(exist_ok=True)
@@ -243,7 +249,8 @@ async def running(
             place.mkdir(exist_ok=True)
             (place / name).write_text(text)
     envoy_paths = (beside,) if raw else ()
-    plane = ControlPlane(ServeConfig(paths=(directory,), envoy_paths=envoy_paths, listen=(f"unix:{socket}",)))
+    config = ServeConfig(paths=(directory,), envoy_paths=envoy_paths, listen=(f"unix:{socket}",), transport=transport)
+    plane = ControlPlane(config)
     rig = Rig(directory, plane, f"unix:{socket}")
     task = asyncio.create_task(plane.run())
     try:
