@@ -19,8 +19,9 @@ import structlog
 from prometheus_client import Histogram
 
 from xdsbpf.client_views import ClientViews
+from xdsbpf.compile.client_metadata import without_effect
 from xdsbpf.compile.raw.resources import Globs
-from xdsbpf.compile.views import GRPC, ClientView, client_scopes, client_view, is_mesh_client
+from xdsbpf.compile.views import GRPC, SIDECAR, ClientView, client_scopes, client_view, is_mesh_client
 from xdsbpf.compiler import Compiler
 from xdsbpf.diagnostics import State
 from xdsbpf.errors import ConfigError, ProtocolError
@@ -174,7 +175,11 @@ class ControlPlane:
     def _prepare(self, node_id: str, metadata: Mapping[str, object]) -> AbstractAsyncContextManager[None]:
         """A client with a view of its own waits until that is compiled. Raises: ProtocolError."""
         own = client_view(node_id, metadata, self.compiler.labels_of)
-        return nullcontext() if own is None else self.client_views.use(node_id, own)
+        if own is None:
+            return nullcontext()
+        if own.kind == SIDECAR and (ignored := without_effect(metadata)):
+            log.warning("serve.metadata_ignored", node=node_id, reasons=ignored)
+        return self.client_views.use(node_id, own)
 
     def _authorize(self, peer: Peer, node_id: str, metadata: Mapping[str, object]) -> None:
         """Whether that peer may be that client, before anything is done for it. Raises: ProtocolError."""

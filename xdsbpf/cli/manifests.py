@@ -157,10 +157,10 @@ def translate(
     trust_domain: str = TRUST_DOMAIN,
 ) -> None:
     """Print every resource that a proxy or agent would get, with the manifest lines it comes from."""
-    from xdsbpf.compile.views import client_view, is_mesh_client
+    from xdsbpf.compile.views import SIDECAR, client_view, is_mesh_client
     from xdsbpf.model.names import parse_node_id
     from xdsbpf.report.listeners import listener_rows
-    from xdsbpf.report.translation import preview, translation
+    from xdsbpf.report.translation import metadata_findings, preview, translation
     from xdsbpf.serve import view_of
     from xdsbpf.sources.report import as_json, format_lines
 
@@ -180,6 +180,7 @@ def translate(
     own = client_view(proxy, known, compiler.labels_of)
     if own is not None:
         compiler.add_view(own)
+        findings = metadata_findings(known) if own.kind == SIDECAR else ()
     if view.node:
         compiler.add_nodes([view.node])
     compiler.compile()

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from xdsbpf.compile.client_metadata import check_interception
 from xdsbpf.compile.datapath import names as datapath_names
 from xdsbpf.compile.envoy import names as envoy_names
 from xdsbpf.compile.proxyless import names as grpc_names
@@ -65,7 +66,7 @@ def client_view(
 
     `labels_of(namespace, pod)` are the labels of a pod, None if it is not known: then what the client says of itself
     counts. A gRPC client shows in its user agent, or by GENERATOR; who it is, in an id of a sidecar's form, or in
-    NAMESPACE only. Raises: ProtocolError(INVALID_ARGUMENT) for an id or metadata that contradict themselves.
+    NAMESPACE only. Raises: ProtocolError for an id or metadata that contradict themselves or ask for too much.
     """
     agent = str(metadata.get("node.user_agent_name", ""))
     is_grpc = metadata.get("GENERATOR") == GRPC or agent.lower().startswith(GRPC)
@@ -79,6 +80,8 @@ def client_view(
         raise ProtocolError("INVALID_ARGUMENT", f"{node_id!r} names no <pod>.<namespace>", hint=_SIDECAR_HINT)
     if claimed not in ("", namespace):
         raise ProtocolError("INVALID_ARGUMENT", f"NAMESPACE is {claimed!r}, the node id says {namespace!r}")
+    if not is_grpc:
+        check_interception(metadata)
     known = labels_of(namespace, pod)
     labels = _labels(metadata) if known is None else known
     return ClientView(GRPC if is_grpc else SIDECAR, Client(namespace, labels))

@@ -18,6 +18,9 @@ from xdsbpf.mesh.codes import inform, refuse, warn
 from xdsbpf.mesh.inputs import SERVICES, SERVICES_BY_ADDRESS, SERVICES_BY_NAME, object_id, settings
 from xdsbpf.model.kube import Service, ServicePort
 from xdsbpf.model.names import service_host
+from xdsbpf.model.scalars import lookup
+
+EXPORT_TO: Final = "networking.istio.io/exportTo"
 
 
 class Protocol(enum.StrEnum):
@@ -227,6 +230,11 @@ def _report_unsupported_fields(db: Database, id: ObjectId, manifest: Service) ->
             "endpoints are used as the conditions in their EndpointSlice say",
         ),
         (len(spec.cluster_ips) > 1, "spec.clusterIPs", "only the first address is served"),
+        (
+            lookup(manifest.metadata.annotations, EXPORT_TO) not in (None, "*"),
+            f"metadata.annotations[{EXPORT_TO}]",
+            "clients of every namespace see the service",
+        ),
     ):
         if is_set:
             warn(db, "XB2003", id, path, f"not supported yet: {text}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from typing import Any, Final
 
 from google.protobuf import json_format
@@ -10,6 +11,7 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.descriptor_pool import Default
 from google.protobuf.message_factory import GetMessageClass
 
+from xdsbpf.compile.client_metadata import without_effect
 from xdsbpf.compile.envoy.names import MESH_SCOPE
 from xdsbpf.compile.envoy.newer_messages import CEL_MESSAGE, CEL_TYPE
 from xdsbpf.compiler import Compiler
@@ -22,6 +24,8 @@ from xdsbpf.xds.store import View
 
 PREVIEW_ONLY: Final = "XB4003"
 """Finding of `translate` for a kind of proxy that the server does not serve yet."""
+METADATA: Final = "XB4004"
+"""Finding of `translate`: node metadata that have no effect."""
 PREVIEW_TYPES: Final = {"router": (CLUSTER, ENDPOINTS)}
 """Node id type -> the resource types whose content is already what such a proxy would get."""
 
@@ -40,6 +44,11 @@ def preview(node_id: NodeId) -> tuple[View, tuple[str, ...], Diagnostic] | None:
         "node~… shows the whole of a node's Envoy",
     )
     return View((MESH_SCOPE,), "", node_id.type), types, finding
+
+
+def metadata_findings(metadata: Mapping[str, object]) -> tuple[Diagnostic, ...]:
+    """What a sidecar's node metadata ask for and it does not get."""
+    return tuple(Diagnostic(METADATA, Severity.WARNING, None, "", text) for text in without_effect(metadata))
 
 
 class AnyTypes:

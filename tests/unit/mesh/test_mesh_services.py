@@ -6,7 +6,7 @@ import pytest
 
 from tests.builders import Mesh, host, service
 from xdsbpf.diagnostics import Severity
-from xdsbpf.mesh.services import Protocol, hosts, http_ports, select_protocol, service_ports
+from xdsbpf.mesh.services import EXPORT_TO, Protocol, hosts, http_ports, select_protocol, service_ports
 from xdsbpf.mesh.services import service as mesh_service
 from xdsbpf.model.kube import ServicePort
 
@@ -82,6 +82,7 @@ def test_a_service_that_cannot_be_served_is_left_out_with_a_finding(manifest: ob
         ({"session_affinity": "ClientIP"}, "spec.sessionAffinity"),
         ({"internal_traffic_policy": "Local"}, "spec.internalTrafficPolicy"),
         ({"publish_not_ready_addresses": True}, "spec.publishNotReadyAddresses"),
+        ({"annotations": {EXPORT_TO: "."}}, f"metadata.annotations[{EXPORT_TO}]"),
     ],
 )
 def test_a_field_without_effect_is_reported_and_the_service_still_works(spec: dict[str, object], path: str) -> None:
