@@ -30,7 +30,8 @@ class ClientViews:
         self._compiler = compiler
         self._wake = wake
         self._streams: Counter[ClientView] = Counter()
-        self._pods: Counter[tuple[str, str]] = Counter()
+        self._pods: dict[tuple[str, str], Counter[ClientView]] = {}
+        """Views in use by the clients that say they are of a pod."""
         self._compiled: dict[ClientView, asyncio.Event] = {}
 
     def is_compiled(self, view: ClientView) -> bool:
@@ -44,8 +45,11 @@ class ClientViews:
             event.set()
 
     def concerns(self, objects: Iterable[ObjectId]) -> bool:
-        """Whether a pod of a connected client is among some objects."""
-        return bool(self._pods) and any(id.kind == "Pod" and (id.namespace, id.name) in self._pods for id in objects)
+        """Whether some changed objects give a connected client another view: its pod has other labels now."""
+        pods = ((id.namespace, id.name) for id in objects if id.kind == "Pod") if self._pods else ()
+        return any(
+            view.client.labels != self._compiler.labels_of(*pod) for pod in pods for view in self._pods.get(pod, ())
+        )
 
     @asynccontextmanager
     async def use(self, node_id: str, view: ClientView) -> AsyncIterator[None]:
@@ -57,7 +61,7 @@ class ClientViews:
             raise ProtocolError("RESOURCE_EXHAUSTED", f"{MAX_VIEWS} different views of clients are in use")
         pod = _pod_of(node_id)
         self._streams[view] += 1
-        self._pods[pod] += 1
+        self._pods.setdefault(pod, Counter())[view] += 1
         try:
             if view not in self._compiled:
                 self._compiled[view] = asyncio.Event()
@@ -66,11 +70,18 @@ class ClientViews:
             await self._compiled[view].wait()
             yield
         finally:
-            self._pods[pod] -= 1
-            self._pods = +self._pods
+            self._leave_pod(pod, view)
             self._streams[view] -= 1
             if not self._streams[view]:
                 asyncio.get_running_loop().call_later(LINGER_S, self._forget, view)
+
+    def _leave_pod(self, pod: tuple[str, str], view: ClientView) -> None:
+        views = self._pods[pod]
+        views[view] -= 1
+        if not views[view]:
+            del views[view]
+        if not views:
+            del self._pods[pod]
 
     def _forget(self, view: ClientView) -> None:
         if self._streams[view] or view not in self._compiled:

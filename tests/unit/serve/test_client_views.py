@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +13,6 @@ from xdsbpf import client_views
 from xdsbpf.client_views import ClientViews
 from xdsbpf.compile.views import ClientView
 from xdsbpf.compiler import Compiler
-from xdsbpf.diagnostics import ObjectId
 from xdsbpf.errors import ProtocolError
 from xdsbpf.mesh.clients import Client
 from xdsbpf.mesh.inputs import MeshSettings, object_id
@@ -26,15 +26,20 @@ NODE_ID = "sidecar~10.1.0.1~web.default~default.svc.cluster.local"
 class Shell:
     """A compiler over one service, and the views of its clients; `wake` counts how often it is asked to compile."""
 
-    def __init__(self, manifests: str) -> None:
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
         self.compiler = Compiler(MeshSettings())
-        self.compiler.apply(load_once([manifests]).manifests().items())
+        self.compiler.apply(load_once([str(directory)]).manifests().items())
         self.compiler.compile()
         self.wakes = 0
         self.views = ClientViews(self.compiler, self._wake)
 
     def _wake(self) -> None:
         self.wakes += 1
+
+    def apply(self, text: str) -> None:
+        (self.directory / "more.yaml").write_text(text)
+        self.compiler.apply(load_once([str(self.directory / "more.yaml")]).manifests().items())
 
     def compile(self) -> None:
         self.compiler.compile()
@@ -50,7 +55,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
     (directory / "web.yaml").write_text(
         service("web", "80/http", address="10.96.0.1") + pod("web", "10.1.0.1", app="web")
     )
-    return Shell(str(directory))
+    return Shell(directory)
 
 
 async def hold(shell: Shell, view: ClientView, entered: asyncio.Event, leave: asyncio.Event) -> None:
@@ -126,14 +131,18 @@ async def test_clients_name_so_many_views_and_no_more(shell: Shell, monkeypatch:
     await stream
 
 
-async def test_only_the_pods_of_connected_clients_concern_the_views(shell: Shell) -> None:
-    own: ObjectId = object_id("Pod", "default", "web")
+async def test_a_view_changes_with_the_labels_of_its_pod_and_with_nothing_else(shell: Shell) -> None:
+    own = object_id("Pod", "default", "web")
+    labels = (("app", "web"), ("version", "v1"))
+    view = ClientView("sidecar", Client("default", labels))
     entered, leave = asyncio.Event(), asyncio.Event()
-    assert not shell.views.concerns([own])
-    stream = asyncio.create_task(hold(shell, VIEW, entered, leave))
+    stream = asyncio.create_task(hold(shell, view, entered, leave))
     await until(lambda: shell.wakes)
+    others = [object_id("Pod", "default", "other"), object_id("Service", "default", "web")]
+    assert not shell.views.concerns([own, *others])
+    shell.apply(pod("web", "10.1.0.1", app="web", version="v2"))
+    assert not shell.views.concerns(others)
     assert shell.views.concerns([own])
-    assert not shell.views.concerns([object_id("Pod", "default", "other"), object_id("Service", "default", "web")])
     shell.compile()
     leave.set()
     await stream
