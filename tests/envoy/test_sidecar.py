@@ -93,11 +93,11 @@ spec: {host: reviews, subsets: [{name: v1, labels: {version: v1}}, {name: v2, la
 """,
     "routes.yaml": split(90, 10),
 }
-CLOSED = """
+POLICY = """
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
-metadata: {name: nobody, namespace: default}
-spec: {selector: {matchLabels: {app: web}}, action: ALLOW, rules: [{from: [{source: {namespaces: ["*"]}}]}]}
+metadata: {name: viewer, namespace: default}
+spec: {selector: {matchLabels: {app: web}}, action: ALLOW, rules: [{from: [{source: %s}]}]}
 """
 SERVER = """
 import http.server, socketserver, sys
@@ -118,12 +118,14 @@ server.serve_forever()
 """
 CLIENT = """
 import collections, http.client, json, os, sys, time
-address, port, count, headers = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
+wanted = json.loads(sys.argv[1])
+count, end = wanted["count"], wanted["end"]
 answers, started = collections.Counter(), time.monotonic()
-while (count := count - 1) >= 0 or (sys.argv[5:] and not os.path.exists(sys.argv[5])):
+while (count := count - 1) >= 0 or (end and not os.path.exists(end)):
     try:
-        connection = http.client.HTTPConnection(address, port, timeout=10)
-        connection.request("GET", "/", headers=headers)
+        source = (wanted["source"], 0) if wanted["source"] else None
+        connection = http.client.HTTPConnection(wanted["address"], wanted["port"], timeout=10, source_address=source)
+        connection.request("GET", "/", headers=wanted["headers"])
         answer = connection.getresponse()
         answers[f"{answer.status} {answer.read().decode()}"] += 1
         connection.close()
@@ -144,14 +146,16 @@ async def run(*command: str, stdin: str = "") -> str:
 
 
 async def get(
-    namespace: str, address: str, port: int, count: int = 1, end: Path | None = None, **headers: str
+    namespace: str, address: str, port: int, count: int = 1, *, end: str = "", source: str = "", **headers: str
 ) -> dict[str, Any]:
-    """What `count` requests from a namespace got, by status and body, and how long they took; or more, up to `end`."""
-    sent = json.dumps({key.replace("_", "-"): value for key, value in headers.items()})
+    """What requests from a namespace got, by status and body, and how long they took.
+
+    There are `count` of them, or more until the file `end` is there; `source` is the address they come from.
+    """
+    sent = {key.replace("_", "-"): value for key, value in headers.items()}
+    wanted = {"address": address, "port": port, "count": count, "end": end, "source": source, "headers": sent}
     inside = ("ip", "netns", "exec", namespace, sys.executable, "-c", CLIENT)
-    found: dict[str, Any] = json.loads(
-        await run(*inside, address, str(port), str(count), sent, *((str(end),) if end else ()))
-    )
+    found: dict[str, Any] = json.loads(await run(*inside, json.dumps(wanted)))
     return found
 
 
@@ -261,7 +265,7 @@ async def test_a_sidecar_follows_a_changed_split_under_load_without_a_failed_req
     envoy: str, tmp_path: Path
 ) -> None:
     async with sidecar(envoy, tmp_path, Variant.SOTW_ADS) as (rig, _):
-        load = asyncio.create_task(get(POD, "10.96.0.10", 9080, 100, tmp_path / "end", host="reviews"))
+        load = asyncio.create_task(get(POD, "10.96.0.10", 9080, 100, end=str(tmp_path / "end"), host="reviews"))
         for weights, version in (((0, 100), "v2"), ((100, 0), "v1")):
             rig.write("routes.yaml", split(*weights))
 
@@ -283,13 +287,27 @@ async def test_a_sidecar_follows_a_changed_split_under_load_without_a_failed_req
 
 async def test_a_policy_closes_the_inbound_side_of_a_sidecar(envoy: str, tmp_path: Path) -> None:
     async with sidecar(envoy, tmp_path) as (rig, _):
-        assert (await get(PEER, OWN, 8080, 3))["answers"] == {"200 web": 3}
-        assert (await get(PEER, OWN, 8081))["answers"] == {"200 unserved": 1}
-        rig.write("policy.yaml", CLOSED)
 
-        async def is_closed() -> bool:
-            return list((await get(PEER, OWN, 8080))["answers"]) == ["403 RBAC: access denied"]
+        async def served(port: int, source: str) -> bool:
+            (answer,) = (await get(PEER, OWN, port, source=source))["answers"]
+            return answer.startswith("200")
 
-        await until(is_closed, 15.0)
-        assert "200 unserved" not in (await get(PEER, OWN, 8081))["answers"]
-        assert await settled(rig)
+        async def admitted() -> set[tuple[int, str]]:
+            ports, sources = (8080, 8081), (V1, OTHER)
+            return {(port, source) for port in ports for source in sources if await served(port, source)}
+
+        everything = {(8080, V1), (8080, OTHER), (8081, V1), (8081, OTHER)}
+        assert await admitted() == everything
+        for source, expected in (
+            ('{namespaces: ["*"]}', set()),  # nobody can prove to be of any
+            (f"{{ipBlocks: [100.64.0.0/10], notIpBlocks: [{V1}]}}", {(8080, OTHER), (8081, OTHER)}),
+            ("{ipBlocks: [100.64.0.0/10]}", everything),
+        ):
+            rig.write("policy.yaml", POLICY % source)
+
+            async def is_in_force(expected: set[tuple[int, str]] = expected) -> bool:
+                return await admitted() == expected
+
+            await until(is_in_force, 15.0)
+            assert await settled(rig)
+        assert (await get(PEER, OWN, 8080))["answers"] == {"200 web": 1}

@@ -1,21 +1,25 @@
-"""What policies decide about a peer that cannot prove who or where it is: a connection without a certificate.
+"""What policies decide about a peer that cannot prove who it is: a connection without a certificate.
 
 Not `authorization.evaluate` of an unknown source: the kernel knows by the address that an unknown source is none of
 those that a rule names; a proxy at the destination does not. So no ALLOW rule that asks who it is can be met, and
-every DENY rule may be meant for it: it is widened to what its other fields say (DESIGN section 7).
+every DENY rule may be meant for it: it is widened to what its other fields say (DESIGN section 7). Where a peer
+connects from, everybody sees.
 """
 
 from __future__ import annotations
 
+import msgspec
+
 from xdsbpf.diagnostics import Diagnostic, ObjectId, Severity
 from xdsbpf.incremental import Database
-from xdsbpf.mesh.authorization import Decision, PolicySet, Verdict
+from xdsbpf.mesh.authorization import Decision, PolicySet, Verdict, is_within
 from xdsbpf.mesh.clients import Client
 from xdsbpf.mesh.policy_groups import policy_set, possible_groups, workload_policies
 from xdsbpf.mesh.policy_rules import L4Rule, Subject, Term
 
 UNPROVEN_ALLOW = "XB2060"
 UNPROVEN_DENY = "XB2061"
+ANYWHERE = ("0.0.0.0/0", "::/0")
 
 
 def unproven_policies(db: Database, workload: Client) -> tuple[PolicySet, ...]:
@@ -30,36 +34,65 @@ def unproven_policies(db: Database, workload: Client) -> tuple[PolicySet, ...]:
     return found
 
 
-def is_closed(found: tuple[PolicySet, ...], port: int) -> bool:
-    """Whether a port admits nobody. Security: closed to all of a class if it is at any of its addresses."""
-    return any(evaluate_unproven(policies, port).verdict is Verdict.DENY for policies in found)
+class Admission(msgspec.Struct, frozen=True):
+    """Whether a port is closed to those who connect from some blocks; () is from anywhere."""
+
+    is_closed: bool
+    blocks: tuple[str, ...]
 
 
-def evaluate_unproven(policies: PolicySet, port: int) -> Decision:
-    """What `policies` decide about any connection to the workload's `port`. Cost: O(rules)."""
+def admissions(found: tuple[PolicySet, ...], port: int) -> tuple[Admission, ...]:
+    """Who may connect to a port: one entry for everybody, or two that together have every address.
+
+    The narrowest block around an address decides. Security: a port is closed to all of a class if it is at any of the
+    addresses of the class. Cost: O(rules x blocks).
+    """
+    blocks = _mentioned(found, Subject.SOURCE_IP)
+    verdicts = {block: _is_closed(found, port, block) for block in ("", *blocks)}
+    if len(set(verdicts.values())) == 1:
+        return (Admission(verdicts[""], ()),)
+    found_in: dict[bool, list[str]] = {False: [], True: []}
+    for block, verdict in verdicts.items():
+        found_in[verdict] += (block,) if block else ANYWHERE
+    return tuple(Admission(verdict, tuple(listed)) for verdict, listed in found_in.items())
+
+
+def _is_closed(found: tuple[PolicySet, ...], port: int, block: str) -> bool:
+    return any(evaluate_unproven(policies, port, block).verdict is Verdict.DENY for policies in found)
+
+
+def evaluate_unproven(policies: PolicySet, port: int, block: str = "") -> Decision:
+    """What `policies` decide about a connection to the workload's `port`. Cost: O(rules).
+
+    `block` is the narrowest one around the peer's address that the policies mention, "" outside of all.
+    """
     for rule in policies.deny:
-        if _matches(rule, port, unproven=True):
+        if _matches(rule, port, block, unproven=True):
             return Decision(Verdict.DENY, rule.origin)
     if not policies.has_allow:
         return Decision(Verdict.ALLOW, f"default: no DENY rule matched ({policies.name})")
     for rule in policies.allow:
-        if _matches(rule, port, unproven=False):
+        if _matches(rule, port, block, unproven=False):
             return Decision(Verdict.ALLOW, rule.origin)
     return Decision(Verdict.DENY, f"default: no ALLOW rule matched ({policies.name})")
 
 
 def mentioned_ports(found: tuple[PolicySet, ...]) -> tuple[int, ...]:
     """Ports that any rule mentions, sorted: all others get the decision for `OTHER_PORT`."""
-    numbers = {
-        int(value)
+    return tuple(sorted(map(int, _mentioned(found, Subject.PORT))))
+
+
+def _mentioned(found: tuple[PolicySet, ...], subject: Subject) -> tuple[str, ...]:
+    values = {
+        value
         for policies in found
         for rule in (*policies.deny, *policies.allow)
         for terms in (*rule.operations, *rule.sources, rule.when)
         for term in terms
-        if term.subject is Subject.PORT
+        if term.subject is subject
         for value in term.values
     }
-    return tuple(sorted(numbers))
+    return tuple(sorted(values))
 
 
 def _report_unproven(db: Database, policies: PolicySet) -> None:
@@ -80,17 +113,21 @@ def _report_unproven(db: Database, policies: PolicySet) -> None:
 
 
 def _asks_who(terms: tuple[Term, ...]) -> bool:
-    return any(term.subject is not Subject.PORT for term in terms)
+    return any(term.subject not in (Subject.PORT, Subject.SOURCE_IP) for term in terms)
 
 
-def _matches(rule: L4Rule, port: int, *, unproven: bool) -> bool:
-    """Whether a rule matches a connection to `port`; `unproven` is what a question for the peer counts as."""
+def _matches(rule: L4Rule, port: int, block: str, *, unproven: bool) -> bool:
+    """Whether a rule matches a connection; `unproven` is what a question for who the peer is counts as."""
+
+    def holds(term: Term) -> bool:
+        if term.subject is Subject.PORT:
+            return (str(port) in term.values) is not term.negated
+        if term.subject is Subject.SOURCE_IP:
+            return is_within(block, term.values) is not term.negated
+        return unproven
 
     def hold(terms: tuple[Term, ...]) -> bool:
-        return all(
-            (str(port) in term.values) is not term.negated if term.subject is Subject.PORT else unproven
-            for term in terms
-        )
+        return all(map(holds, terms))
 
     return (
         (not rule.sources or any(hold(terms) for terms in rule.sources))

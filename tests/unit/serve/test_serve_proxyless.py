@@ -27,8 +27,8 @@ spec: {host: reviews, subsets: [{name: v1, labels: {version: v1}}, {name: v2, la
 POLICY = """
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
-metadata: {name: nobody, namespace: default}
-spec: {selector: {matchLabels: {app: reviews}}, action: ALLOW, rules: [{from: [{source: {namespaces: ["*"]}}]}]}
+metadata: {name: viewer, namespace: default}
+spec: {selector: {matchLabels: {app: reviews}}, action: ALLOW, rules: [{from: [{source: %s}]}]}
 """
 
 
@@ -141,10 +141,19 @@ async def test_a_grpc_server_serves_what_comes_over_xds_and_a_policy_closes_it(t
             assert await server.line() == "serving\n"
             call = aio.insecure_channel(f"127.0.0.1:{own}").unary_unary("/test.Service/Who")
             assert await call(b"", timeout=20, wait_for_ready=True) == b"xds"
-            rig.write("policy.yaml", POLICY)
-            async with asyncio.timeout(30):
-                while (code := await outcome(call)) != "PERMISSION_DENIED":
-                    assert code in ("OK", "UNAVAILABLE")
+            for source, wanted in (
+                ('{namespaces: ["*"]}', "PERMISSION_DENIED"),  # nobody can prove to be of any
+                ("{ipBlocks: [127.0.0.0/24]}", "OK"),
+                ('{ipBlocks: [127.0.0.0/8], notIpBlocks: ["127.0.0.1"]}', "PERMISSION_DENIED"),
+            ):
+                rig.write("policy.yaml", POLICY % source)
+                await becomes(call, wanted)
+
+
+async def becomes(call: Any, wanted: str) -> None:
+    async with asyncio.timeout(30):
+        while (code := await outcome(call)) != wanted:
+            assert code in ("OK", "UNAVAILABLE", "PERMISSION_DENIED")
 
 
 async def outcome(call: Any) -> str:

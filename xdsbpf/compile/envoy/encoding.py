@@ -6,14 +6,17 @@ so that equal input gives equal bytes and versions.
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Any as Message
 
+from envoy.config.core.v3.address_pb2 import CidrRange
 from envoy.config.core.v3.config_source_pb2 import AggregatedConfigSource, ApiVersion, ConfigSource
 from envoy.config.core.v3.extension_pb2 import TypedExtensionConfig
 from envoy.type.v3.percent_pb2 import FractionalPercent
 from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
 
+from xdsbpf.model.address_block import parse_block
 from xdsbpf.model.names import TYPE_PREFIX
 from xdsbpf.model.resource import Requirement, Resource, make_resource
 from xdsbpf.model.scalars import NANOSECONDS
@@ -30,6 +33,14 @@ def any_of(message: Message) -> Any:
 def typed(name: str, message: Message) -> TypedExtensionConfig:
     """An Envoy extension `name` with its configuration."""
     return TypedExtensionConfig(name=name, typed_config=any_of(message))
+
+
+def cidr_range(block: str) -> CidrRange:
+    """A block of addresses, as policies name it (`10.0.0.0/24`)."""
+    parsed = parse_block(block)
+    found = CidrRange(address_prefix=str(ipaddress.ip_address(parsed.network)))
+    found.prefix_len.value = parsed.bits
+    return found
 
 
 def resource(

@@ -8,11 +8,9 @@ identities that exist. The address is that of the connection: a client's x-forwa
 
 from __future__ import annotations
 
-import ipaddress
 from typing import Any as Message
 from typing import Final
 
-from envoy.config.core.v3.address_pb2 import CidrRange
 from envoy.config.rbac.v3.rbac_pb2 import Principal
 from envoy.type.matcher.v3.filter_state_pb2 import FilterStateMatcher
 from envoy.type.matcher.v3.string_pb2 import StringMatcher
@@ -24,11 +22,11 @@ from xdsbpf.compile.envoy.attributes import (
     namespace_prefix,
     principal_matcher,
 )
+from xdsbpf.compile.envoy.encoding import cidr_range
 from xdsbpf.incremental import Database
 from xdsbpf.mesh.authorization import SPIFFE, PolicySet, Verdict, evaluate, source_of_identity
 from xdsbpf.mesh.identities import identities
 from xdsbpf.mesh.policy_rules import L4Rule, Subject, Term
-from xdsbpf.model.address_block import parse_block
 
 KNOWN: Final = principal_matcher(StringMatcher(prefix=SPIFFE))
 
@@ -86,10 +84,7 @@ def _term(db: Database, term: Term) -> Principal:
 def _values(db: Database, subject: Subject, value: str) -> list[Principal]:
     """Principals any of which is what a value names; [] for nobody."""
     if subject is Subject.SOURCE_IP:
-        block = parse_block(value)
-        where = CidrRange(address_prefix=str(ipaddress.ip_address(block.network)))
-        where.prefix_len.value = block.bits
-        return [Principal(direct_remote_ip=where)]
+        return [Principal(direct_remote_ip=cidr_range(value))]
     if value == "*" and subject is not Subject.SERVICE_ACCOUNT:
         return [_state(KNOWN)]
     matcher = _matcher(subject, value)

@@ -1,8 +1,8 @@
 """Listeners for gRPC servers that take their configuration over xDS (gRFC A36, A41).
 
 A server asks for the name that its bootstrap makes of the address it listens on. There is one for each port that a
-service sends traffic to and each address of `ANY_ADDRESSES`; calls are admitted or denied as a whole, because
-without certificates a policy cannot tell peers apart.
+service sends traffic to and each address of `ANY_ADDRESSES`; calls are admitted or denied by the port and the address
+they come from, because without certificates a policy cannot tell who the peers are.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from envoy.extensions.filters.network.http_connection_manager.v3.http_connection
 )
 
 from xdsbpf.compile.envoy import names
-from xdsbpf.compile.envoy.encoding import any_of, resource
+from xdsbpf.compile.envoy.encoding import any_of, cidr_range, resource
 from xdsbpf.compile.proxyless.names import ANY_ADDRESSES, SERVER_PREFIX, parse_target
 from xdsbpf.incremental import ABSENT, Absent, Database, query
 from xdsbpf.mesh.clients import Client
 from xdsbpf.mesh.inbound import inbound_ports
-from xdsbpf.mesh.unauthenticated import is_closed, unproven_policies
+from xdsbpf.mesh.unauthenticated import admissions, unproven_policies
 from xdsbpf.model.names import LISTENER
 from xdsbpf.model.resource import Resource
 
@@ -40,11 +40,19 @@ def server_listener(db: Database, client: Client, name: str) -> Resource | Absen
     address = parse_target(name.removeprefix(SERVER_PREFIX)) if name.startswith(SERVER_PREFIX) else None
     if address is None or all(port.number != address[1] for port in inbound_ports(db, client)):
         return ABSENT
-    is_denied = is_closed(unproven_policies(db, client), address[1])
-    return resource(LISTENER, name, _message(name, *address, is_denied=is_denied), on_demand=True)
+    message = Listener(name=name, traffic_direction=TrafficDirection.INBOUND)
+    message.address.socket_address.address = address[0].strip("[]")
+    message.address.socket_address.port_value = address[1]
+    for admission in admissions(unproven_policies(db, client), address[1]):
+        manager = _manager(address[1], is_denied=admission.is_closed)
+        chain = message.filter_chains.add(name="denied" if admission.is_closed else "inbound")
+        if admission.blocks:
+            chain.filter_chain_match.source_prefix_ranges.extend(map(cidr_range, admission.blocks))
+        chain.filters.add(name=names.CONNECTION_MANAGER, typed_config=any_of(manager))
+    return resource(LISTENER, name, message, on_demand=True)
 
 
-def _message(name: str, host: str, port: int, *, is_denied: bool) -> Listener:
+def _manager(port: int, *, is_denied: bool) -> HttpConnectionManager:
     manager = HttpConnectionManager(stat_prefix=f"inbound_{port}")
     if is_denied:
         # An ALLOW without a policy lets nothing pass.
@@ -56,9 +64,4 @@ def _message(name: str, host: str, port: int, *, is_denied: bool) -> Listener:
     route = everything.routes.add()
     route.match.prefix = "/"
     route.non_forwarding_action.SetInParent()
-    message = Listener(name=name, traffic_direction=TrafficDirection.INBOUND)
-    message.address.socket_address.address = host.strip("[]")
-    message.address.socket_address.port_value = port
-    chain = message.filter_chains.add(name="inbound")
-    chain.filters.add(name=names.CONNECTION_MANAGER, typed_config=any_of(manager))
-    return message
+    return manager

@@ -86,10 +86,15 @@ class Offer:
     def chains(self) -> dict[str, str]:
         """Inbound chain -> the cluster it goes to, or `denied`; "" is any other port."""
         listener = self.named(LISTENER)["virtualInbound"]
-        found = {
-            str(chain.filter_chain_match.destination_port.value): goes_to(chain) for chain in listener.filter_chains
-        }
-        return found | {"": goes_to(listener.default_filter_chain)}
+        found: dict[str, str] = {}
+        for chain in listener.filter_chains:
+            match = chain.filter_chain_match
+            port = str(match.destination_port.value) if match.HasField("destination_port") else ""
+            blocks = [f"{block.address_prefix}/{block.prefix_len.value}" for block in match.source_prefix_ranges]
+            found |= {" from ".join((port, block)): goes_to(chain) for block in blocks} or {port: goes_to(chain)}
+        if listener.HasField("default_filter_chain"):
+            found[""] = goes_to(listener.default_filter_chain)
+        return found
 
     def findings(self) -> set[str]:
         return {
@@ -201,6 +206,32 @@ def test_a_port_that_only_a_policy_mentions_has_a_chain_of_its_own() -> None:
         "inbound|9080||",
         "InboundPassthroughCluster",
     )
+
+
+def test_addresses_that_a_policy_asks_for_have_chains_of_their_own_and_the_narrowest_decides() -> None:
+    inside = '{source: {ipBlocks: ["10.0.0.0/8"], notIpBlocks: ["10.9.0.0/16"]}}'
+    open_, denied = "inbound|9080||", "denied"
+    everywhere = {"0.0.0.0/0": False, "::/0": False, "10.0.0.0/8": True, "10.9.0.0/16": False}
+    offer = Offer(BASE + POLICY % f"rules: [{{from: [{inside}]}}]")
+    assert offer.chains() == {
+        "15006": "BlackHoleCluster",
+        **{f"9080 from {block}": open_ if is_in else denied for block, is_in in everywhere.items()},
+        **{
+            f" from {block}": "InboundPassthroughCluster" if is_in else "BlackHoleCluster"
+            for block, is_in in everywhere.items()
+        },
+    }
+    assert not {code for code in offer.findings() if code.startswith("XB206")}
+
+
+def test_a_rule_that_asks_who_and_where_from_is_decided_by_the_address_alone() -> None:
+    who = "{source: {namespaces: [x], ipBlocks: [10.0.0.5]}}"
+    denied = Offer(BASE + POLICY % f"action: DENY, rules: [{{from: [{who}]}}]")
+    assert denied.chains()["9080 from 10.0.0.5/32"] == "denied"
+    assert denied.chains()["9080 from 0.0.0.0/0"] == "inbound|9080||"
+    allowed = Offer(BASE + POLICY % f"rules: [{{from: [{who}]}}]")
+    assert allowed.chains()["9080"] == "denied"
+    assert {"XB2060", "XB2061"} <= allowed.findings() | denied.findings()
 
 
 def view(node_id: str, metadata: dict[str, object] | None = None, **pods: Any) -> ClientView | None:
