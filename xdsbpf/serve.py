@@ -33,6 +33,7 @@ from xdsbpf.sources.files import FileSource
 from xdsbpf.xds import client_status, health, load_reporting
 from xdsbpf.xds.access import Access, AccessControl
 from xdsbpf.xds.addresses import listen_target, tls_target
+from xdsbpf.xds.admission import AdmissionLimits
 from xdsbpf.xds.barriers import Barriers
 from xdsbpf.xds.certificates import Certificates
 from xdsbpf.xds.client_status import ClientStatus
@@ -86,6 +87,7 @@ class ServeConfig(msgspec.Struct, frozen=True):
     allow: tuple[AllowRule, ...] = ()
     admins: tuple[str, ...] = ()
     """Patterns of SPIFFE ids."""
+    admission: AdmissionLimits = AdmissionLimits()
 
 
 def view_of(node_id: str, globs: Iterable[Globs] = (), own: ClientView | None = None) -> View:
@@ -128,7 +130,7 @@ class ControlPlane:
             admins=config.admins,
             account_of=self.compiler.account_of,
         )
-        self.access = AccessControl(self.peers, ACCESS, time.monotonic)
+        self.access = AccessControl(self.peers, ACCESS, time.monotonic, config.admission)
         self.server = XdsServer(
             self.compiler.store,
             self.resolve_view,

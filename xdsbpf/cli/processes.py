@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -122,6 +123,8 @@ def serve(
         [], "--allow", help="SPIFFE-PATTERN=NODE-ID-GLOB: further node ids that peers may claim (repeatable)"
     ),
     allow_admin: list[str] = typer.Option([], "--allow-admin", help="SPIFFE pattern of peers that may use CSDS"),
+    new_streams: float = typer.Option(200.0, "--new-streams-per-second", min=1, help="more wait in line"),
+    streams_per_identity: int = typer.Option(1000, "--streams-per-identity", min=1, help="limit of one SPIFFE id"),
     transport: str = typer.Option("grpcio", "--transport", help="grpcio, or fast: the built-in HTTP/2"),
     log_level: str = typer.Option("info", help="debug, info, warning or error"),
 ) -> None:
@@ -134,6 +137,7 @@ def serve(
     from xdsbpf.web.admin import admin_app
     from xdsbpf.web.listening import bind_admin, bind_rest, serve_http
     from xdsbpf.web.rest import rest_app
+    from xdsbpf.xds.admission import AdmissionLimits
     from xdsbpf.xds.peers import parse_allow_rule, parse_identity_pattern
     from xdsbpf.xds.transports import FAST_TRANSPORT, TRANSPORTS
 
@@ -159,6 +163,13 @@ def serve(
         tls=_tls_files(listen_tls, tls_cert, tls_key, tls_ca),
         allow=tuple(parse_allow_rule(text) for text in allow),
         admins=tuple(parse_identity_pattern(text) for text in allow_admin),
+        admission=AdmissionLimits(
+            per_s=new_streams,
+            burst=math.ceil(new_streams),
+            identity_per_s=new_streams / 2,
+            identity_burst=math.ceil(new_streams / 2),
+            streams_per_identity=streams_per_identity,
+        ),
     )
 
     async def run() -> None:

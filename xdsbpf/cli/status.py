@@ -25,10 +25,14 @@ def ps(
     admin: str = ADMIN,
 ) -> None:
     """Sync state of every connected Envoy and agent."""
-    items = _items(admin, "/proxies")
+    answer = admin_client.request(admin or admin_client.default_admin(), "/proxies")
+    items = answer["items"]
+    certificate = answer.get("certificate")
     if output is Output.JSON:
-        write_json("ProxyStatus", {"items": items})
+        write_json("ProxyStatus", {"items": items, "certificate": certificate})
         return
+    if certificate and certificate["error"]:
+        sys.stderr.write(f"the former certificate is in force: {certificate['error']}\n")
     if output is Output.NAME:
         write_names(item["node_id"] for item in items)
         return

@@ -2,7 +2,7 @@
 
 GET /ready      200 once inputs are in and the xDS server listens, else 503
 GET /services   which plane carries each service port and raw listener, and why
-GET /proxies    sync state of every client (`xdsbpf ps`)
+GET /proxies    sync state of every client, and the certificate in force (`xdsbpf ps`)
 GET /objects    every object's state and the files' states, with their findings
 GET /loads      load that clients reported, by cluster
 GET /locate     ?ref=Kind/namespace/name path (repeatable): where that is written
@@ -64,7 +64,9 @@ def admin_app(control_plane: ControlPlane) -> Starlette:
         return JSONResponse({"items": service_rows(compiler), "listeners": listener_rows(compiler)})
 
     async def proxies(_: Request) -> Response:
-        return JSONResponse({"items": proxy_rows(control_plane.server.status())})
+        certificates = control_plane.certificates
+        certificate = None if certificates is None else msgspec.to_builtins(certificates.status())
+        return JSONResponse({"items": proxy_rows(control_plane.server.status()), "certificate": certificate})
 
     async def objects(_: Request) -> Response:
         clients = control_plane.server.status()

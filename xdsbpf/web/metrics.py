@@ -18,9 +18,13 @@ from prometheus_client.registry import Collector
 from xdsbpf.model.names import SHORT_TYPES
 from xdsbpf.report.objects import state_counts
 from xdsbpf.serve import ControlPlane
+from xdsbpf.xds.access import REFUSALS
 from xdsbpf.xds.load_reports import ClusterLoad
 from xdsbpf.xds.status import NodeStatus
 from xdsbpf.xds.telemetry import BOUNDS_S, Delays, Telemetry
+
+Samples = dict[tuple[str, ...], int]
+"""Labels -> value."""
 
 _TYPE_LABELS: Final = {type_url: short for short, type_url in SHORT_TYPES.items()}
 
@@ -58,9 +62,26 @@ class _ControlPlaneCollector(Collector):
         yield from _client_gauges(clients)
         yield from _traffic(plane.server.telemetry)
         yield from _loads(plane.load_reports.rows())
+        yield from _access(plane)
         states = state_counts(plane.compiler, plane.catalog, clients)
         by_state: dict[tuple[str, ...], int] = {(state.value,): count for state, count in states.items()}
         yield _gauge("xdsbpf_objects", "Manifest objects by state", by_state, "state")
+
+
+def _access(plane: ControlPlane) -> Iterator[Metric]:
+    """Who was not let in, who waits, and the certificate of the mutual TLS listener."""
+    refused: Samples = {(status,): plane.access.refused[status] for status in REFUSALS}
+    yield _counter("xdsbpf_xds_refused_calls", "Calls that ended with that status", refused, "status")
+    waiting: Samples = {(): plane.access.admission.waiting}
+    yield _gauge("xdsbpf_xds_waiting_streams", "New streams that wait for their turn", waiting)
+    if plane.certificates is None:
+        return
+    found = plane.certificates.status()
+    reloads: Samples = {(result,): plane.certificates.reloads[result] for result in ("taken", "refused")}
+    yield _counter("xdsbpf_tls_reloads", "Changed certificate files by what became of them", reloads, "result")
+    yield _gauge("xdsbpf_tls_files_refused", "1 while the files cannot be used", {(): int(bool(found.error))})
+    ends: Samples = {(): int(found.not_after)}
+    yield _gauge("xdsbpf_tls_certificate_end_seconds", "End of the certificate in force (Unix time)", ends)
 
 
 def _traffic(telemetry: Telemetry) -> Iterator[Metric]:

@@ -1,27 +1,36 @@
-"""What stands before every handler: who may call a service at all.
+"""What stands before every handler: who may call a service at all, and when its turn is.
 
 In: handlers by method path, and what each service asks of a peer. Out: the same handlers behind the check; a peer that
 fails it is refused before a byte of its request is looked at, counted and logged. What a peer may claim in its request
-is checked where the request is read, with the same `PeerRules`. Bound by the composition root.
+is checked where the request is read, with the same `PeerRules`; how many may begin at a time is `admission`'s. Bound by
+the composition root.
 """
 
 from __future__ import annotations
 
+import asyncio
 import enum
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Final
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final
 
 import structlog
 
 from xdsbpf.errors import ProtocolError
 from xdsbpf.xds import protocol
+from xdsbpf.xds.admission import Admission, AdmissionLimits, Ticket
 from xdsbpf.xds.h2.limits import Bucket
 from xdsbpf.xds.peers import PeerRules, readable_identity
 from xdsbpf.xds.transport import Call, Handler, Peer
 
 REFUSALS: Final = ("UNAUTHENTICATED", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED")
 """Statuses that tell a peer that it may not, or may not now."""
+
+ANSWER_S: Final = 0.05
+"""How long after its first request a stream is taken to be at its first answer, if it does not write for longer."""
+
+FIRST_REQUEST_S: Final = 1.0
+"""How long the first request may take before somebody else's first answer is served in its place."""
 
 log = structlog.get_logger(__name__)
 
@@ -40,7 +49,14 @@ class Access(enum.Enum):
 class AccessControl:
     """The check of one server. `access` is by full name of a service; PEER for those it does not name."""
 
-    def __init__(self, rules: PeerRules, access: Mapping[str, Access], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        rules: PeerRules,
+        access: Mapping[str, Access],
+        clock: Callable[[], float],
+        limits: AdmissionLimits | None = None,
+    ) -> None:
+        self.admission = Admission(limits or AdmissionLimits(), clock())
         self.refused: Counter[str] = Counter()
         """Calls that ended with a status of `REFUSALS`, whoever refused them."""
         self._rules = rules
@@ -48,6 +64,8 @@ class AccessControl:
         self._clock = clock
         self._log_budget = Bucket(20, 1.0, clock())
         self._unlogged = 0
+        self._turns: dict[Ticket, asyncio.Future[bool]] = {}
+        self._timer: asyncio.TimerHandle | None = None
 
     def protect(self, handlers: Mapping[str, Handler]) -> dict[str, Handler]:
         """The same handlers behind the check."""
@@ -63,13 +81,49 @@ class AccessControl:
                 self._refuse(call, error)
                 raise
             try:
-                await handler(call)
+                # Whoever only asks how we are is not kept waiting, and keeps nobody waiting.
+                await (self._in_turn(call, handler) if access is Access.PEER else handler(call))
             except ProtocolError as error:
                 if error.status in REFUSALS:
                     self.refused[error.status] += 1
                 raise
 
         return guarded
+
+    async def _in_turn(self, call: Call, handler: Handler) -> None:
+        """Run the handler when it is its turn. Raises: ProtocolError(RESOURCE_EXHAUSTED) if that does not come."""
+        identity = self._rules.identify(call.peer)
+        ticket = self.admission.enter("" if identity is None else str(identity), self._clock())
+        try:
+            turn = self._turns[ticket] = asyncio.get_running_loop().create_future()
+            self._give_turns()
+            if not await turn:
+                text = f"no turn for a new stream within {self.admission.limits.max_wait_s:g} s: try again later"
+                raise ProtocolError("RESOURCE_EXHAUSTED", text)
+            await handler(_FirstAnswer(call, lambda: self._answered(ticket)))
+        finally:
+            self._turns.pop(ticket, None)
+            self.admission.leave(ticket, self._clock())
+            self._give_turns()
+
+    def _answered(self, ticket: Ticket) -> None:
+        self.admission.answered(ticket)
+        self._give_turns()
+
+    def _give_turns(self) -> None:
+        """Wake whose turn it is, and come again when the next one's is."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        now = self._clock()
+        turn = self.admission.turn(now)
+        for tickets, is_admitted in ((turn.admitted, True), (turn.refused, False)):
+            for ticket in tickets:
+                future = self._turns.get(ticket)
+                if future is not None and not future.done():
+                    future.set_result(is_admitted)
+        if turn.again_at is not None:
+            self._timer = asyncio.get_running_loop().call_later(max(turn.again_at - now, 0.001), self._give_turns)
 
     def _check(self, access: Access, peer: Peer) -> None:
         match access:
@@ -96,3 +150,48 @@ class AccessControl:
             unlogged=self._unlogged,
         )
         self._unlogged = 0
+
+
+class _FirstAnswer:
+    """A call that tells once when its first answer is over; then it costs nothing any more.
+
+    Nobody says so: it is over when the handler waits for the second request, has had a moment to answer the first, and
+    is not in the middle of a write that the client does not take.
+    """
+
+    def __init__(self, call: Call, tell: Callable[[], None]) -> None:
+        self.method = call.method
+        self.peer = call.peer
+        self.write_now = call.write_now
+        self.read: Callable[[], Coroutine[Any, Any, bytes | None]] = self._read
+        self.write: Callable[[bytes], Coroutine[Any, Any, None]] = self._write
+        self._call = call
+        self._tell = tell
+        self._reads = 0
+        self._writes = 0
+        self._timer = asyncio.get_running_loop().call_later(FIRST_REQUEST_S, self._look)
+
+    async def _read(self) -> bytes | None:
+        self._reads += 1
+        if self._reads == 2:
+            self.read = self._call.read
+            self._look_in(ANSWER_S)
+        return await self._call.read()
+
+    async def _write(self, message: bytes) -> None:
+        self._writes += 1
+        try:
+            await self._call.write(message)
+        finally:
+            self._writes -= 1
+
+    def _look_in(self, seconds: float) -> None:
+        self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        if self._writes:
+            self._look_in(ANSWER_S)
+            return
+        self.read, self.write = self._call.read, self._call.write
+        self._tell()

@@ -16,7 +16,7 @@ import pytest
 from tests.xds.mutation import Edit, Value
 from xdsbpf.compile.raw import grpc_endpoints, resources
 from xdsbpf.web import rest
-from xdsbpf.xds import streams, turns
+from xdsbpf.xds import admission, streams, turns
 
 DEADLINE_S = 1.0
 
@@ -33,6 +33,13 @@ class Broken(msgspec.Struct, frozen=True):
 
 
 BROKEN: tuple[Broken, ...] = (
+    Broken(
+        49,
+        "a storm comes in all at once",
+        Edit(admission._Rate, "take", "self._level -= 1.0", "pass"),
+        "tests/unit/xds/test_xds_admission.py::test_a_storm_begins_with_a_burst_and_goes_on_at_the_rate",
+        "assert [0.0",
+    ),
     Broken(
         40,
         "a listener of gRPC clients goes to every Envoy that asks for all",
