@@ -12,6 +12,7 @@ from typing import Final
 
 from xdsbpf.compile.generator import Generator
 from xdsbpf.compile.outputs import generators, view_generators
+from xdsbpf.compile.plugins import PluginError, empty_families, patched_types, plugged
 from xdsbpf.compile.raw.resources import Globs, families
 from xdsbpf.compile.views import ClientView
 from xdsbpf.diagnostics import Diagnostic, ObjectId, Origin, Severity
@@ -20,6 +21,7 @@ from xdsbpf.mesh.findings import findings
 from xdsbpf.mesh.identities import known_nodes
 from xdsbpf.mesh.inputs import (
     MESH,
+    PATCHED_TYPES,
     PODS,
     SETTINGS,
     MeshSettings,
@@ -32,29 +34,40 @@ from xdsbpf.mesh.summary import ServiceSummary, summaries
 from xdsbpf.model.meta import Manifest
 from xdsbpf.model.resource import Resource
 from xdsbpf.model.scalars import Labels
+from xdsbpf.plugin import LoadedPlugin
 from xdsbpf.xds.publisher import Publisher, Slot
 from xdsbpf.xds.store import Changes, ResourceStore
 
 BUILD_FAILED: Final = "XB9001"
 """A resource could not be built (a defect of ours); what proxies hold of it stays."""
+PLUGIN_FAILED: Final = "XB9002"
+"""A plug-in failed on a resource; what proxies hold of it stays."""
 DEFECT: Final = "this is a defect of xdsbpf: please report it with the manifest"
 
 
 class Compiler:
     """Owner of the database. Calls come from one task; a batch becomes visible with `publish`."""
 
-    def __init__(self, settings: MeshSettings, *, check_values: bool = False) -> None:
+    def __init__(
+        self, settings: MeshSettings, *, check_values: bool = False, plugins: tuple[LoadedPlugin, ...] = ()
+    ) -> None:
+        """Raises: ConfigError for a plug-in that patches what is not open to plug-ins."""
+        self.plugins = plugins
         self.database = Database(check_values=check_values)
         self.store = ResourceStore()
         self.publisher = Publisher(self.database, self.store)
         self.generation = 0
         """Grows with every batch, node and commit; what is derived may be kept for as long as it stays."""
         self._generators: dict[tuple[str, str], Generator] = {}
+        self._bases: dict[tuple[str, str], Generator] = {}
+        """The same generators without plug-ins."""
         self._found: tuple[int, tuple[Diagnostic, ...]] = (-1, ())
         self._nodes: tuple[str, ...] = ()
         self._families: tuple[tuple[Globs, str], ...] = ()
         with self.database.change() as change:
             change.put(SETTINGS, MESH, settings)
+            for type_url, plugin in patched_types(plugins).items():
+                change.put(PATCHED_TYPES, type_url, plugin)
         self._shared: set[tuple[str, str]] = set()
         """Keys of the generators that are of no view alone."""
         self._views: Counter[str] = Counter()
@@ -184,11 +197,13 @@ class Compiler:
         for slot, reason in self.publisher.failures.items():
             what = f"{slot.type_url.rpartition('.')[2]} {slot.name!r}" if slot.name else f"names of {slot.type_url}"
             text = f"{what} could not be built; what proxies hold of it stays in force: {reason}"
+            is_plugin = reason.startswith(f"{PluginError.__name__}: ")
+            code, hint = (PLUGIN_FAILED, "repair or uninstall the plug-in") if is_plugin else (BUILD_FAILED, DEFECT)
             targets = sorted({origin.object for origin in self._origins_of(slot)})
             for target in targets:
-                yield Diagnostic(BUILD_FAILED, Severity.ERROR, target, "", text, DEFECT)
+                yield Diagnostic(code, Severity.ERROR, target, "", text, hint)
             if not targets:
-                yield Diagnostic(BUILD_FAILED, Severity.ERROR, None, "", text, DEFECT)
+                yield Diagnostic(code, Severity.ERROR, None, "", text, hint)
         try:
             findings(self.database)
         except QueryError as error:
@@ -207,6 +222,7 @@ class Compiler:
 
     def _use(self, nodes: tuple[str, ...], present: tuple[tuple[Globs, str], ...]) -> None:
         wanted = generators(nodes, present, self._kinds)
+        wanted += empty_families(wanted, self.plugins)
         keys = {(entry.scope, entry.type_url) for entry in wanted}
         self._add(wanted)
         self._drop(self._shared - keys)
@@ -219,11 +235,15 @@ class Compiler:
     def _add(self, wanted: Iterable[Generator]) -> None:
         for generator in wanted:
             key = (generator.scope, generator.type_url)
-            if key not in self._generators:
-                self.publisher.add(generator)
-                self._generators[key] = generator
+            if self._bases.get(key) == generator:
+                continue
+            self._drop((key,))
+            self._bases[key] = generator
+            self._generators[key] = plugged(generator, self.plugins)
+            self.publisher.add(self._generators[key])
 
     def _drop(self, keys: Iterable[tuple[str, str]]) -> None:
         for key in keys:
             if key in self._generators:
                 self.publisher.remove(self._generators.pop(key))
+                del self._bases[key]

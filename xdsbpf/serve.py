@@ -27,6 +27,7 @@ from xdsbpf.diagnostics import State
 from xdsbpf.errors import ConfigError, ProtocolError
 from xdsbpf.mesh.inputs import MeshSettings
 from xdsbpf.model.names import parse_node_id
+from xdsbpf.plugin import LoadedPlugin
 from xdsbpf.sources.catalog import Catalog, CatalogDelta
 from xdsbpf.sources.envoy_validation import EnvoyValidator
 from xdsbpf.sources.files import FileSource
@@ -75,6 +76,7 @@ class ServeConfig(msgspec.Struct, frozen=True):
 
     paths: tuple[Path, ...]
     envoy_paths: tuple[Path, ...] = ()
+    plugins: tuple[LoadedPlugin, ...] = ()
     validate_with: Path | None = None
     """The Envoy that is asked about raw resources before they are taken."""
     listen: tuple[str, ...] = ("127.0.0.1:15010",)
@@ -117,7 +119,7 @@ class ControlPlane:
             raise ConfigError("mutual TLS needs a certificate, its key and the authorities of clients")
         self.config = config
         self.certificates = None if config.tls is None else Certificates(config.tls)
-        self.compiler = Compiler(config.settings)
+        self.compiler = Compiler(config.settings, plugins=config.plugins)
         self.load_reports = LoadReports()
         self.health = Health(SERVICES)
         self._dirty = asyncio.Event()

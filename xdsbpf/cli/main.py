@@ -35,9 +35,9 @@ def version(output: str = typer.Option("table", "--output", "-o", help="table or
 
 
 def _add_commands() -> None:
-    from xdsbpf.cli import bootstrap, bpf, check, lab, manifests, processes, status, wait
+    from xdsbpf.cli import bootstrap, bpf, check, lab, manifests, plugins, processes, status, wait
 
-    for module in (processes, manifests, status, wait, check, bootstrap):
+    for module in (processes, manifests, status, wait, check, bootstrap, plugins):
         module.register(app)
     app.add_typer(bpf.app, name="bpf")
     app.add_typer(lab.app, name="lab")

@@ -75,6 +75,7 @@ def load(
     from xdsbpf.mesh.inputs import MeshSettings
     from xdsbpf.sources.envoy_validation import EnvoyValidator
     from xdsbpf.sources.loading import load_once
+    from xdsbpf.sources.plugins import load_plugins
     from xdsbpf.sources.report import format_lines
 
     if not filenames and not envoy_resources:
@@ -99,7 +100,8 @@ def load(
             trust_domain=trust_domain,
             service_cidr=service_cidr,
             registry_only=registry_only,
-        )
+        ),
+        plugins=load_plugins(),
     )
     compiler.apply(catalog.manifests().items())
     return catalog, compiler

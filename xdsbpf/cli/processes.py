@@ -134,6 +134,7 @@ def serve(
 
     from xdsbpf.mesh.inputs import MeshSettings
     from xdsbpf.serve import ControlPlane, ServeConfig
+    from xdsbpf.sources.plugins import load_plugins
     from xdsbpf.web.admin import admin_app
     from xdsbpf.web.listening import bind_admin, bind_rest, serve_http
     from xdsbpf.web.rest import rest_app
@@ -155,6 +156,7 @@ def serve(
     config = ServeConfig(
         paths=tuple(filename),
         envoy_paths=tuple(envoy_resources),
+        plugins=load_plugins(),
         validate_with=validating_binary(validate_with_envoy, envoy_binary),
         listen=tuple(listen),
         settings=MeshSettings(trust_domain=trust_domain, service_cidr=service_cidr, registry_only=registry_only),

@@ -51,6 +51,9 @@ DESTINATION_RULES = Table[ObjectId, DestinationRule]("destination_rules", order=
 AUTHORIZATION_POLICIES = Table[ObjectId, AuthorizationPolicy]("authorization_policies", order=age_order)
 ENVOY_RESOURCES = Table[ObjectId, EnvoyResource]("envoy_resources", order=age_order)
 
+PATCHED_TYPES = Table[str, str]("patched_types")
+"""type URL -> the plug-in that patches resources of that type; fixed for the life of a process."""
+
 MESH: Final = "mesh"
 """The one key of SETTINGS."""
 

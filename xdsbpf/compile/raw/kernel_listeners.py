@@ -23,11 +23,11 @@ from xdsbpf.compile.raw.resources import BY_FAMILY, Globs
 from xdsbpf.diagnostics import Diagnostic, ObjectId, Origin, Severity
 from xdsbpf.incremental import ABSENT, Database, Index, query
 from xdsbpf.mesh.addresses import service_at
-from xdsbpf.mesh.inputs import ENVOY_RESOURCES, PODS_BY_BLOCK, address_block
+from xdsbpf.mesh.inputs import ENVOY_RESOURCES, PATCHED_TYPES, PODS_BY_BLOCK, address_block
 from xdsbpf.mesh.policy_groups import workload_policies
 from xdsbpf.mesh.traffic_mode import Plane
 from xdsbpf.model.envoy_resource import EnvoyResource
-from xdsbpf.model.names import LISTENER, TYPE_PREFIX
+from xdsbpf.model.names import CLUSTER, ENDPOINTS, LISTENER, TYPE_PREFIX
 
 ENVOY_ONLY: Final = "XB3050"
 """A raw listener of `tcp_proxy` that the kernel does not carry, and why."""
@@ -102,6 +102,11 @@ def raw_mode(db: Database, id: ObjectId) -> RawMode:
     socket = message.address.socket_address
     place = f"{socket.address}:{socket.port_value}" if socket.address else ""
     try:
+        for type_url in (LISTENER, CLUSTER, ENDPOINTS):
+            plugin = db.input(PATCHED_TYPES, type_url)
+            if plugin is not ABSENT:
+                # Security: what it makes of them (a rule, another endpoint) the kernel would not do.
+                raise NotForKernel("", f"plug-in {plugin} patches each {type_url.rpartition('.')[2]}")
         chain = _chain(message, id)
         seen(db, entry.nodes, LISTENER, entry.resource_name, "")
         _check_place(db, entry, chain)

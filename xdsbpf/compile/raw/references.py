@@ -14,14 +14,22 @@ from google.protobuf.descriptor_pool import Default
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
-from xdsbpf.model.names import CLUSTER, ENDPOINTS, ROUTES, SECRET, TYPE_PREFIX
+from xdsbpf.model.names import CLUSTER, ENDPOINTS, EXTENSION, ROUTES, SECRET, TYPE_PREFIX
 
 ANY: Final = "google.protobuf.Any"
 _CLUSTER: Final = "envoy.config.cluster.v3.Cluster"
+_FILTERS: Final = frozenset(
+    {
+        "envoy.config.listener.v3.Filter",
+        "envoy.config.listener.v3.ListenerFilter",
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter",
+    }
+)
 _FIELDS: Final[dict[str, tuple[tuple[str, str, str], ...]]] = {
     "envoy.config.route.v3.RouteAction": (("cluster", CLUSTER, ""),),
     "envoy.config.route.v3.WeightedCluster.ClusterWeight": (("name", CLUSTER, ""),),
     "envoy.config.route.v3.RouteAction.RequestMirrorPolicy": (("cluster", CLUSTER, ""),),
+    "envoy.config.route.v3.ScopedRouteConfiguration": (("route_configuration_name", ROUTES, ""),),
     "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy": (("cluster", CLUSTER, ""),),
     "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster.ClusterWeight": (("name", CLUSTER, ""),),
     "envoy.config.core.v3.GrpcService.EnvoyGrpc": (("cluster_name", CLUSTER, ""),),
@@ -71,6 +79,8 @@ def _of(message: Message, path: str) -> Iterator[Reference]:
             yield Reference(_join(path, field), target, value)
     if name == _CLUSTER:
         yield from _of_cluster(message, path)
+    if name in _FILTERS:
+        yield from _of_filter(message, path)
     for descriptor, value in message.ListFields():
         if descriptor.message_type is None:
             continue
@@ -92,6 +102,12 @@ def _of_cluster(cluster: Any, path: str) -> Iterator[Reference]:
     is_eds = cluster.WhichOneof("cluster_discovery_type") == "type" and cluster.type == cluster.EDS
     if is_eds and _is_over_ads(config.eds_config):
         yield Reference(_join(path, "eds_cluster_config"), ENDPOINTS, config.service_name or cluster.name)
+
+
+def _of_filter(message: Any, path: str) -> Iterator[Reference]:
+    """A filter with `config_discovery` waits for the extension of its own name."""
+    if message.HasField("config_discovery") and _is_over_ads(message.config_discovery.config_source):
+        yield Reference(_join(path, "config_discovery"), EXTENSION, message.name)
 
 
 def _is_over_ads(source: Any) -> bool:

@@ -82,6 +82,29 @@ def test_references_that_are_there_are_no_findings(tmp_path: Path) -> None:
     assert ["ClusterLoadAssignment 'first'" in line for line in findings(tmp_path)] == [True]
 
 
+def test_scoped_routes_and_filters_by_name_refer_to_what_they_need(tmp_path: Path) -> None:
+    scoped = f"""\
+resources:
+- {{"@type": {T}.config.route.v3.ScopedRouteConfiguration, name: s, route_configuration_name: web}}
+"""
+    filters = f"{{config_source: {ADS}, type_urls: [{T}.extensions.filters.http.router.v3.Router]}}"
+    listener = LISTENER.replace("rds: ", f"http_filters: [{{name: found, config_discovery: {filters}}}]\n        rds: ")
+    lines = findings(tmp_path, scoped=scoped, listener=listener)
+    said = {line.rpartition(": ")[2].removesuffix(" [XB3040]") for line in lines}
+    assert "there is no TypedExtensionConfig 'found'" in said
+    assert "there is no RouteConfiguration 'web'" in said
+    extension = f"""\
+resources:
+- "@type": {T}.config.core.v3.TypedExtensionConfig
+  name: found
+  typed_config: {{"@type": {T}.extensions.filters.http.router.v3.Router}}
+"""
+    lines = findings(tmp_path, extension=extension, routes=ROUTES)
+    assert lines
+    for kind in ("TypedExtensionConfig", "RouteConfiguration"):
+        assert not [line for line in lines if f"there is no {kind}" in line]
+
+
 def test_endpoints_that_clients_refuse_are_named(tmp_path: Path) -> None:
     def entry(locality: str, priority: int, *ports: int) -> str:
         hosts = ", ".join(
