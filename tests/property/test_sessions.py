@@ -104,7 +104,9 @@ class Broken(msgspec.Struct, frozen=True):
 
 BROKEN = (
     Broken(
-        "deletions are not sent", Edit(DeltaSession, "_next_removal", "if stamp < limit and ", "if False and "), "holds"
+        "deletions are not sent",
+        Edit(DeltaSession, "_next_removal", "self._may_leave(subscription, later)", "()"),
+        "holds",
     ),
     Broken(
         "claims of what is gone are forgotten",

@@ -69,6 +69,7 @@ class World:
         self.target: dict[int, str] = {}
         """Edition of routes -> the cluster that they use."""
         self.view = VIEWS[0]
+        self.now = 0.0
         self.events: Counter[str] = Counter()
         self.stream = self._connect(TYPES)
 
@@ -178,7 +179,7 @@ class World:
 
     def _connect(self, order: tuple[str, ...]) -> Stream:
         kind = DeltaSession if self.is_delta else SotwSession
-        session: Session = kind(self.view, self.store, nonces=self.nonces)
+        session: Session = kind(self.view, self.store, nonces=self.nonces, clock=lambda: self.now)
         self.client.open(order)
         return Stream(session)
 
@@ -290,6 +291,8 @@ class World:
             if self.client.to_client:
                 self.client.read()
                 moved = True
+            if not moved and self.stream.session.wake_at is not None:
+                self.now, moved = self.stream.session.wake_at, True
             if not moved:
                 return
         raise AssertionError("the stream never comes to rest")
@@ -338,7 +341,15 @@ class World:
         """Names whose current content the client has not been sent."""
         given, withheld = self.stream.given[type_url], self.stream.withheld
         current = self.current(type_url)
-        return {name for name, now in current.items() if now != given.get(name) and (type_url, now) not in withheld}
+        behind = {name for name, now in current.items() if now != given.get(name) and (type_url, now) not in withheld}
+        return {name for name in behind if type_url != RDS or not self.may_wait(current[name])}
+
+    def may_wait(self, edition: int) -> bool:
+        """Whether these routes may wait for their cluster: as far as the server knows, the client has not got it."""
+        target = self.target[edition]
+        is_out = any(target in sent.holds for sent in self.stream.unanswered[CDS])
+        is_there = target in self.client.types[CDS].held and target in self.current(CDS)
+        return is_out or not is_there or bool(self.client.to_server)
 
     def check_removals(self, gone: set[str]) -> None:
         """A route that leaves a cluster, and is not refused, goes first, and its ACK has come."""
@@ -388,6 +399,14 @@ class World:
         if not self.is_delta and not self.client.is_whole(type_url):
             held = {name: edition for name, edition in held.items() if name in current}  # nothing says what is gone
         refused = self.client.types[type_url].refused
+        if type_url == CDS:
+            used = {self.target[edition] for edition in self.client.types[RDS].held.values()}
+            held = {name: edition for name, edition in held.items() if name in current or name not in used}
+        if type_url == RDS and without_refused:
+            clusters = self.client.types[CDS].refused
+            for name in [name for name in current if clusters.get(self.target[current[name]])]:
+                held.pop(name, None)
+                current.pop(name, None)
         for name in [name for name in current if without_refused and current[name] in refused.get(name, ())]:
             held.pop(name, None)
             current.pop(name, None)

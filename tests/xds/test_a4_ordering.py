@@ -204,6 +204,71 @@ async def test_endpoints_follow_every_cluster_that_has_their_service_name(lab: L
 
 
 @pytest.mark.rule(38, on=ADS)
+async def test_a_route_waits_until_its_new_cluster_is_acknowledged(lab: Lab) -> None:
+    await lab.put(cluster("a"), routes("r", to="a"), routes("q", to="a"))
+    client = lab.client()
+    await client.subscribe(CDS)
+    await client.expect(CDS, {"a": 1})
+    await client.subscribe(RDS, "r", "q")
+    await client.expect(RDS, {"r": 1, "q": 1})
+    await lab.put(cluster("b"), routes("r", 2, to="b"), routes("q", 2, to="a"))
+    added = await client.receive(CDS)
+    assert added.holds["b"] == 1
+    other = await client.receive(RDS)
+    assert other.holds == {"q": 2}
+    await client.ack(other)
+    await client.quiet()
+    await client.ack(added)
+    await client.expect(RDS, {"r": 2})
+
+
+@pytest.mark.rule(38, on=ADS)
+async def test_a_route_to_a_cluster_that_is_created_after_it_comes_after_it(lab: Lab) -> None:
+    await lab.put(cluster("a"), routes("r", to="a"))
+    client = lab.client()
+    await client.subscribe(CDS)
+    await client.expect(CDS, {"a": 1})
+    await client.subscribe(RDS, "r")
+    await client.expect(RDS, {"r": 1})
+    await lab.put(routes("r", 2, to="b"))
+    await client.quiet()
+    await lab.put(cluster("b"))
+    added = await client.receive()
+    assert (added.type_url, added.holds["b"]) == (CDS, 1)
+    await client.ack(added)
+    await client.expect(RDS, {"r": 2})
+
+
+@pytest.mark.rule(38, on=ADS)
+async def test_a_route_to_a_cluster_that_nobody_serves_comes_after_a_moment(lab: Lab) -> None:
+    """It may be in the client's bootstrap."""
+    await lab.put(routes("r"))
+    client = lab.client()
+    await client.subscribe(CDS)
+    await client.receive(CDS)
+    await client.subscribe(RDS, "r")
+    await client.expect(RDS, {"r": 1})
+    await lab.put(routes("r", 2, to="static"))
+    await client.expect(RDS, {"r": 2})
+
+
+@pytest.mark.rule(32, on=ADS)
+async def test_a_cluster_stays_while_an_accepted_route_names_it(lab: Lab) -> None:
+    await lab.put(cluster("a"), cluster("b"), routes("r", to="a"))
+    client = lab.client()
+    await client.subscribe(CDS)
+    await client.expect(CDS, {"a": 1, "b": 1})
+    await client.subscribe(RDS, "r")
+    await client.expect(RDS, {"r": 1})
+    await lab.remove((CDS, "a"))
+    await client.quiet()
+    await lab.put(routes("r", 2, to="b"))
+    await client.expect(RDS, {"r": 2})
+    last = await client.receive(CDS)
+    assert (last.holds, last.removed) == (({}, ("a",)) if lab.variant.is_delta else ({"b": 1}, ()))
+
+
+@pytest.mark.rule(38, on=ADS)
 async def test_a_client_that_learns_clusters_from_routes_gets_the_routes_first(lab: Lab) -> None:
     """As gRPC does: it asks for a cluster by name, and only after it has the routes."""
     await lab.put(cluster("a"), routes("r", to="a"))

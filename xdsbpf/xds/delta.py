@@ -7,8 +7,9 @@ whatever it says. Pure.
 from __future__ import annotations
 
 from xdsbpf.model import names
+from xdsbpf.model.resource import Resource
 from xdsbpf.xds import protocol, shared
-from xdsbpf.xds.references import REFERRING_TYPES, merged
+from xdsbpf.xds.references import REFERRING_TYPES, merged, uses_of
 from xdsbpf.xds.request import DeltaRequest, Request
 from xdsbpf.xds.response import Page, Response, encode
 from xdsbpf.xds.session import Session
@@ -93,6 +94,8 @@ class DeltaSession(Session):
             return False
         subscription.names = named
         subscription.held = dict(claimed)
+        for page in pages:
+            self._guard.took(subscription, page.uses)
         if is_wildcard:
             subscription.wildcard = Wildcard.EXPLICIT if asked else Wildcard.LEGACY
             subscription.answer_due = True
@@ -105,6 +108,7 @@ class DeltaSession(Session):
     def _take_claims(self, subscription: Subscription, claimed: dict[str, str]) -> None:
         """Versions that the client says it holds: equal ones are skipped, others are sent or removed."""
         accepted: dict[str, str] = {}
+        unchanged: list[Resource] = []
         for name, version in claimed.items():
             if not subscription.covers(name):
                 continue
@@ -114,8 +118,10 @@ class DeltaSession(Session):
                 subscription.force(name, self._stamp)
             elif current.version == version:
                 accepted[name] = version
+                unchanged.append(current)
             else:
                 subscription.mark(name, self._stamp)
+        self._guard.took(subscription, uses_of(unchanged, self._reader.references))
         if self._ledger is not None:
             self._ledger.accept(subscription.type_url, accepted)
 
@@ -138,6 +144,7 @@ class DeltaSession(Session):
                 self._force(subscription, name)
         if request.unsubscribe:
             forgotten = subscription.unsubscribe(request.unsubscribe, self._stamp)
+            self._guard.uses_changed()
             if self._ledger is not None:
                 self._ledger.forget(subscription.type_url, forgotten)
         if star and subscription.is_wildcard:
@@ -195,12 +202,10 @@ class DeltaSession(Session):
         """Removals wait for this type's own ACK, and for what may still refer to them."""
         if subscription.in_flight or subscription.dirty:
             return None
-        limit = self._may_leave(later)
         page = Page(self._reader)
-        for name, stamp in tuple(subscription.removals.items()):
-            if stamp < limit and page.fits(len(name) + 4):
-                page.remove(name, stamp)
-                del subscription.removals[name]
+        for name in self._may_leave(subscription, later):
+            if page.fits(len(name) + 4):
+                page.remove(name, subscription.removals.pop(name))
         return None if page.stamp is None else self._send(subscription, page)
 
     def _shared_change(self, subscription: Subscription) -> SharedPage | None:
@@ -223,19 +228,22 @@ class DeltaSession(Session):
                 return None
         return page
 
-    def _send_shared(self, subscription: Subscription) -> Response:
+    def _send_shared(self, subscription: Subscription) -> Response | None:
         """The next page of the backlog, with what the store holds now. Cost: a copy of two dicts, no step per name."""
         assert subscription.backlog
-        page = self._reader.shared.current(self.view.scopes, subscription.backlog.popleft())
+        page = self._reader.shared.current(self.view.scopes, subscription.backlog[0])
+        if not self._guard.may_go(subscription, page.references.clusters):
+            subscription.unfold_backlog()
+            return self._next_update(subscription, ())
+        subscription.backlog.popleft()
         subscription.is_first = subscription.is_first and bool(subscription.backlog)
         return self._send_page(subscription, page, subscription.backlog_stamp, answer=subscription.backlog_named)
 
     def _send_page(self, subscription: Subscription, page: SharedPage, stamp: int, *, answer: bool = False) -> Response:
         """Send a page; `answer`: its names were asked for, so the missing ones are said to be."""
         removed = page.missing if answer else ()
-        subscription.held.update(page.versions)
         message = self._reader.shared.message(page, removed, self._last_number, self._nonces)
-        self._take_off(subscription, self._sent(page.versions, removed, stamp), message.number)
+        self._take_off(subscription, self._sent(page.versions, removed, stamp, page.uses), message.number)
         self._owe(page.references)
         return Response(
             subscription.type_url,
@@ -246,21 +254,24 @@ class DeltaSession(Session):
             message=message.data,
         )
 
-    def _sent(self, versions: dict[str, str], removed: tuple[str, ...], stamp: int) -> Sent:
-        return Sent(versions, removed, stamp, self._clock(), version=str(self._reader.revision))
+    def _sent(
+        self, versions: dict[str, str], removed: tuple[str, ...], stamp: int, uses: dict[str, frozenset[str]]
+    ) -> Sent:
+        return Sent(versions, removed, stamp, self._clock(), version=str(self._reader.revision), uses=uses)
 
     def _send(self, subscription: Subscription, page: Page) -> Response:
         versions = {resource.name: resource.version for resource in page.resources}
-        subscription.held.update(versions)
         subscription.announced.difference_update(versions, page.removed)
         subscription.announced.update(page.withheld)
         for name in page.removed:
-            subscription.held.pop(name, None)
-            subscription.nacks.pop(name, None)
+            subscription.forget(name)
+        if page.removed:
+            self._guard.uses_changed()
         if self._ledger is not None:
             self._ledger.forget(subscription.type_url, page.removed)
         stamp = self._stamp if page.stamp is None else page.stamp
-        nonce = self._take_off(subscription, self._sent(versions, tuple(page.removed), stamp))
+        uses = uses_of(page.resources, self._reader.references)
+        nonce = self._take_off(subscription, self._sent(versions, tuple(page.removed), stamp, uses))
         if subscription.type_url in REFERRING_TYPES:
             self._owe(merged(self._reader.references(resource) for resource in page.resources))
         return Response(

@@ -6,7 +6,7 @@ Made and driven by `xds.streams`, which owns the tasks; holds no logic.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from xdsbpf.errors import ProtocolError
 from xdsbpf.xds.gate import EnvoyLedger
@@ -42,6 +42,8 @@ class OpenStream:
         """The writer's, from the moment that the transport did not take it at once until it is through."""
         self.writing_since: float | None = None
         self.is_woken = False
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at: float | None = None
         self.end: ProtocolError | None = None
         self.is_half_closed = False
 
@@ -49,3 +51,18 @@ class OpenStream:
         """Let the writer end the stream with that status."""
         self.end = self.end or end
         self.wake.set()
+        self.call_at(None)
+
+    def call_at(self, at: float | None, now: float = 0.0, wake: Callable[[OpenStream], None] = lambda _: None) -> None:
+        """Call `wake` at that time, and no more at the one asked for before; None: not at all. By one clock."""
+        if at == self._alarm_at:
+            return
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_at = at
+        loop = asyncio.get_running_loop()
+        self._alarm = None if at is None else loop.call_later(max(0.0, at - now), self._ring, wake)
+
+    def _ring(self, wake: Callable[[OpenStream], None]) -> None:
+        self._alarm = self._alarm_at = None  # the clocks may differ by a hair: the session may ask for the same time
+        wake(self)

@@ -6,7 +6,7 @@ content. Called by `xds.store` and `xds.shared`, never per stream: it parses the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -72,6 +72,13 @@ def merged(found: Iterable[References]) -> References:
         _NOTHING.union(*(one.endpoints for one in each)),
         _NOTHING.union(*(one.secrets for one in each)),
     )
+
+
+def uses_of(resources: Sequence[Resource], find: Callable[[Resource], References]) -> dict[str, frozenset[str]]:
+    """Name -> the clusters that it sends traffic to, of resources of one type; nothing if they are no users."""
+    if not resources or resources[0].type_url not in USING_TYPES:
+        return {}
+    return {item.name: find(item).clusters for item in resources}
 
 
 def _of_cluster(resource: Resource) -> References:

@@ -41,7 +41,13 @@ class ResourceStatus(msgspec.Struct, frozen=True):
 def resource_statuses(session: Session, store: ResourceStore) -> Iterator[ResourceStatus]:
     """Every resource that a client holds, asked for by name or refused, by type in push order, then by name."""
     for subscription in session.subscriptions():
-        known = {*subscription.names, *subscription.held, *subscription.withheld, *subscription.nacks}
+        known = {
+            *subscription.names,
+            *subscription.held,
+            *subscription.withheld,
+            *subscription.waiting,
+            *subscription.nacks,
+        }
         for name in sorted(known):
             yield _status(session, subscription, name, store)
 
@@ -52,7 +58,7 @@ def _status(session: Session, subscription: Subscription, name: str, store: Reso
     if nack is not None:
         return ResourceStatus(type_url, name, ResourceState.NACKED, nack.version, nack.text)
     held = subscription.held.get(name, "")
-    if name in subscription.withheld:
+    if name in subscription.withheld or name in subscription.waiting:
         return ResourceStatus(type_url, name, ResourceState.WITHHELD, held)
     if any(name in sent.versions for sent in subscription.in_flight.values()):
         return ResourceStatus(type_url, name, ResourceState.SENT, held)
@@ -71,6 +77,8 @@ def explain(session: Session, gate: Gate, store: ResourceStore, type_url: str, n
     if asked is None:
         return "the client has not asked for this type"
     resource = store.get(session.view, type_url, name)
+    if resource is None and name in asked.kept:
+        return f"it is gone, but the client keeps it: {asked.kept[name]} that it has names it"
     if resource is None:
         return _absence(session, store, type_url, name)
     if name not in asked.names and not asked.covers(name):
@@ -81,12 +89,16 @@ def explain(session: Session, gate: Gate, store: ResourceStore, type_url: str, n
     if status.state is ResourceState.NACKED and status.version == resource.version:
         return f"the client refused version {status.version}: {status.error}"
     if status.state is ResourceState.WITHHELD:
+        if name in asked.waiting:
+            return f"it waits for what it names: {'; '.join(map(str, asked.waiting[name].missing))}"
         needs = "; ".join(gate.explain(session.view.node, need) for need in asked.withheld[name])
         return f"it is withheld until the node's Envoy is ready for it: {needs}"
     version = resource.version
     if status.version == version:
         has_ack = status.state is ResourceState.ACKED
-        return f"it has version {version}" if has_ack else f"version {version} is sent, not acknowledged"
+        text = f"it has version {version}" if has_ack else f"version {version} is sent, not acknowledged"
+        unknown = ", ".join(sorted(store.unknown_clusters(session.view, resource)))
+        return f"{text}; it names clusters that are not in the client's view: {unknown}" if unknown else text
     if asked.in_flight:
         return f"version {version} waits until the client answers response {asked.last_nonce} of this type"
     return f"version {version} is about to be sent; the client holds {status.version or 'none'}"

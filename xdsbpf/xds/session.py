@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterator
 
 from xdsbpf.errors import ProtocolError
 from xdsbpf.model import names
-from xdsbpf.model.resource import Requirement, Resource
 from xdsbpf.xds import protocol
+from xdsbpf.xds.filling import PageFiller
 from xdsbpf.xds.gate import EnvoyLedger, Gate
+from xdsbpf.xds.guard import ClusterGuard
 from xdsbpf.xds.references import References
 from xdsbpf.xds.request import MAX_NAMES, Request
-from xdsbpf.xds.response import Page, Reader, Response
+from xdsbpf.xds.response import Reader, Response
 from xdsbpf.xds.store import AGENT, Changes, View
 from xdsbpf.xds.subscription import Nack, Sent, Subscription
 from xdsbpf.xds.telemetry import Telemetry
@@ -30,10 +31,9 @@ MAX_UNANSWERED = 10_000
 """Responses of one type that may wait for an ACK: a name asked for again is answered at once."""
 
 _RANK = {type_url: rank for rank, type_url in enumerate(protocol.PUSH_ORDER)}
-_DATAPATH = frozenset(names.DATAPATH_TYPES)
 
 
-class Session(abc.ABC):
+class Session(PageFiller):
     """One stream.
 
     `gate` is given for an agent's stream (its resources may be withheld), `ledger` for a node Envoy's
@@ -77,6 +77,7 @@ class Session(abc.ABC):
         self._quarantine = quarantine and view.kind != AGENT
         self._stamp = 0
         self._subscriptions: dict[str, Subscription] = {}
+        self._guard = ClusterGuard(view, reader, self._subscriptions, is_aggregated=not service_type)
         self._owed: dict[str, set[str]] = {}
         """Type -> names that clusters and listeners sent before the first request of the type refer to (rule 34)."""
 
@@ -103,10 +104,6 @@ class Session(abc.ABC):
     def _next_removal(self, subscription: Subscription, later: tuple[Subscription, ...]) -> Response | None:
         """The next removals of a type; `later` come after it in push order and may refer to it."""
 
-    @abc.abstractmethod
-    def _settle_missing(self, subscription: Subscription, name: str, stamp: int, page: Page, *, forced: bool) -> bool:
-        """Settle a name that does not exist; false if it needs a page of its own."""
-
     def subscriptions(self) -> tuple[Subscription, ...]:
         """Every type the client has asked for, in push order; read-only, for the status."""
         return tuple(self._subscriptions.values())
@@ -114,10 +111,17 @@ class Session(abc.ABC):
     @property
     def has_work(self) -> bool:
         """Whether `next_response` may find anything before the next event; cheap, and never wrongly false."""
+        if self._guard.is_due(self._clock()):
+            return True
         for subscription in self._subscriptions.values():
             if subscription.has_work or (subscription.withheld and self._is_gate_moved):
                 return True
         return False
+
+    @property
+    def wake_at(self) -> float | None:
+        """When (by the clock) to call `next_response` although nothing has happened; None if not at all."""
+        return self._guard.wake_at
 
     def on_request(self, request: Request) -> None:
         """Take one request: ACK or NACK, subscriptions, claims.
@@ -135,6 +139,8 @@ class Session(abc.ABC):
             self._first_request(subscription, request)
         else:
             self._later_request(subscription, request)
+        if type_url == names.CLUSTER:
+            self._guard.clusters_moved()
         if len(subscription.names) > MAX_NAMES:
             raise ProtocolError(
                 "RESOURCE_EXHAUSTED", f"more than {MAX_NAMES} names of {type_url} subscribed on one stream"
@@ -153,6 +159,8 @@ class Session(abc.ABC):
                 subscription = self._subscriptions.get(type_url)
                 if subscription is not None and subscription.covers(name):
                     subscription.mark(name, self._stamp)
+                    if type_url == names.CLUSTER:
+                        self._guard.clusters_moved()
 
     def change_view(self, view: View) -> None:
         """The client sees other scopes from now on: whatever differs is sent, what is gone is removed.
@@ -162,11 +170,12 @@ class Session(abc.ABC):
         """
         if (view.kind, view.node) != (self.view.kind, self.view.node):
             raise ValueError(f"{self.node_id} cannot change from {self.view} to {view} on an open stream")
-        self.view = view
+        self.view = self._guard.view = view
+        self._guard.clusters_moved()
         self._stamp = next(self._stamps)
         for subscription in self._subscriptions.values():
             subscription.unfold_backlog()
-            for name in (*subscription.names, *subscription.held, *subscription.withheld):
+            for name in (*subscription.names, *subscription.held, *subscription.withheld, *subscription.waiting):
                 if name != protocol.WILDCARD:
                     subscription.mark(name, self._stamp)
             if subscription.is_wildcard or subscription.globs:
@@ -185,6 +194,8 @@ class Session(abc.ABC):
         if not self.has_work:
             return None
         self._look_at_gate()
+        if self._guard.is_due(self._clock()):
+            self._guard.resume()
         ordered = tuple(self._subscriptions.values())
         for position, subscription in enumerate(ordered):
             if subscription.has_work:
@@ -213,7 +224,8 @@ class Session(abc.ABC):
         """Keep the types in push order; unknown types come last, in order of arrival."""
         self._subscriptions[subscription.type_url] = subscription
         ordered = sorted(self._subscriptions.items(), key=lambda item: _RANK.get(item[0], len(_RANK)))
-        self._subscriptions = dict(ordered)
+        self._subscriptions.clear()
+        self._subscriptions.update(ordered)
 
     def _mark_all(self, subscription: Subscription, *, forced: bool = False) -> None:
         """Queue what a wildcard or glob covers: what the client has not got, or everything (`forced`)."""
@@ -235,6 +247,9 @@ class Session(abc.ABC):
                 subscription.nacks.pop(name, None)
         # What was taken may be what a quarantine left: the refusal of the rest still stands.
         subscription.last_error = next((nack.text for nack in subscription.nacks.values()), "")
+        subscription.unusable.difference_update(sent.versions)
+        if sent.uses:
+            self._guard.took(subscription, sent.uses)
         if self._ledger is not None:
             self._ledger.accept(subscription.type_url, _still_current(subscription, sent.versions))
 
@@ -255,102 +270,24 @@ class Session(abc.ABC):
         rest = [name for name in refused if name not in blamed]
         return tuple(name for name in rest if subscription.held[name] == refused[name])
 
-    @property
-    def _is_gate_moved(self) -> bool:
-        """Whether what is withheld may go now; every ACK of the node's Envoy moves the gate."""
-        return self._gate is not None and self._gate.revision(self.view.node) != self._gate_revision
+    def _may_leave(self, subscription: Subscription, later: tuple[Subscription, ...]) -> list[str]:
+        """Removals that may be sent: nothing that the client has, or was sent, refers to them any more.
 
-    def _look_at_gate(self) -> None:
-        if self._gate is None or not self._is_gate_moved:
-            return
-        self._gate_revision = self._gate.revision(self.view.node)
-        for subscription in self._subscriptions.values():
-            waiting, subscription.withheld = subscription.withheld, {}
-            for name in waiting:
-                subscription.mark(name, self._stamp)
-
-    def _visible(self, subscription: Subscription, name: str) -> Resource | None:
-        """The current resource if this subscription covers it."""
-        resource = self._reader.get(self.view, subscription.type_url, name)
-        if resource is None or name in subscription.names:
-            return resource
-        return resource if not resource.on_demand and subscription.covers(name) else None
-
-    def _unmet(self, resource: Resource) -> tuple[Requirement, ...]:
-        return self._gate.unmet(self.view.node, resource) if self._gate is not None else ()
-
-    def _held_back(self, subscription: Subscription, earlier: tuple[Subscription, ...]) -> bool:
-        """A datapath type waits until what earlier datapath types owe of the same change has been sent.
-
-        Not so for Envoy: its ACK of clusters comes only after their endpoints, so waiting would stall it.
-        """
-        if subscription.type_url not in _DATAPATH or not subscription.dirty:
-            return False
-        stamp = next(iter(subscription.dirty.values()))
-        return any(
-            other.type_url in _DATAPATH and other.dirty and next(iter(other.dirty.values())) <= stamp
-            for other in earlier
-        )
-
-    def _fill(self, subscription: Subscription, queue: dict[str, int], page: Page, *, forced: bool) -> None:
-        """Move names from a queue to the page until it is full; names with nothing to say just leave."""
-        taken: list[str] = []
-        for name, stamp in queue.items():
-            resource = self._visible(subscription, name)
-            if resource is None:
-                fits = self._settle_missing(subscription, name, stamp, page, forced=forced)
-                subscription.withheld.pop(name, None)
-            else:
-                fits = self._settle(subscription, resource, stamp, page, forced=forced)
-            if not fits:
-                break
-            taken.append(name)
-        for name in taken:
-            del queue[name]
-        if not subscription.dirty:
-            subscription.changed_again.clear()
-
-    def _settle(self, subscription: Subscription, resource: Resource, stamp: int, page: Page, *, forced: bool) -> bool:
-        """Settle one resource: sent, withheld or current already; false if it needs a page of its own."""
-        name = resource.name
-        held = subscription.held.get(name)
-        if not forced and resource.version == held:
-            subscription.withheld.pop(name, None)
-            return True
-        unmet = () if resource.version == held else self._unmet(resource)
-        if unmet:
-            if self._is_to_be_announced(subscription, name):
-                if not page.fits(len(name) + 8):
-                    return False
-                page.withhold(name, stamp)
-            subscription.withheld[name] = unmet
-            return True
-        if not page.fits(page.size(resource)):
-            return False
-        page.add(resource, stamp)
-        subscription.withheld.pop(name, None)
-        return True
-
-    def _is_to_be_announced(self, subscription: Subscription, name: str) -> bool:
-        """A client that starts takes what it is not told of for removed: a withheld resource is named to it.
-
-        Only an agent: it keeps what the kernel has. An Envoy would take a bare name for a resource.
-        """
-        if self.view.kind != AGENT or subscription.type_url not in _DATAPATH or not subscription.is_first:
-            return False
-        return name not in subscription.held and name not in subscription.announced
-
-    def _may_leave(self, later: tuple[Subscription, ...]) -> int:
-        """Removals of changes older than this may be sent: what may still refer to them has been ACKed.
-
-        That is: every update of a later type that belongs to the same or an older change. Endpoints refer
-        to nothing.
+        So every update of a later type that belongs to the same or an older change has been ACKed (endpoints refer
+        to nothing), and no ACKed listener or route names a cluster.
         """
         unsettled = [other.oldest_unacked() for other in later if other.type_url != names.ENDPOINTS]
-        return min((stamp for stamp in unsettled if stamp is not None), default=self._stamp + 1)
+        limit = min((stamp for stamp in unsettled if stamp is not None), default=self._stamp + 1)
+        return self._guard.free(subscription, (name for name, stamp in subscription.removals.items() if stamp < limit))
 
     def _take_off(self, subscription: Subscription, sent: Sent, number: int | None = None) -> str:
-        """Note that a response goes out; returns its nonce: that number, or a new one."""
+        """Note that a response goes out; returns its nonce: that number, or a new one.
+
+        To be called before `held` has what is in it.
+        """
+        if subscription.type_url == names.CLUSTER:
+            subscription.unusable.update(sent.versions.keys() - subscription.held.keys())
+        subscription.held.update(sent.versions)
         self._last_number = next(self._nonces) if number is None else number
         nonce = str(self._last_number)
         subscription.in_flight[nonce] = sent

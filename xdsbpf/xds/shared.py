@@ -47,6 +47,8 @@ class SharedPage(msgspec.Struct, frozen=True, gc=False):
     missing: tuple[str, ...]
     references: References
     """Of all its resources together."""
+    uses: dict[str, frozenset[str]]
+    """Clusters by resource, for types that name clusters."""
     is_gated: bool
     """Some of it must wait for something else."""
     is_on_demand: bool
@@ -180,6 +182,7 @@ class PageCache:
             join(self._source, resources),
             tuple(name for name, resource in found if resource is None),
             references.merged(self._source.references(resource) for resource in resources),
+            references.uses_of(resources, self._source.references),
             any(resource.requires for resource in resources),
             any(resource.on_demand for resource in resources),
         )

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from xdsbpf.model.resource import Resource
 from xdsbpf.xds import protocol
-from xdsbpf.xds.references import REFERRING_TYPES, merged
+from xdsbpf.xds.references import REFERRING_TYPES, merged, uses_of
 from xdsbpf.xds.request import Request, SotwRequest
 from xdsbpf.xds.response import Page, Response, content_version, encode_sotw
 from xdsbpf.xds.session import Session
@@ -48,6 +48,7 @@ class SotwSession(Session):
             if content_version(state.values()) == request.version:
                 subscription.state = subscription.accepted = state
                 subscription.held = {name: item.version for name, item in state.items()}
+                self._guard.took(subscription, uses_of(tuple(state.values()), self._reader.references))
                 subscription.dirty.clear()
                 subscription.answer_due = False
                 if self._ledger is not None:
@@ -96,6 +97,7 @@ class SotwSession(Session):
             subscription.wildcard = Wildcard.EXPLICIT
         owed = set(subscription.forced)
         forgotten = subscription.unsubscribe(gone, self._stamp)
+        self._guard.uses_changed()
         for name in forgotten:
             subscription.state.pop(name, None)
         if self._ledger is not None:
@@ -146,10 +148,16 @@ class SotwSession(Session):
         is_asked = is_due = subscription.answer_due or bool(subscription.forced)
         for name, since in (*subscription.forced.items(), *subscription.dirty.items()):
             resource = self._visible(subscription, name)
-            if resource is not None:
-                is_due = is_due or resource.version != subscription.held.get(name)
-            elif name in subscription.held:
-                subscription.remove(name, since)
+            if resource is None:
+                subscription.waiting.pop(name, None)
+                if name in subscription.held:
+                    subscription.remove(name, since)
+            elif resource.version == subscription.held.get(name):
+                subscription.waiting.pop(name, None)
+            elif not self._guard.holds_back(subscription, resource, since, self._clock()):
+                waited = subscription.waiting.pop(name, None)
+                stamp = stamp if waited is None else min(stamp, waited.stamp)
+                is_due = True
         subscription.forced.clear()
         subscription.dirty.clear()
         subscription.changed_again.clear()
@@ -161,8 +169,7 @@ class SotwSession(Session):
         """A whole set without what is gone; it waits for this type's own ACK and for what may refer to it."""
         if subscription.in_flight or subscription.dirty:
             return None
-        limit = self._may_leave(later)
-        leaving = {name: stamp for name, stamp in subscription.removals.items() if stamp < limit}
+        leaving = {name: subscription.removals[name] for name in self._may_leave(subscription, later)}
         for name in leaving:
             del subscription.removals[name]
             if name not in subscription.state:  # it was refused, and the client has been without it
@@ -183,16 +190,18 @@ class SotwSession(Session):
             self._ledger.forget(subscription.type_url, leaving)
         subscription.state = state
         for name in leaving:
-            subscription.held.pop(name, None)
-            subscription.nacks.pop(name, None)
+            subscription.forget(name)
+        if leaving:
+            self._guard.uses_changed()
         return self._send(subscription, list(state.values()), stamp, versions)
 
     def _state(self, subscription: Subscription) -> dict[str, Resource]:
         """The whole set as the client should have it now, sorted by name.
 
-        Of a refused version its place is taken by the one that was accepted before, if there was one. A client that
-        has a set of another stream gets what it refused once more with the next change: it would take the absence of
-        a resource for its deletion, and nobody knows what it accepted.
+        The place of a refused version is taken by the one that was accepted before, that of a version that waits for
+        clusters by the one that was sent before, if there was one. A client that has a set of another stream gets what
+        it refused once more with the next change: it would take the absence of a resource for its deletion, and nobody
+        knows what it accepted.
         """
         found: dict[str, Resource] = {}
         if subscription.is_wildcard or subscription.globs:
@@ -202,7 +211,9 @@ class SotwSession(Session):
             resource = self._reader.get(self.view, subscription.type_url, name)
             if resource is not None:
                 found[name] = resource
-        for name in subscription.removals:
+        for name in subscription.waiting:
+            found.pop(name, None)
+        for name in (*subscription.waiting, *subscription.removals):
             if name in subscription.state:
                 found[name] = subscription.state[name]
         accepted = subscription.accepted or {}
@@ -234,9 +245,9 @@ class SotwSession(Session):
         state = None if versions is None else subscription.state
         if versions is None:
             versions = {resource.name: resource.version for resource in resources}
-        subscription.held.update(versions)
+        uses = uses_of([item for item in resources if item.name in versions], self._reader.references)
         version = content_version(resources)
-        nonce = self._take_off(subscription, Sent(versions, (), stamp, self._clock(), state, version))
+        nonce = self._take_off(subscription, Sent(versions, (), stamp, self._clock(), state, version, uses))
         if subscription.type_url in REFERRING_TYPES:
             self._owe(merged(self._reader.references(item) for item in resources if item.name in versions))
         return Response(

@@ -38,7 +38,10 @@ class NackedResource(msgspec.Struct, frozen=True):
 
 
 class WithheldResource(msgspec.Struct, frozen=True):
-    """A resource that waits for the node's Envoy; `reasons` are sentences, one per unmet requirement."""
+    """A resource that waits for the node's Envoy or for its clusters, or one that is gone and that another one keeps.
+
+    `reasons` are sentences, one for each thing in the way.
+    """
 
     name: str
     reasons: tuple[str, ...]
@@ -123,8 +126,7 @@ def _type_status(subscription: Subscription, gate: Gate, node: str, now: float) 
             NackedResource(name, nack.version, nack.text) for name, nack in sorted(subscription.nacks.items())
         ),
         withheld=tuple(
-            WithheldResource(name, tuple(gate.explain(node, need) for need in unmet))
-            for name, unmet in sorted(subscription.withheld.items())
+            WithheldResource(name, reasons) for name, reasons in sorted(_withheld(subscription, gate, node).items())
         ),
     )
 
@@ -139,12 +141,21 @@ def _age(at: float | None, now: float) -> float | None:
     return None if at is None else now - at
 
 
+def _withheld(subscription: Subscription, gate: Gate, node: str) -> dict[str, tuple[str, ...]]:
+    found = {name: tuple(gate.explain(node, need) for need in unmet) for name, unmet in subscription.withheld.items()}
+    for name, waiting in subscription.waiting.items():
+        found[name] = (*found.get(name, ()), *(str(missing) for missing in waiting.missing))
+    for name, keeper in subscription.kept.items():
+        found[name] = (f"it is gone, and {keeper} that the client has still names it",)
+    return found
+
+
 def _state(subscription: Subscription, now: float) -> SyncState:
     if subscription.nacks or subscription.last_error:
         return SyncState.NACKED
     if any(now - sent.at >= STALE_AFTER_S for sent in subscription.in_flight.values()):
         return SyncState.STALE
-    if subscription.in_flight or subscription.withheld or subscription.has_work:
+    if subscription.in_flight or subscription.withheld or subscription.waiting or subscription.has_work:
         return SyncState.PENDING
     if not subscription.held and not subscription.last_nonce:
         return SyncState.NOT_SENT

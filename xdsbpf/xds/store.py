@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from xdsbpf.model.names import CLUSTER
 from xdsbpf.model.resource import Resource
 from xdsbpf.xds import protocol, references
 from xdsbpf.xds.references import References
@@ -19,6 +20,8 @@ from xdsbpf.xds.shared import PageCache, SharedPage
 Key = tuple[str, str]
 """(type_url, name)"""
 
+_UNKNOWN_AT_MOST = 20_000
+"""Answers to `unknown_clusters` that are kept."""
 _NOTHING: Mapping[str, Resource] = {}
 _HOLDERS = 32_768
 _NO_TYPES: Mapping[str, Mapping[str, Resource]] = {}
@@ -71,6 +74,7 @@ class ResourceStore:
         self._references: dict[tuple[str, str, str, int], References] = {}
         self._wildcards: dict[tuple[tuple[str, ...], str], tuple[Resource, ...]] = {}
         self._wildcard_names: dict[tuple[tuple[str, ...], str], tuple[str, ...]] = {}
+        self._unknown: dict[tuple[tuple[str, ...], str, str], tuple[tuple[str, int], frozenset[str]]] = {}
         self._types: set[str] = set()
         self._holders: dict[tuple[tuple[str, ...], str], tuple[str, ...]] = {}
         self._changed: dict[tuple[str, str], int] = {}
@@ -200,6 +204,21 @@ class ResourceStore:
         if found is None:
             found = self._references[key] = references.references_of(resource)
         return found
+
+    def unknown_clusters(self, view: View, resource: Resource) -> frozenset[str]:
+        """Clusters that a resource names and the view does not have. Cost: O(names) per content of either, not more."""
+        wanted = self.references(resource).clusters
+        if not wanted:
+            return wanted
+        key = (view.scopes, resource.type_url, resource.name)
+        since = (resource.version, self.revision_of(view.scopes, CLUSTER))
+        found = self._unknown.get(key)
+        if found is None or found[0] != since:
+            if len(self._unknown) >= _UNKNOWN_AT_MOST:
+                self._unknown.clear()
+            names = frozenset(name for name in wanted if self.lookup(view.scopes, CLUSTER, name) is None)
+            found = self._unknown[key] = (since, names)
+        return found[1]
 
     def names(self, scope: str, type_url: str) -> tuple[str, ...]:
         """Names of that type in one scope, sorted."""

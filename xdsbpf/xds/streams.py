@@ -330,6 +330,7 @@ class Streams:
         while stream.unsent is None and not self._is_over(stream):
             response = stream.session.next_response()
             if response is None:
+                stream.call_at(stream.session.wake_at, self._clock(), self._turns.add)
                 return
             message = stream.session.encode(response)
             if stream.call.write_now(message):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -27,11 +27,41 @@ class Wildcard(enum.Enum):
     EXPLICIT = "explicit"
 
 
+class Reason(enum.Enum):
+    """Why a client cannot use a cluster yet; the value completes "cluster x …"."""
+
+    UNKNOWN = "does not exist for this client"
+    UNASKED = "exists, and the client has not asked for clusters"
+    UNSENT = "has not been sent to the client"
+    WARMING = "is not acknowledged yet"
+    REFUSED = "was refused by the client"
+
+
+class Missing(msgspec.Struct, frozen=True):
+    """A cluster that a resource names and that the client cannot use yet."""
+
+    cluster: str
+    reason: Reason
+
+    def __str__(self) -> str:
+        return f"cluster {self.cluster} {self.reason.value}"
+
+
+class Waiting(msgspec.Struct, frozen=True):
+    """A resource kept back: the stamp of its change, since when, until when at most (clock), and what for."""
+
+    stamp: int
+    since: float
+    until: float
+    missing: tuple[Missing, ...]
+
+
 class Sent(msgspec.Struct, frozen=True):
     """A response that has no ACK or NACK yet; `stamp` is of the oldest change in it, `at` the clock's.
 
     `versions` are of the resources that are new to the client, `state` is the whole set where a response is one.
-    `version` is what the client was told of the response as a whole.
+    `version` is what the client was told of the response as a whole, `uses` are the clusters that each of its listeners
+    or routes names.
     """
 
     versions: dict[str, str]
@@ -40,6 +70,7 @@ class Sent(msgspec.Struct, frozen=True):
     at: float
     state: dict[str, Resource] | None = None
     version: str = ""
+    uses: Mapping[str, frozenset[str]] = {}
 
 
 class Nack(msgspec.Struct, frozen=True):
@@ -79,6 +110,14 @@ class Subscription:
         self.removals: dict[str, int] = {}
         """Names known to be gone, waiting for their turn."""
         self.withheld: dict[str, tuple[Requirement, ...]] = {}
+        self.waiting: dict[str, Waiting] = {}
+        """Listeners and routes that wait for clusters, see `xds.guard`."""
+        self.uses: dict[str, frozenset[str]] = {}
+        """Clusters that the accepted version of a listener or route names."""
+        self.unusable: set[str] = set()
+        """Clusters only: sent for the first time, and not accepted yet."""
+        self.kept: dict[str, str] = {}
+        """Clusters only: gone, and named by what the client has: the name of that resource."""
         self.is_first = True
         """What was there at the first request has not been sent as a whole yet."""
         self.announced: set[str] = set()
@@ -126,17 +165,29 @@ class Subscription:
 
         A name that is to be answered anyway is not queued twice: the answer is made of the newest content.
         """
-        self.removals.pop(name, None)
+        self._is_back(name)
         if name not in self.forced and self.dirty.setdefault(name, stamp) != stamp:
             self.changed_again[name] = stamp
+
+    def resume_waiting(self) -> None:
+        """Look again at what waits for clusters, before anything newer."""
+        again = {name: entry.stamp for name, entry in self.waiting.items() if name not in self.forced}
+        self.changed_again |= {name: stamp for name, stamp in self.dirty.items() if name in again}
+        self.dirty = again | {name: stamp for name, stamp in self.dirty.items() if name not in again}
 
     def force(self, name: str, stamp: int) -> None:
         """The name must be answered, even if the client holds the current version; once, so not on a page as well."""
         if self.backlog and any(name in page.versions or name in page.missing for page in self.backlog):
             self.unfold_backlog()
         self.dirty.pop(name, None)
-        self.removals.pop(name, None)
+        self._is_back(name)
         self.forced.setdefault(name, stamp)
+
+    def _is_back(self, name: str) -> None:
+        """What was known to be gone is to be looked at anew."""
+        if self.removals:
+            self.removals.pop(name, None)
+            self.kept.pop(name, None)
 
     def remove(self, name: str, stamp: int) -> None:
         """The name is gone, `stamp` is that of the queue it was in: it leaves after what changed before it went."""
@@ -203,15 +254,23 @@ class Subscription:
                 else:
                     forgotten.append(name)
         for name in forgotten:
-            for queue in (self.held, self.forced, self.dirty, self.removals, self.withheld, self.nacks):
-                queue.pop(name, None)
-            self.announced.discard(name)
+            self.forget(name)
         return forgotten
+
+    def forget(self, name: str) -> None:
+        """The client has nothing of that name any more, and is owed nothing."""
+        for queue in (self.held, self.forced, self.dirty, self.removals, self.withheld, self.nacks):
+            queue.pop(name, None)
+        for record in (self.waiting, self.uses, self.kept):
+            record.pop(name, None)
+        self.announced.discard(name)
+        self.unusable.discard(name)
 
     def oldest_unacked(self) -> int | None:
         """Stamp of the oldest change that was not sent, or sent and not answered; None if all is settled."""
         stamps = [sent.stamp for sent in self.in_flight.values() if sent.versions]
         stamps.extend(next(iter(queue.values())) for queue in (self.forced, self.dirty) if queue)
+        stamps.extend(entry.stamp for entry in self.waiting.values())
         if self.backlog:
             stamps.append(self.backlog_stamp)
         return min(stamps, default=None)
@@ -242,4 +301,4 @@ class Subscription:
         return self.names
 
     def _queued(self) -> tuple[str, ...]:
-        return (*self.held, *self.forced, *self.dirty, *self.removals, *self.withheld)
+        return (*self.held, *self.forced, *self.dirty, *self.removals, *self.withheld, *self.waiting)

@@ -79,7 +79,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         22,
         "deletions are not sent",
-        Edit(_D, "_next_removal", "if stamp < limit and ", "if False and "),
+        Edit(_D, "_next_removal", "for name in self._may_leave(subscription, later):", "for name in ():"),
         a3.test_a_deletion_reaches_every_stream_that_was_sent_it_and_no_other,
         DELTA,
         Seen('await wildcard.expect(CDS, {}, removed=("a",))', no_response(CDS)),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from tests.xds import test_a4_ordering as a4
 from tests.xds.mutation import Edit, Mutant, Seen, no_response, noise
-from tests.xds.resources import CDS, EDS, LDS, SDS
+from tests.xds.resources import CDS, EDS, LDS, RDS, SDS
 from tests.xds.wire import Variant
-from xdsbpf.xds import delta, references, session, store
+from xdsbpf.xds import delta, guard, references, session, store
 
 SOTW, DELTA = Variant.SOTW_ADS, Variant.DELTA_ADS
 
@@ -27,8 +27,16 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         32,
         "a removal waits for nothing",
-        Edit(_B, "_may_leave", "default=self._stamp + 1)", "default=0) * 0 + self._stamp + 1"),
+        Edit(_B, "_may_leave", "self._guard.free(", "list(subscription.removals) or self._guard.free("),
         a4.test_a_cluster_leaves_only_after_the_routes_that_left_it_were_acked,
+        DELTA,
+        Seen("await client.quiet()", noise(CDS)),
+    ),
+    Mutant(
+        32,
+        "a removal waits for changes only, not for what names the cluster",
+        Edit(guard.ClusterGuard, "took", "if clusters and name in subscription.held:", "if False:"),
+        a4.test_a_cluster_stays_while_an_accepted_route_names_it,
         DELTA,
         Seen("await client.quiet()", noise(CDS)),
     ),
@@ -72,6 +80,38 @@ MUTANTS: tuple[Mutant, ...] = (
         a4.test_no_endpoints_are_sent_as_an_empty_assignment_and_not_as_a_removal,
         DELTA,
         Seen('await client.expect(EDS, {"a": 0})', "removed {'a'}, expected ()"),
+    ),
+    Mutant(
+        38,
+        "routes do not wait for their clusters",
+        Edit(guard.ClusterGuard, "holds_back", "if not missing:", "if True:"),
+        a4.test_a_route_waits_until_its_new_cluster_is_acknowledged,
+        DELTA,
+        Seen('assert other.holds == {"q": 2}', "'r': 2"),
+    ),
+    Mutant(
+        38,
+        "a cluster that was sent is there",
+        Edit(guard.ClusterGuard, "_unsettled", "unsent | (wanted & clusters.unusable)", "unsent"),
+        a4.test_a_route_waits_until_its_new_cluster_is_acknowledged,
+        SOTW,
+        Seen('assert other.holds == {"q": 2}', "'r': 2"),
+    ),
+    Mutant(
+        38,
+        "a cluster that does not exist is not waited for",
+        Edit(guard.ClusterGuard, "_missing", "if is_update:", "if False:"),
+        a4.test_a_route_to_a_cluster_that_is_created_after_it_comes_after_it,
+        DELTA,
+        Seen("await client.quiet()", noise(RDS)),
+    ),
+    Mutant(
+        38,
+        "nobody looks again when a wait ends",
+        Edit(guard.ClusterGuard, "is_due", " or now >= self._next_limit", ""),
+        a4.test_a_route_to_a_cluster_that_nobody_serves_comes_after_a_moment,
+        DELTA,
+        Seen('await client.expect(RDS, {"r": 2})', no_response(RDS)),
     ),
     Mutant(
         39,

@@ -1,0 +1,129 @@
+"""Which of the queued names go on the next page of a session: what is new, may go, and fits.
+
+In: a queue of names, the store, what is in the way (the gate between the planes, the reference guard). Out: a page
+that is fuller, and names noted as withheld or waiting. The lower half of `xds.session`. Pure.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping
+
+from xdsbpf.model import names
+from xdsbpf.model.resource import Requirement, Resource
+from xdsbpf.xds.gate import Gate
+from xdsbpf.xds.guard import ClusterGuard
+from xdsbpf.xds.response import Page, Reader
+from xdsbpf.xds.store import AGENT, View
+from xdsbpf.xds.subscription import Subscription
+
+_DATAPATH = frozenset(names.DATAPATH_TYPES)
+
+
+class PageFiller(abc.ABC):
+    """What a session has to look at before a resource goes out; the session sets the attributes."""
+
+    view: View
+    _reader: Reader
+    _gate: Gate | None
+    _gate_revision: int
+    _guard: ClusterGuard
+    _clock: Callable[[], float]
+    _stamp: int
+    _subscriptions: Mapping[str, Subscription]
+
+    @abc.abstractmethod
+    def _settle_missing(self, subscription: Subscription, name: str, stamp: int, page: Page, *, forced: bool) -> bool:
+        """Settle a name that does not exist; false if it needs a page of its own."""
+
+    @property
+    def _is_gate_moved(self) -> bool:
+        """Whether what is withheld may go now; every ACK of the node's Envoy moves the gate."""
+        return self._gate is not None and self._gate.revision(self.view.node) != self._gate_revision
+
+    def _look_at_gate(self) -> None:
+        if self._gate is None or not self._is_gate_moved:
+            return
+        self._gate_revision = self._gate.revision(self.view.node)
+        for subscription in self._subscriptions.values():
+            waiting, subscription.withheld = subscription.withheld, {}
+            for name in waiting:
+                subscription.mark(name, self._stamp)
+
+    def _visible(self, subscription: Subscription, name: str) -> Resource | None:
+        """The current resource if this subscription covers it."""
+        resource = self._reader.get(self.view, subscription.type_url, name)
+        if resource is None or name in subscription.names:
+            return resource
+        return resource if not resource.on_demand and subscription.covers(name) else None
+
+    def _unmet(self, resource: Resource) -> tuple[Requirement, ...]:
+        return self._gate.unmet(self.view.node, resource) if self._gate is not None else ()
+
+    def _held_back(self, subscription: Subscription, earlier: tuple[Subscription, ...]) -> bool:
+        """A datapath type waits until what earlier datapath types owe of the same change has been sent.
+
+        Not so for Envoy: its ACK of clusters comes only after their endpoints, so waiting would stall it.
+        """
+        if subscription.type_url not in _DATAPATH or not subscription.dirty:
+            return False
+        stamp = next(iter(subscription.dirty.values()))
+        return any(
+            other.type_url in _DATAPATH and other.dirty and next(iter(other.dirty.values())) <= stamp
+            for other in earlier
+        )
+
+    def _fill(self, subscription: Subscription, queue: dict[str, int], page: Page, *, forced: bool) -> None:
+        """Move names from a queue to the page until it is full; names with nothing to say just leave."""
+        taken: list[str] = []
+        for name, stamp in queue.items():
+            resource = self._visible(subscription, name)
+            if resource is None:
+                fits = self._settle_missing(subscription, name, stamp, page, forced=forced)
+                subscription.withheld.pop(name, None)
+                subscription.waiting.pop(name, None)
+            else:
+                fits = self._settle(subscription, resource, stamp, page, forced=forced)
+            if not fits:
+                break
+            taken.append(name)
+        for name in taken:
+            del queue[name]
+        if not subscription.dirty:
+            subscription.changed_again.clear()
+
+    def _settle(self, subscription: Subscription, resource: Resource, stamp: int, page: Page, *, forced: bool) -> bool:
+        """Settle one resource: sent, withheld or current already; false if it needs a page of its own."""
+        name = resource.name
+        held = subscription.held.get(name)
+        is_new = resource.version != held
+        if not is_new:
+            subscription.withheld.pop(name, None)
+            subscription.waiting.pop(name, None)
+            if not forced:
+                return True
+        unmet = self._unmet(resource) if is_new else ()
+        if unmet:
+            if self._is_to_be_announced(subscription, name):
+                if not page.fits(len(name) + 8):
+                    return False
+                page.withhold(name, stamp)
+            subscription.withheld[name] = unmet
+            return True
+        if is_new and self._guard.holds_back(subscription, resource, stamp, self._clock()):
+            return True
+        if not page.fits(page.size(resource)):
+            return False
+        waited = subscription.waiting.pop(name, None)
+        page.add(resource, stamp if waited is None else min(stamp, waited.stamp))
+        subscription.withheld.pop(name, None)
+        return True
+
+    def _is_to_be_announced(self, subscription: Subscription, name: str) -> bool:
+        """A client that starts takes what it is not told of for removed: a withheld resource is named to it.
+
+        Only an agent: it keeps what the kernel has. An Envoy would take a bare name for a resource.
+        """
+        if self.view.kind != AGENT or subscription.type_url not in _DATAPATH or not subscription.is_first:
+            return False
+        return name not in subscription.held and name not in subscription.announced
