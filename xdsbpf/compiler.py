@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Set
-from typing import Final
+from typing import Any, Final
 
 from xdsbpf.compile.generator import Generator
 from xdsbpf.compile.outputs import generators, view_generators
@@ -16,7 +16,7 @@ from xdsbpf.compile.plugins import PluginError, empty_families, patched_types, p
 from xdsbpf.compile.raw.resources import Globs, families
 from xdsbpf.compile.views import ClientView
 from xdsbpf.diagnostics import Diagnostic, ObjectId, Origin, Severity
-from xdsbpf.incremental import ABSENT, Absent, Database, QueryError
+from xdsbpf.incremental import ABSENT, Absent, Database, QueryError, Table
 from xdsbpf.mesh.findings import findings
 from xdsbpf.mesh.identities import known_nodes
 from xdsbpf.mesh.inputs import (
@@ -29,6 +29,7 @@ from xdsbpf.mesh.inputs import (
     object_id,
     put_object,
     remove_object,
+    table_of,
 )
 from xdsbpf.mesh.summary import ServiceSummary, summaries
 from xdsbpf.model.meta import Manifest
@@ -172,9 +173,15 @@ class Compiler:
     def made_from(self, objects: Set[ObjectId]) -> set[Slot]:
         """The resources (and lists of names) that were made from one of the objects; the inverse of `origins`.
 
-        Cost: one visit per cell.
+        Cost: one visit per cell above them.
         """
-        return self.publisher.slots_of(self.database.citing(objects))
+        by_table: dict[Table[ObjectId, Any], set[ObjectId]] = {}
+        for wanted in objects:
+            table = table_of(wanted)
+            if table is not None:
+                by_table.setdefault(table, set()).add(wanted)
+        outputs = (self.database.citing(table, ids) for table, ids in by_table.items())
+        return self.publisher.slots_of(output for found in outputs for output in found)
 
     def services(self) -> tuple[ServiceSummary, ...]:
         """Which plane carries each service port, and why."""

@@ -90,6 +90,8 @@ class ServeConfig(msgspec.Struct, frozen=True):
     admins: tuple[str, ...] = ()
     """Patterns of SPIFFE ids."""
     admission: AdmissionLimits = AdmissionLimits()
+    quarantine: bool = True
+    """See `Session`."""
 
 
 def view_of(node_id: str, globs: Iterable[Globs] = (), own: ClientView | None = None) -> View:
@@ -146,6 +148,7 @@ class ControlPlane:
                 **ClientStatus(self.compiler.store, lambda: self.server.streams.sessions()).handlers(),
                 **LoadReporting(self.load_reports, self._admit).handlers(),
             },
+            quarantine=config.quarantine,
             transport=TRANSPORTS[config.transport],
         )
         validator = EnvoyValidator(config.validate_with) if config.validate_with is not None else None

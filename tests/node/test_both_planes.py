@@ -172,6 +172,24 @@ def test_a_redirected_service_is_refused_at_connect_when_every_endpoint_denies(l
     assert probe(lab, "client-allowed", "reviews:9080", 200) == {"connected": 200}
 
 
+def test_what_wait_says_is_true_of_the_very_next_connection(lab: Lab, manifests: Path) -> None:
+    """No polling: the first connection after `wait` is refused, the first one after `wait --for delete` is not."""
+    policy = manifests / "reviews-not-for-denied.yaml"
+    try:
+        for _ in range(5):
+            assert probe(lab, "client-denied", "reviews:9080") == {"connected": 20}
+            policy.write_text(DENY_REVIEWS)
+            done = xdsbpf_json(lab, "wait", "-f", str(policy))
+            assert probe(lab, "client-denied", "reviews:9080") == {"EPERM": 20}
+            assert probe(lab, "client-allowed", "reviews:9080") == {"connected": 20}
+            assert (done["verdict"], len(done["clients"])) == ("done", 2 * len(lab.node_names))
+            copy = manifests.parent / "removed.yaml"
+            policy.rename(copy)
+            assert xdsbpf_json(lab, "wait", "--for", "delete", "-f", str(copy))["verdict"] == "done"
+    finally:
+        policy.unlink(missing_ok=True)
+
+
 def test_a_namespace_can_be_denied_with_an_exception(lab: Lab, apply: Apply) -> None:
     apply("ratings-not-for-default.yaml", DENY_NAMESPACE)
     wait_until(lambda: probe(lab, "client-denied", "ratings:9080") == {"EPERM": 20}, 20, "the kernel's policy")

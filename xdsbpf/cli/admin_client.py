@@ -27,8 +27,8 @@ def default_admin() -> str:
 def request(address: str, path: str, *, method: str = "GET", body: Any = None, timeout_s: float = 10.0) -> Any:
     """JSON answer of `method path`; a `body` is sent as JSON.
 
-    Raises: CommandError(UNREACHABLE) when nothing answers at `address`, CommandError(FAILURE) with
-    the server's own text on an error status.
+    Raises: CommandError(UNREACHABLE) when nothing answers at `address`; with the server's own text,
+    CommandError(USAGE) if it does not understand the request, CommandError(FAILURE) for any other error.
     """
     try:
         connection = _connection(address, timeout_s)
@@ -50,6 +50,8 @@ def request(address: str, path: str, *, method: str = "GET", body: Any = None, t
         connection.close()
     if response.status >= 400:
         reason = answer.get("error", "") if isinstance(answer, dict) else ""
+        if reason and response.status < 500:
+            raise CommandError(reason, Exit.USAGE if response.status == 400 else Exit.FAILURE)
         raise CommandError(f"{method} {path}: {response.status} {reason}".rstrip())
     return answer
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 
 from xdsbpf.cli.exits import Exit, fail
-from xdsbpf.cli.manifests import Format
+from xdsbpf.cli.tables import Format
 
 
 def bootstrap(
@@ -27,7 +27,10 @@ def bootstrap(
     tls_server_name: str = typer.Option("", "--tls-server-name", help="name in its certificate; default: the host"),
     output: Format = typer.Option(Format.YAML, "--output", "-o", help="yaml or json"),
 ) -> None:
-    """Print a bootstrap with which a stock Envoy takes listeners and clusters from the control plane."""
+    """Print the bootstrap of an Envoy.
+
+    A stock Envoy takes everything from the control plane with it; --grpc prints that of a proxyless gRPC client.
+    """
     from xdsbpf.compile.raw.bootstrap import ClientBootstrap, TlsFiles, envoy_bootstrap, grpc_bootstrap
 
     given = [path for path in (tls_cert, tls_key, tls_ca) if path is not None]

@@ -18,7 +18,7 @@ import typer
 
 from xdsbpf.cli import admin_client
 from xdsbpf.cli.exits import CommandError, Exit, fail
-from xdsbpf.cli.tables import Output, write_json, write_table
+from xdsbpf.cli.tables import Output, write_document, write_names, write_table
 from xdsbpf.errors import SourceError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ RULE = re.compile(r"AuthorizationPolicy/\S+ spec\S*")
 
 AGENT = typer.Option([], "--agent", help="status socket of an agent (repeatable); default: every agent found")
 NODE = typer.Option("", "--node", help="only this node")
-OUTPUT = typer.Option(Output.TABLE, "--output", "-o", help="table or json")
+OUTPUT = typer.Option(Output.TABLE, "--output", "-o", help="table, json, yaml or name")
 ADMIN = typer.Option("", "--admin", help="control plane, for manifest lines (host:port or unix:PATH)")
 
 
@@ -83,16 +83,19 @@ def manifest_lines(rules: list[str], admin: str) -> dict[str, str]:
 
 
 def _show(output: Output, kind: str, header: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:
-    if output is Output.JSON:
-        keys = [name.lower().replace(" ", "_") for name in header]
-        write_json(kind, {"items": [dict(zip(keys, row, strict=True)) for row in rows]})
+    """The first column is the node, the second what the rows are called by."""
+    keys = [name.lower().replace(" ", "_") for name in header]
+    if write_document(output, kind, {"items": [dict(zip(keys, row, strict=True)) for row in rows]}):
+        return
+    if output is Output.NAME:
+        write_names(str(row[1]) for row in rows)
     else:
         write_table(header, [[cell if cell not in ("", None) else "-" for cell in row] for row in rows])
 
 
 @app.command()
 def frontends(agent: list[str] = AGENT, node: str = NODE, output: Output = OUTPUT) -> None:
-    """Service addresses: which plane carries each of them."""
+    """Show which plane carries each service address."""
     rows: list[tuple[object, ...]] = [
         (
             name,
@@ -117,7 +120,7 @@ def frontends(agent: list[str] = AGENT, node: str = NODE, output: Output = OUTPU
 
 @app.command()
 def backends(agent: list[str] = AGENT, node: str = NODE, output: Output = OUTPUT) -> None:
-    """Endpoints of the services that the kernel balances."""
+    """Show the endpoints that the kernel balances."""
     rows: list[tuple[object, ...]] = [
         (name, row.service, f"{row.address}:{row.port}", row.weight, row.active_connections)
         for name, tables in read_agents(agent, node)
@@ -128,7 +131,10 @@ def backends(agent: list[str] = AGENT, node: str = NODE, output: Output = OUTPUT
 
 @app.command()
 def identities(agent: list[str] = AGENT, node: str = NODE, output: Output = OUTPUT) -> None:
-    """Addresses, who they are, the policy that guards them, and why a pod of the node is nobody."""
+    """Show who is behind which address.
+
+    And the policy that guards it, and why a pod of the node is nobody.
+    """
     rows: list[tuple[object, ...]] = [
         (name, row.address, row.identity, row.number, row.policy, row.note)
         for name, tables in read_agents(agent, node)
@@ -139,7 +145,10 @@ def identities(agent: list[str] = AGENT, node: str = NODE, output: Output = OUTP
 
 @app.command()
 def policies(agent: list[str] = AGENT, node: str = NODE, output: Output = OUTPUT, admin: str = ADMIN) -> None:
-    """Policy entries, the rule that each comes from, and where it is written."""
+    """Show what may connect to what.
+
+    Every entry of the policies, the rule that it comes from, and where that is written.
+    """
     answers = read_agents(agent, node)
     lines = manifest_lines([row.rule for _, tables in answers for row in tables.policies], admin)
     rows: list[tuple[object, ...]] = []
@@ -155,7 +164,7 @@ def policies(agent: list[str] = AGENT, node: str = NODE, output: Output = OUTPUT
 
 @app.command()
 def counters(agent: list[str] = AGENT, node: str = NODE, output: Output = OUTPUT) -> None:
-    """Decisions of the kernel programs."""
+    """Count the decisions of the kernel programs."""
     rows: list[tuple[object, ...]] = [
         (name, row.name, row.value) for name, tables in read_agents(agent, node) for row in tables.counters
     ]

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import typer
 
 from xdsbpf.cli.exits import Exit
-from xdsbpf.cli.tables import Output, write_json, write_names
+from xdsbpf.cli.tables import Output, write_document, write_names
 from xdsbpf.errors import ConfigError, DatapathError
 
 OLDEST_ENVOY = (1, 36)
-OUTPUT = typer.Option(Output.TABLE, "--output", "-o", help="table, json or name (what is missing)")
+OUTPUT = typer.Option(Output.TABLE, "--output", "-o", help="table, json, yaml or name (what is missing)")
 ENVOY = typer.Option(None, "--envoy-binary", help="Envoy to look at; default: beside Python, then PATH")
 MOUNTS = Path("/proc/mounts")
 BTF = Path("/sys/kernel/btf/vmlinux")
@@ -112,12 +112,15 @@ def _envoy(named: Path | None) -> Check:
 
 
 def check(output: Output = OUTPUT, envoy_binary: Path | None = ENVOY) -> None:
-    """Tell whether this machine can run a node; exits 1 if something required is missing."""
+    """Tell whether this machine can run a node.
+
+    Looks at the kernel, the mounts and Envoy. Exits 1 if something required is missing.
+    """
     found = list(all_checks(envoy_binary))
     failing = [entry for entry in found if entry.fails]
-    if output is Output.JSON:
-        items: list[dict[str, Any]] = [entry._asdict() for entry in found]
-        write_json("Check", {"ok": not failing, "items": items})
+    items: list[dict[str, Any]] = [entry._asdict() for entry in found]
+    if write_document(output, "Check", {"ok": not failing, "items": items}):
+        pass
     elif output is Output.NAME:
         write_names(entry.name for entry in failing)
     else:

@@ -9,12 +9,12 @@ from pathlib import Path
 import typer
 
 from xdsbpf.cli.exits import Exit, fail
-from xdsbpf.cli.tables import Output, write_json, write_table
+from xdsbpf.cli.tables import Output, write_document, write_names, write_table
 
 app = typer.Typer(help="A mesh on one machine: what kind is to Kubernetes.", no_args_is_help=True)
 
 NAME = typer.Option("xb", "--name", help="name of the lab; several can run at once")
-OUTPUT = typer.Option(Output.TABLE, "--output", "-o", help="table or json")
+OUTPUT = typer.Option(Output.TABLE, "--output", "-o", help="table, json, yaml or name")
 
 
 def require_root() -> None:
@@ -53,7 +53,10 @@ def up(
     bare: bool = typer.Option(False, "--bare", help="network and pods only: no control plane, agent or Envoy"),
     envoy_binary: Path | None = typer.Option(None, "--envoy-binary", help="Envoy to run on the nodes"),
 ) -> None:
-    """Make the nodes and pods, start control plane, agents and Envoys, and leave them running."""
+    """Make nodes and pods, and run a mesh on them.
+
+    Starts control plane, agents and Envoys, and leaves them running until `lab down`.
+    """
     require_root()
     from xdsbpf.lab.bringup import up as bring_up
     from xdsbpf.lab.plan import LabOptions
@@ -92,8 +95,10 @@ def status(name: str = NAME, output: Output = OUTPUT) -> None:
     from xdsbpf.lab.lab import Lab
 
     lab_status = Lab.load(name).status()
-    if output is Output.JSON:
-        write_json("LabStatus", msgspec.to_builtins(lab_status))
+    if write_document(output, "LabStatus", msgspec.to_builtins(lab_status)):
+        return
+    if output is Output.NAME:
+        write_names(pod.name for pod in lab_status.pods)
         return
     write_table(
         ("POD", "NAMESPACE", "NODE", "ADDRESS", "READY"),

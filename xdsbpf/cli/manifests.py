@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from xdsbpf.cli.exits import CommandError, Exit, fail
-from xdsbpf.cli.tables import write_json, write_table
+from xdsbpf.cli.tables import Format, write_document, write_table
 from xdsbpf.errors import ProtocolError
 
 if TYPE_CHECKING:
@@ -28,14 +28,6 @@ TRUST_DOMAIN = typer.Option("cluster.local", help="SPIFFE trust domain of the me
 REGISTRY_ONLY = typer.Option(
     False, "--registry-only", help="sidecars refuse destinations that are no service of the mesh"
 )
-
-
-class Format(enum.StrEnum):
-    """Formats of `translate -o`."""
-
-    TABLE = "table"
-    JSON = "json"
-    YAML = "yaml"
 
 
 VALIDATE = typer.Option(False, "--validate-with-envoy", help="ask a real Envoy about raw Envoy resources first")
@@ -158,7 +150,10 @@ def translate(
     service_cidr: str = SERVICE_CIDR,
     trust_domain: str = TRUST_DOMAIN,
 ) -> None:
-    """Print every resource that a proxy or agent would get, with the manifest lines it comes from."""
+    """Print what a proxy or an agent would get.
+
+    Every resource with the manifest lines that it comes from, from files alone, without a control plane.
+    """
     from xdsbpf.compile.views import SIDECAR, client_view, is_mesh_client
     from xdsbpf.model.names import parse_node_id
     from xdsbpf.report.listeners import listener_rows
@@ -212,14 +207,7 @@ def translate(
         "listeners": listeners,
         "diagnostics": [as_json(found, catalog) for found in diagnostics],
     }
-    if output is Format.JSON:
-        write_json("Translation", body)
-    else:
-        import yaml
-
-        # Through JSON: an Any of a body is an OrderedDict, which no YAML writer takes.
-        document = json.loads(json.dumps({"apiVersion": "xdsbpf.io/v1", "kind": "Translation", **body}))
-        sys.stdout.write(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+    write_document(output, "Translation", body)
 
 
 def analyze(
@@ -232,9 +220,10 @@ def analyze(
     service_cidr: str = SERVICE_CIDR,
     trust_domain: str = TRUST_DOMAIN,
 ) -> None:
-    """Report what is wrong with manifests: file, line, column, field, reason, and what to do.
+    """Report what is wrong with manifests.
 
-    Exits 0 without findings, 79 with findings, 65 when nothing can be read.
+    File, line, column, field, reason, and what to do. Exits 0 without findings, 79 with findings, 65 when nothing can
+    be read.
     """
     from xdsbpf.sources.report import as_json, format_lines
 
@@ -249,12 +238,7 @@ def analyze(
         sys.stdout.write(f"{len(states)} objects, {len(diagnostics)} findings\n")
     else:
         items = [as_json(found, catalog) for found in diagnostics]
-        if output is Format.JSON:
-            write_json("Analysis", {"objects": len(catalog.states()), "diagnostics": items})
-        else:
-            import yaml
-
-            sys.stdout.write(yaml.safe_dump({"diagnostics": items}, sort_keys=False, allow_unicode=True))
+        write_document(output, "Analysis", {"objects": len(catalog.states()), "diagnostics": items})
     ranks = list(Threshold)
     failing = {str(level) for level in ranks[: ranks.index(failure_threshold) + 1]}
     if any(found.severity.value in failing for found in diagnostics):

@@ -6,13 +6,16 @@ from typing import Any
 
 import typer
 
-from xdsbpf.cli.tables import Output, write_json, write_names, write_table
+from xdsbpf.cli.tables import Output, write_document, write_names, write_table
 
-OUTPUT = typer.Option(Output.TABLE, "--output", "-o", help="table, json or name")
+OUTPUT = typer.Option(Output.TABLE, "--output", "-o", help="table, json, yaml or name")
 
 
 def plugins(output: Output = OUTPUT) -> None:
-    """List the plug-ins in the order in which they are applied."""
+    """List the plug-ins that are installed.
+
+    In the order in which they are applied.
+    """
     from xdsbpf.compile.plugins import patched_types
     from xdsbpf.sources.plugins import load_plugins
 
@@ -26,9 +29,9 @@ def plugins(output: Output = OUTPUT) -> None:
         }
         for entry in load_plugins()
     ]
-    if output is Output.JSON:
-        write_json("Plugins", {"items": items})
-    elif output is Output.NAME:
+    if write_document(output, "Plugins", {"items": items}):
+        return
+    if output is Output.NAME:
         write_names(str(item["name"]) for item in items)
     else:
         rows = [

@@ -126,9 +126,17 @@ def serve(
     new_streams: float = typer.Option(200.0, "--new-streams-per-second", min=1, help="more wait in line"),
     streams_per_identity: int = typer.Option(1000, "--streams-per-identity", min=1, help="limit of one SPIFFE id"),
     transport: str = typer.Option("grpcio", "--transport", help="grpcio, or fast: the built-in HTTP/2"),
+    quarantine: bool = typer.Option(
+        True,
+        "--quarantine/--no-quarantine",
+        help="let a client that refuses one resource of several have the others without it",
+    ),
     log_level: str = typer.Option("info", help="debug, info, warning or error"),
 ) -> None:
-    """Watch manifests, compile them, and serve Envoys and node agents over xDS."""
+    """Serve Envoys and agents what manifests say.
+
+    Watches the manifests, compiles each change, and serves Envoys and node agents over xDS.
+    """
     configure_logging(log_level)
     import ipaddress
 
@@ -172,6 +180,7 @@ def serve(
             identity_burst=math.ceil(new_streams / 2),
             streams_per_identity=streams_per_identity,
         ),
+        quarantine=quarantine,
     )
 
     async def run() -> None:
@@ -215,7 +224,9 @@ def agent(
     detach: bool = typer.Option(False, "--detach", help="remove programs, maps and Envoy of this node, and exit"),
     log_level: str = typer.Option("info", help="debug, info, warning or error"),
 ) -> None:
-    """Keep this node's kernel and Envoy as the control plane says (root).
+    """Keep this node as the control plane says.
+
+    Loads the eBPF programs, keeps their maps, and runs the node's Envoy; needs root.
 
     Programs, maps and Envoy outlive the agent, so that a restart or an upgrade drops nothing; --detach removes them.
     """

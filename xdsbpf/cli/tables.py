@@ -1,4 +1,4 @@
-"""Plain aligned tables, JSON and YAML-free structured output, as istioctl and kubectl print them."""
+"""What every command prints with `-o`: plain aligned tables, JSON, YAML and names, as istioctl and kubectl do."""
 
 from __future__ import annotations
 
@@ -10,11 +10,20 @@ from typing import Any
 
 
 class Output(enum.StrEnum):
-    """Formats of `-o`."""
+    """Formats of `-o` for lists of things that have names."""
 
     TABLE = "table"
     JSON = "json"
+    YAML = "yaml"
     NAME = "name"
+
+
+class Format(enum.StrEnum):
+    """Formats of `-o` for everything else."""
+
+    TABLE = "table"
+    JSON = "json"
+    YAML = "yaml"
 
 
 def format_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -31,10 +40,36 @@ def write_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None
     sys.stdout.write(format_table(header, rows) + "\n")
 
 
-def write_json(kind: str, body: dict[str, Any]) -> None:
-    """Print `{"apiVersion": "xdsbpf.io/v1", "kind": kind, …}`: the stable shape of every `-o json`."""
-    document = {"apiVersion": "xdsbpf.io/v1", "kind": kind, **body}
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+def write_document(output: Output | Format, kind: str, body: dict[str, Any]) -> bool:
+    """Print `{"apiVersion": "xdsbpf.io/v1", "kind": kind, …}` if `output` is JSON or YAML; returns whether it was.
+
+    This is the stable shape of every `-o json`: fields may be added to it.
+    """
+    if output not in (Output.JSON, Output.YAML):
+        return False
+    text = json.dumps({"apiVersion": "xdsbpf.io/v1", "kind": kind, **body}, indent=2, ensure_ascii=False)
+    if output == Output.JSON:
+        sys.stdout.write(text + "\n")
+        return True
+    import yaml
+
+    # Through JSON: an Any of a body is an OrderedDict, which no YAML writer takes.
+    sys.stdout.write(yaml.safe_dump(json.loads(text), sort_keys=False, allow_unicode=True))
+    return True
+
+
+def format_age(seconds: float | None) -> str:
+    """`0.4s`, `12s`, `3m20s`, `2h5m`, `3d4h`; `-` for what never happened."""
+    if seconds is None:
+        return "-"
+    if seconds < 10:
+        return f"{max(seconds, 0.0):.1f}s"
+    whole = int(seconds)
+    for size, unit, smaller, rest in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if whole >= size:
+            remainder = whole % size // smaller
+            return f"{whole // size}{unit}{remainder}{rest}" if remainder else f"{whole // size}{unit}"
+    return f"{whole}s"
 
 
 def write_names(names: Iterable[str]) -> None:

@@ -17,7 +17,7 @@ import typer
 from xdsbpf.cli import admin_client
 from xdsbpf.cli.exits import CommandError, Exit, fail
 from xdsbpf.cli.status import ADMIN
-from xdsbpf.cli.tables import Output, write_json, write_names, write_table
+from xdsbpf.cli.tables import Output, write_document, write_names, write_table
 from xdsbpf.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -45,15 +45,15 @@ def wait(
     timeout: str = typer.Option("60s", "--timeout", help="give up after that long: 90s, 2m, 500ms; 0 asks once"),
     connected: bool = typer.Option(False, "--connected", help="do not miss nodes whose agent or Envoy is away"),
     verbose: bool = typer.Option(False, "--verbose", "-v", help="say what is waited for, also without a terminal"),
-    output: Output = typer.Option(Output.TABLE, "--output", "-o", help="table, json or name (who is in the way)"),
+    output: Output = typer.Option(Output.TABLE, "--output", "-o", help="table, json, yaml or name (who is in the way)"),
     admin: str = ADMIN,
 ) -> None:
-    """Wait until every client has accepted what comes from these manifests, as they are written now.
+    """Wait until manifests are in force everywhere.
 
-    Every connected Envoy that subscribes to it must have ACKed it, and every agent have it in its kernel. A node of
-    the mesh whose agent or Envoy is away counts too, if any other node has one. Exits 0 when that is so; 1 at once when
-    a client refuses it, or at the timeout, with the list of who does not have it and why; 65 when the manifests are not
-    valid, 69 when the control plane does not answer.
+    As they are written now: every connected Envoy that subscribes to what comes from them must have ACKed it, and
+    every agent have it in its kernel. A node of the mesh whose agent or Envoy is away counts too, if any other node
+    has one. Exits 0 when that is so; 1 at once when a client refuses it, or at the timeout, with the list of who does
+    not have it and why; 65 when the manifests are not valid, 69 when the control plane does not answer.
     """
     limit_s = parse_duration(timeout)
     objects = (
@@ -63,8 +63,8 @@ def wait(
     started = time.monotonic()
     answer = _watch(admin or admin_client.default_admin(), question, limit_s, verbose or sys.stderr.isatty())
     elapsed_s = time.monotonic() - started
-    if output is Output.JSON:
-        write_json("WaitResult", {"waited_s": round(elapsed_s, 3), **answer})
+    if write_document(output, "WaitResult", {"waited_s": round(elapsed_s, 3), **answer}):
+        pass
     elif output is Output.NAME:
         write_names(client_name(client) for client in answer["clients"] if client["state"] != "confirmed")
     else:
@@ -164,8 +164,9 @@ def _watch(address: str, question: dict[str, Any], limit_s: float, speaks: bool)
             said = progress
             sys.stderr.write(f"waiting: {progress}\n")
         # A large mesh takes a while to look at: ask for no more than a third of the server's time.
-        pause = min(max(1.5 * pause, 2 * (time.monotonic() - asked)), LONGEST_PAUSE_S)
-        time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
+        pause = min(1.5 * pause, LONGEST_PAUSE_S)
+        rest = max(pause, 2 * (time.monotonic() - asked))
+        time.sleep(max(0.0, min(rest, deadline - time.monotonic())))
 
 
 def client_name(client: dict[str, Any]) -> str:

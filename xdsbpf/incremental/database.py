@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Set
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from xdsbpf.diagnostics import Diagnostic, ObjectId, Origin
+from xdsbpf.diagnostics import Diagnostic, Origin
 from xdsbpf.errors import InvariantError
 from xdsbpf.incremental.cells import Cell, Watch
 from xdsbpf.incremental.inputs import Inputs
+from xdsbpf.incremental.tables import K, Table
 from xdsbpf.incremental.values import Output, Revision
 
 P = ParamSpec("P")
@@ -170,19 +171,16 @@ class Database(Inputs):
         finally:
             self.release(cell)
 
-    def citing(self, objects: Set[ObjectId]) -> set[tuple[Callable[..., Any], tuple[Any, ...]]]:
-        """The watched queries, with their arguments, that one of the objects was cited for, there or below.
+    def citing(self, table: Table[K, Any], keys: Set[K]) -> set[tuple[Callable[..., Any], tuple[Any, ...]]]:
+        """The watched queries, with their arguments, for which an object was cited that is a key of these rows.
 
-        The inverse of `origins`, as of the last drain. Cost: one visit per cell.
+        The inverse of `origins`, as of the last drain, for who cites only what it has read. Cost: one visit per cell
+        above the rows.
         """
         self.refuse_in_query("origins and diagnostics")
-        cells = [
-            cell
-            for kept in self._queries.values()
-            for cell in kept.values()
-            if any(origin.object in objects for origin in cell.origins)
-        ]
-        return {(cell.watch.query, cell.key) for cell in self.above(cells) if cell.watch is not None}
+        roots = {cell for key in keys for cell in self.cells_reading(table, key)}
+        citing = [cell for cell in self.above(roots) if any(origin.object in keys for origin in cell.origins)]
+        return {(cell.watch.query, cell.key) for cell in self.above(citing) if cell.watch is not None}
 
     @property
     def cells(self) -> int:

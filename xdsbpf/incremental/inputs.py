@@ -6,6 +6,7 @@ per table.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 from xdsbpf.errors import InvariantError
@@ -63,6 +64,14 @@ class Inputs(Engine):
             cell = self._source(buckets.names_cells, None, buckets.keys())
         run.reads[cell] = None
         return cast("tuple[B, ...]", cell.value)
+
+    def cells_reading(self, table: Table[K, Any], key: K) -> Iterator[Cell]:
+        """The source cells that hold a row: its own, and the buckets that it is in; those that somebody reads."""
+        store = self._store(table)
+        found = [store.cells.get(key)]
+        for buckets in store.indexes.values():
+            found += [buckets.cells.get(bucket) for bucket in buckets.keys_of(store.rows.get(key, ABSENT))]
+        return (cell for cell in found if cell is not None)
 
     # Changes
 

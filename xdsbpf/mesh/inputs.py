@@ -178,8 +178,8 @@ _TABLES: Final[dict[str, Table[ObjectId, Any]]] = {
 
 def put_object(change: Change, id: ObjectId, manifest: Manifest) -> bool:
     """Put a manifest into the table of its kind; False for a kind without a table (ServiceAccount...)."""
-    table = _TABLES.get(id.kind)
-    if table is None or id.group != GROUPS.get(id.kind, ""):
+    table = table_of(id)
+    if table is None:
         return False
     change.put(table, id, manifest)
     return True
@@ -187,17 +187,22 @@ def put_object(change: Change, id: ObjectId, manifest: Manifest) -> bool:
 
 def remove_object(change: Change, id: ObjectId) -> bool:
     """Remove an object from the table of its kind; False for a kind without a table."""
-    table = _TABLES.get(id.kind)
-    if table is None or id.group != GROUPS.get(id.kind, ""):
+    table = table_of(id)
+    if table is None:
         return False
     change.remove(table, id)
     return True
 
 
+def table_of(id: ObjectId) -> Table[ObjectId, Any] | None:
+    """The table of its kind; None for a kind without one."""
+    return _TABLES.get(id.kind) if id.group == GROUPS.get(id.kind, "") else None
+
+
 def get_object(db: Database, id: ObjectId) -> Manifest | Absent | None:
     """What the table of its kind holds of an object; None for a kind without a table."""
-    table = _TABLES.get(id.kind)
-    return None if table is None or id.group != GROUPS.get(id.kind, "") else db.input(table, id)
+    table = table_of(id)
+    return None if table is None else db.input(table, id)
 
 
 def object_id(kind: str, namespace: str, name: str) -> ObjectId:

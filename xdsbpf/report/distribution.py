@@ -10,11 +10,10 @@ database, so it is taken only when the others are done, or when a client refuses
 
 from __future__ import annotations
 
-import asyncio
 import enum
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
-from typing import Final, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import Final
 
 import msgspec
 
@@ -23,6 +22,8 @@ from xdsbpf.compiler import Compiler
 from xdsbpf.diagnostics import ObjectId
 from xdsbpf.incremental import Absent
 from xdsbpf.model.names import SHORT_TYPES
+from xdsbpf.model.resource import Resource
+from xdsbpf.report.pacing import unhurried
 from xdsbpf.sources.catalog import Catalog
 from xdsbpf.sources.digest import content_digest
 from xdsbpf.xds.barriers import Barriers
@@ -30,14 +31,11 @@ from xdsbpf.xds.confirmation import Gap, Missing, behind, gaps
 from xdsbpf.xds.publisher import Slot
 from xdsbpf.xds.server import XdsServer
 from xdsbpf.xds.session import Session
-from xdsbpf.xds.store import AGENT, NODE_ENVOY, Key
+from xdsbpf.xds.store import AGENT, NODE_ENVOY
 
 MAX_LISTED: Final = 20
 """Missing resources that are listed per client; the rest is counted."""
-SLICE_S: Final = 0.005
-"""Longest that looking at clients keeps the loop to itself."""
 
-T = TypeVar("T")
 _SHORT: Final = {type_url: short for short, type_url in SHORT_TYPES.items()}
 _ID_TYPES: Final = {AGENT: "agent", NODE_ENVOY: "node"}
 
@@ -122,14 +120,14 @@ class Distributor:
         at one after the other, and others are served in between.
         """
         wanted = tuple(awaited)
-        progress = tuple(self._object(entry) for entry in wanted)
+        progress = tuple([self._object(entry) async for entry in unhurried(wanted)])
         if any(entry.state != "current" for entry in progress):
             pending = sum(entry.state != "current" for entry in progress)
             reason = f"{pending} of {len(progress)} objects are not in force on the server"
             return Distribution(Verdict.WAITING, reason, progress)
         ids = frozenset(entry.id for entry in wanted)
         barrier = max((self._barriers.of(object_id) for object_id in ids), default=0)
-        late = {session: tuple(behind(session, barrier)) async for session in _unhurried(self._sessions())}
+        late = {session: tuple(behind(session, barrier)) async for session in unhurried(self._sessions())}
         refusing = any(asked.nacks for session in late for asked in session.subscriptions())
         failures = self._compiler.publisher.failures
         slots: set[Slot] = set()
@@ -139,16 +137,17 @@ class Distributor:
         if broken:
             progress = tuple(msgspec.structs.replace(entry, state="not-built") for entry in progress)
             return Distribution(Verdict.FAILED, f"not everything could be built: {broken[0]}", progress)
-        names: dict[str, list[Key]] = {}
+        made: dict[str, list[Resource]] = {}
         for slot in sorted(slots):
-            if slot.name:
-                names.setdefault(slot.scope, []).append((slot.type_url, slot.name))
-        clients = [self._client(session, missing, names) async for session, missing in _unhurried(late.items())]
+            resource = self._server.store.lookup((slot.scope,), slot.type_url, slot.name)
+            if resource is not None:
+                made.setdefault(slot.scope, []).append(resource)
+        clients = [self._client(session, missing, made) async for session, missing in unhurried(late.items())]
         if not connected_only:
             is_removal = any(not entry.digest for entry in wanted)
-            clients += self._absent(late.keys(), names, is_removal=is_removal)
+            clients += self._absent(late.keys(), made, is_removal=is_removal)
         clients.sort(key=lambda client: (client.kind, client.node, client.node_id))
-        return _judged(progress, tuple(clients), sum(map(len, names.values())))
+        return _judged(progress, tuple(clients), sum(map(len, made.values())))
 
     def _object(self, awaited: Awaited) -> ObjectProgress:
         object_id = awaited.id
@@ -182,9 +181,9 @@ class Distributor:
                 newest[key] = session
         return list(newest.values())
 
-    def _client(self, session: Session, late: tuple[Gap, ...], names: dict[str, list[Key]]) -> ClientProgress:
+    def _client(self, session: Session, late: tuple[Gap, ...], made: dict[str, list[Resource]]) -> ClientProgress:
         view, server = session.view, self._server
-        wanted = [key for scope in view.scopes for key in names.get(scope, ())]
+        wanted = (resource for scope in view.scopes for resource in made.get(scope, ()))
         missing = (*gaps(session, server.gate, server.store, wanted), *late)
         is_refused = any(gap.missing is Missing.REFUSED for gap in missing)
         state = "refused" if is_refused else "waiting" if missing else "confirmed"
@@ -194,7 +193,7 @@ class Distributor:
         return ClientProgress(session.node_id, view.kind, view.node, state, missing=rows, more=more)
 
     def _absent(
-        self, sessions: Iterable[Session], names: dict[str, list[Key]], *, is_removal: bool
+        self, sessions: Iterable[Session], made: dict[str, list[Resource]], *, is_removal: bool
     ) -> Iterator[ClientProgress]:
         """Clients of the mesh's nodes that are to have something of it and are not there.
 
@@ -207,7 +206,7 @@ class Distributor:
                 if (kind, node) in present:
                     continue
                 scopes = client_scopes(f"{id_type}~~{node}~", self._compiler.globs)
-                if is_removal or not names.keys().isdisjoint(scopes):
+                if is_removal or not made.keys().isdisjoint(scopes):
                     left_at = roster.left_at(kind, node)
                     when = "since the control plane started" if left_at is None else f"for {now - left_at:.0f} s"
                     yield ClientProgress("", kind, node, "not-connected", f"not connected {when}")
@@ -216,16 +215,6 @@ class Distributor:
 def short_name(type_url: str) -> str:
     """`cds` and so on; the type URL of a type without a short name."""
     return _SHORT.get(type_url, type_url)
-
-
-async def _unhurried(items: Iterable[T]) -> AsyncIterator[T]:
-    """The items, with others getting their turn in between."""
-    began = time.monotonic()
-    for item in items:
-        yield item
-        if time.monotonic() - began >= SLICE_S:
-            await asyncio.sleep(0)
-            began = time.monotonic()
 
 
 def _judged(objects: tuple[ObjectProgress, ...], clients: tuple[ClientProgress, ...], resources: int) -> Distribution:

@@ -12,9 +12,8 @@ from typing import Final
 
 from xdsbpf.compiler import Compiler
 from xdsbpf.diagnostics import Diagnostic, ObjectId, Severity
-from xdsbpf.model.resource import Resource
+from xdsbpf.report.origins import visible
 from xdsbpf.xds.status import NodeStatus
-from xdsbpf.xds.store import View
 
 REFUSED: Final = "XB4001"
 """A client refused (NACK) the present version of a resource that was made from the object."""
@@ -33,7 +32,7 @@ def landings(compiler: Compiler, statuses: Iterable[NodeStatus]) -> tuple[Diagno
     objects: dict[tuple[str, str, str], tuple[ObjectId, ...]] = {}
     for status in statuses:
         for type_url, name, version, code, text in _troubles(status):
-            held = _resource(compiler, status.scopes, type_url, name)
+            held = visible(compiler, status.scopes, type_url, name)
             if held is None or version not in ("", held[1].version):
                 continue
             key = (held[0], type_url, name)
@@ -57,12 +56,3 @@ def _troubles(status: NodeStatus) -> Iterator[tuple[str, str, str, str, str]]:
         for waiting in entry.withheld:
             text = f"{short} {waiting.name!r} is withheld from {status.node_id}: {'; '.join(waiting.reasons)}"
             yield entry.type_url, waiting.name, "", WITHHELD, text
-
-
-def _resource(compiler: Compiler, scopes: tuple[str, ...], type_url: str, name: str) -> tuple[str, Resource] | None:
-    """The scope and resource that a client of these scopes sees under that name."""
-    for scope in reversed(scopes):
-        resource = compiler.store.get(View((scope,), "", ""), type_url, name)
-        if resource is not None:
-            return scope, resource
-    return None

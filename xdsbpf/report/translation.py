@@ -15,9 +15,10 @@ from xdsbpf.compile.client_metadata import without_effect
 from xdsbpf.compile.envoy.names import MESH_SCOPE
 from xdsbpf.compile.envoy.newer_messages import CEL_MESSAGE, CEL_TYPE
 from xdsbpf.compiler import Compiler
-from xdsbpf.diagnostics import Diagnostic, Origin, Severity
+from xdsbpf.diagnostics import Diagnostic, Severity
 from xdsbpf.model.names import CLUSTER, ENDPOINTS, TYPE_PREFIX, NodeId
 from xdsbpf.model.resource import Resource
+from xdsbpf.report.origins import origin_text
 from xdsbpf.sources.catalog import Catalog
 from xdsbpf.xds.protocol import PUSH_ORDER
 from xdsbpf.xds.store import View
@@ -93,7 +94,7 @@ def _row(compiler: Compiler, catalog: Catalog, scope: str, resource: Resource) -
     row: dict[str, Any] = {
         "name": resource.name,
         "version": resource.version,
-        "origins": [_origin_text(catalog, origin) for origin in compiler.origins(scope, resource)],
+        "origins": [origin_text(catalog, origin) for origin in compiler.origins(scope, resource)],
         "body": body_json(resource),
     }
     if resource.requires:
@@ -101,9 +102,3 @@ def _row(compiler: Compiler, catalog: Catalog, scope: str, resource: Resource) -
             {"type": need.type_url, "name": need.name, "version": need.version} for need in resource.requires
         ]
     return row
-
-
-def _origin_text(catalog: Catalog, origin: Origin) -> str:
-    """`file:line Kind/namespace/name path`, as far as the position is known."""
-    location = catalog.locate(origin.object, origin.path)
-    return f"{location.file}:{location.line} {origin}" if location is not None else str(origin)

@@ -6,7 +6,9 @@ GET /proxies    sync state of every client, and the certificate in force (`xdsbp
 GET /objects    every object's state and the files' states, with their findings
 GET /loads      load that clients reported, by cluster
 GET /locate     ?ref=Kind/namespace/name path (repeatable): where that is written
-GET /debug/whynot  ?node=ID&resource=NAME[&type=cds]: why a client does not have a resource, or that it has
+GET /config     ?node=ID[&type=cds,eds][&body=1]: every resource of a client, with its state (`xdsbpf pc`)
+GET /debug/whynot  ?node=ID&resource=NAME[&type=cds]: why a client does not have a resource, or that it has; a node's
+                name stands for its agent and its Envoy
 GET /metrics    Prometheus text
 POST /distribution  {"objects": [{"kind", "namespace", "name", "group", "digest"}], "connected_only": false}: whether
                 they are in force everywhere, and who is in the way (`xdsbpf wait`); `digest` "" for one to be gone
@@ -26,6 +28,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from xdsbpf.model.names import SHORT_TYPES
+from xdsbpf.report.config import config_rows
 from xdsbpf.report.distribution import Awaited, Distributor
 from xdsbpf.report.listeners import listener_rows
 from xdsbpf.report.objects import find_reference, object_rows, source_rows
@@ -38,6 +41,7 @@ from xdsbpf.web.metrics import registry_of
 MAX_REFERENCES = 10_000
 """References that one request to /locate may name."""
 MAX_BODY_BYTES = 32 << 20
+NOBODY = "no client with the node id {!r} is connected, and none of a node of that name"
 
 
 class Question(msgspec.Struct, frozen=True):
@@ -64,9 +68,11 @@ def admin_app(control_plane: ControlPlane) -> Starlette:
         return JSONResponse({"items": service_rows(compiler), "listeners": listener_rows(compiler)})
 
     async def proxies(_: Request) -> Response:
+        clients = control_plane.server.status()
+        rows = proxy_rows(clients, control_plane.compiler, control_plane.catalog)
         certificates = control_plane.certificates
         certificate = None if certificates is None else msgspec.to_builtins(certificates.status())
-        return JSONResponse({"items": proxy_rows(control_plane.server.status()), "certificate": certificate})
+        return JSONResponse({"items": msgspec.to_builtins(rows), "certificate": certificate})
 
     async def objects(_: Request) -> Response:
         clients = control_plane.server.status()
@@ -85,18 +91,32 @@ def admin_app(control_plane: ControlPlane) -> Starlette:
         items = [{"ref": ref, "location": find_reference(catalog, ref)} for ref in references]
         return JSONResponse({"items": items})
 
+    async def config(request: Request) -> Response:
+        node, plane = request.query_params.get("node", ""), control_plane
+        shorts = [short for short in request.query_params.get("type", "").split(",") if short]
+        if not node or any(short not in SHORT_TYPES for short in shorts):
+            raise HTTPException(400, f"ask /config?node=ID, with type= some of {', '.join(SHORT_TYPES)} if you like")
+        types = {SHORT_TYPES[short] for short in shorts}
+        with_body = bool(request.query_params.get("body"))
+        items = await config_rows(plane.server, plane.compiler, plane.catalog, node, types, with_body=with_body)
+        if items is None:
+            raise HTTPException(404, NOBODY.format(node))
+        return JSONResponse({"items": items})
+
     async def whynot(request: Request) -> Response:
         node, name = request.query_params.get("node", ""), request.query_params.get("resource", "")
         short = request.query_params.get("type", "")
         if not node or not name or (short and short not in SHORT_TYPES):
             types = ", ".join(SHORT_TYPES)
             raise HTTPException(400, f"ask /debug/whynot?node=ID&resource=NAME, with type= one of {types} if you like")
-        items = whynot_rows(control_plane.server, node, name, SHORT_TYPES.get(short, ""))
+        plane, type_url = control_plane, SHORT_TYPES.get(short, "")
+        items = whynot_rows(plane.server, plane.compiler, plane.catalog, node, name, type_url)
         if not items:
-            raise HTTPException(404, f"no client with the node id {node!r} is connected")
+            raise HTTPException(404, NOBODY.format(node))
         return JSONResponse({"items": items})
 
     async def distribution(request: Request) -> Response:
+        _refuse_browsers(request)
         try:
             question = msgspec.json.decode(await _body(request), type=Question)
         except msgspec.DecodeError as error:
@@ -108,9 +128,7 @@ def admin_app(control_plane: ControlPlane) -> Starlette:
         return PlainTextResponse(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     async def confirm(request: Request) -> Response:
-        if "origin" in request.headers:
-            # A page in a browser on this machine can send requests here too.
-            raise HTTPException(403, "browsers may not confirm")
+        _refuse_browsers(request)
         return JSONResponse({"confirmed": control_plane.confirm()})
 
     return Starlette(
@@ -121,6 +139,7 @@ def admin_app(control_plane: ControlPlane) -> Starlette:
             Route("/objects", objects),
             Route("/loads", loads),
             Route("/locate", locate),
+            Route("/config", config),
             Route("/debug/whynot", whynot),
             Route("/distribution", distribution, methods=["POST"]),
             Route("/metrics", metrics),
@@ -128,6 +147,12 @@ def admin_app(control_plane: ControlPlane) -> Starlette:
         ],
         exception_handlers={HTTPException: _http_error, 500: _defect},
     )
+
+
+def _refuse_browsers(request: Request) -> None:
+    """A page in a browser on this machine can send requests here too. Raises: HTTPException(403)."""
+    if "origin" in request.headers:
+        raise HTTPException(403, "browsers may not ask for that")
 
 
 async def _body(request: Request) -> bytes:

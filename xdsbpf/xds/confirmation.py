@@ -17,9 +17,10 @@ from typing import Final
 import msgspec
 
 from xdsbpf.model import names
+from xdsbpf.model.resource import Resource
 from xdsbpf.xds.gate import Gate
 from xdsbpf.xds.session import Session
-from xdsbpf.xds.store import AGENT, NODE_ENVOY, Key, ResourceStore
+from xdsbpf.xds.store import AGENT, NODE_ENVOY, ResourceStore
 from xdsbpf.xds.subscription import Sent, Subscription
 
 ALWAYS_ASKED: Final[Mapping[str, tuple[str, ...]]] = {
@@ -73,27 +74,37 @@ def _described(nonce: str, sent: Sent) -> str:
     return f"response {nonce}: {', '.join(names[:SHOWN]) or 'nothing new'}{more}"
 
 
-def gaps(session: Session, gate: Gate, store: ResourceStore, wanted: Iterable[Key]) -> Iterator[Gap]:
-    """Which of the resources `wanted` (type, name) the client is to have and has not accepted in their present version.
+def gaps(session: Session, gate: Gate, store: ResourceStore, wanted: Iterable[Resource]) -> Iterator[Gap]:
+    """Which of the resources `wanted` the client is to have and has not accepted in their present version.
 
+    They are those of one scope of its view; where another scope has one of the same name, the one that it sees counts.
     What is not in its view, or not asked for, is no gap; a type that all clients of its kind ask for is.
     """
     subscriptions = {subscription.type_url: subscription for subscription in session.subscriptions()}
+    at_rest = {type_url for type_url, subscription in subscriptions.items() if _is_at_rest(subscription)}
+    expected = ALWAYS_ASKED.get(session.view.kind, ())
     unasked: set[str] = set()
-    for type_url, name in wanted:
-        resource = store.get(session.view, type_url, name)
-        if resource is None:
-            continue
+    for found in wanted:
+        type_url, name = found.type_url, found.name
         subscription = subscriptions.get(type_url)
         if subscription is None:
-            if type_url in ALWAYS_ASKED.get(session.view.kind, ()) and type_url not in unasked:
+            if type_url in expected and type_url not in unasked:
                 unasked.add(type_url)
                 yield Gap(type_url, "", Missing.UNASKED, "the client has not asked for this type yet")
             continue
-        if name in subscription.names or (subscription.covers(name) and not resource.on_demand):
-            gap = _gap(subscription, gate, session.view.node, name, resource.version)
-            if gap is not None:
-                yield gap
+        if type_url in at_rest and subscription.held.get(name) == found.version:
+            continue
+        if name not in subscription.names and (found.on_demand or not subscription.covers(name)):
+            continue
+        resource = store.get(session.view, type_url, name)
+        gap = _gap(subscription, gate, session.view.node, name, resource.version) if resource is not None else None
+        if gap is not None:
+            yield gap
+
+
+def _is_at_rest(subscription: Subscription) -> bool:
+    """Whether what it holds is what it has accepted; for most clients nearly always so."""
+    return not (subscription.in_flight or subscription.nacks or subscription.withheld or subscription.forced)
 
 
 def _gap(subscription: Subscription, gate: Gate, node: str, name: str, version: str) -> Gap | None:

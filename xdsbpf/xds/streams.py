@@ -127,12 +127,14 @@ class Streams:
     def changed(self, changes: Changes, taken_at: float | None = None) -> None:
         """Tell every session what changed in the store, and let it send. Cost: O(streams x changed keys).
 
-        `taken_at`: when the change was taken from its source, by the clock of the server; now if left out.
+        `taken_at`: when the change was taken from its source, by the clock of the server; None for one that has none,
+        as what is compiled because a client came, which is not measured.
         """
         if not changes:
             return
         stamp = next(self._stamps)
-        self.telemetry.change_taken(stamp, self._clock() if taken_at is None else taken_at)
+        if taken_at is not None:
+            self.telemetry.change_taken(stamp, taken_at)
         for stream in self._open:
             stream.session.on_changes(changes, stamp)
             if stream.session.has_work:

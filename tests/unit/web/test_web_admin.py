@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import urllib.parse
 from collections.abc import AsyncIterator
@@ -15,7 +16,7 @@ from envoy.service.load_stats.v3.lrs_pb2 import LoadStatsRequest
 from grpc import aio
 from web_client import Client
 
-from xdsbpf.model.names import CLUSTER, ENDPOINTS, SHORT_TYPES
+from xdsbpf.model.names import CLUSTER, ENDPOINTS, SECRET, SHORT_TYPES
 from xdsbpf.serve import ControlPlane, ServeConfig
 from xdsbpf.web.admin import admin_app
 from xdsbpf.xds import protocol
@@ -180,7 +181,7 @@ async def test_whynot_wants_to_be_asked_properly(idle: ControlPlane) -> None:
             await stream.write(protocol.encode_request(CLUSTER, node_id=node_id, subscribe=["nowhere"]))
             await stream.read()
             (row,) = (await get(client, f"/debug/whynot?node={node_id}&resource=nowhere"))["items"]
-            assert (row["type"], row["answer"]) == (CLUSTER, "no manifest makes such a resource")
+            assert (row["type_url"], row["answer"]) == (CLUSTER, "no manifest makes such a resource")
             host = "outbound|9080||reviews.default.svc.cluster.local"
             path = f"/debug/whynot?node={node_id}&type=cds&resource={urllib.parse.quote(host)}"
             (row,) = (await get(client, path))["items"]
@@ -247,3 +248,32 @@ async def test_a_change_is_measured_until_it_is_sent_and_acked(tmp_path: Path, i
         async with asyncio.timeout(15):
             while 'xdsbpf_xds_change_acked_seconds_count{type="cds"} 1.0' not in (await client.get("/metrics")).text:
                 await asyncio.sleep(0.01)
+
+
+RAW = """resources:
+- "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret
+  name: key
+  tls_certificate: {private_key: {inline_string: hush}}
+- "@type": type.googleapis.com/envoy.config.cluster.v3.Cluster
+  name: shown
+  connect_timeout: 3s
+"""
+
+
+async def test_the_configuration_of_a_client_never_holds_a_secret(tmp_path: Path) -> None:
+    """Its name and state are shown; a cluster beside it shows that contents are."""
+    (tmp_path / "raw.yaml").write_text(RAW)
+    plane = ControlPlane(ServeConfig((), (tmp_path / "raw.yaml",), listen=(f"unix:{tmp_path}/xds.sock",)))
+    async with started(plane) as client, aio.insecure_channel(plane.bound[0]) as channel:
+        call: Any = channel.stream_stream(protocol.DELTA_ADS)()
+        await call.write(protocol.encode_request(SECRET, node_id="an-envoy", subscribe=("key",)))
+        assert b"hush" in await call.read()
+        await call.write(protocol.encode_request(CLUSTER))
+        await call.read()
+        text = (await client.get("/config?node=an-envoy&body=1")).text
+        bodies = {item["name"]: item.get("body") for item in json.loads(text)["items"]}
+        assert bodies == {"key": None, "shown": {"name": "shown", "connectTimeout": "3s"}}
+        assert "hush" not in text
+        assert (await client.get("/config?node=nobody")).status_code == 404
+        assert (await client.get("/config?node=an-envoy&type=nonsense")).status_code == 400
+        assert (await client.get("/config")).status_code == 400

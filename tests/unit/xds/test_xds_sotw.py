@@ -10,6 +10,7 @@ from xdsbpf.errors import ProtocolError
 from xdsbpf.model import names
 from xdsbpf.model.resource import Resource
 from xdsbpf.xds import protocol
+from xdsbpf.xds.gate import Gate
 from xdsbpf.xds.request import SotwRequest
 from xdsbpf.xds.shared import PAGE_RESOURCES
 from xdsbpf.xds.store import Batch, ResourceStore
@@ -312,3 +313,14 @@ def test_what_a_state_of_the_world_envoy_acks_is_known_to_the_gate() -> None:
     assert client.ledger.accepted == {}
     client.ack(response)
     assert client.ledger.accepted == {RDS: {"r": item.version}}
+
+
+def test_what_came_with_a_refused_resource_opens_the_gate_when_its_second_turn_is_taken() -> None:
+    gate = Gate()
+    good = resource(CDS, "good")
+    client = SotwClient(store_with(resource(CDS, "bad"), good), gate=gate)
+    again = client.nack(client.on(CDS)[0], "cluster bad: no")
+    assert client.ledger is not None
+    assert "good" not in client.ledger.accepted.get(CDS, {})
+    client.ack_all(again)
+    assert client.ledger.accepted[CDS] == {"good": good.version}

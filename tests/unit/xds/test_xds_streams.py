@@ -183,3 +183,12 @@ async def test_a_flood_of_refusals_is_a_few_lines_in_the_log_and_all_in_the_stat
     assert refusals[0]["unlogged"] == 0
     call.to_server.put_nowait(None)
     await asyncio.wait_for(task, 5)
+
+
+async def test_what_is_compiled_because_a_client_came_is_no_change_that_is_measured() -> None:
+    served = serving(store_with())
+    changes = served.store.apply("node-envoy", [resource(CDS, "a")])
+    served.changed(changes)
+    assert served.telemetry._taken == {}
+    served.changed(changes, 5.0)
+    assert list(served.telemetry._taken.values()) == [5.0]
