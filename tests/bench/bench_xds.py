@@ -15,7 +15,7 @@ from typing import Any
 
 from envoy.service.discovery.v3.discovery_pb2 import DiscoveryRequest
 
-from tests.bench.load.rig import NODE_ID, Rig, all_clusters, named, started
+from tests.bench.load.rig import NODE_ID, PEER, PEER_COMMAND, Rig, all_clusters, named, started
 from tests.bench.load.subject import endpoints
 from tests.bench.machine import describe
 from xdsbpf.model.names import ENDPOINTS
@@ -27,6 +27,8 @@ SOTW_STREAMS, SOTW_NAMES = 200, 1000
 REPEATS = 3
 PRODUCTS = ("grpcio", "grpcio-uvloop", "fast")
 FLOORS = ("bare-grpcio", "bare-sockets")
+PEERS = (PEER,) if PEER_COMMAND in os.environ else ()
+"""Another xDS server in the same run: no part of this repository."""
 
 Figures = dict[str, float]
 
@@ -142,10 +144,10 @@ def reconnect(kind: str) -> Figures:
 
 
 SCENARIOS: dict[str, tuple[Callable[[str], Figures], tuple[str, ...]]] = {
-    "push": (push, (*PRODUCTS, *FLOORS)),
-    "first_sync": (first_sync, (*PRODUCTS, *FLOORS)),
-    "sotw_push": (sotw_push, PRODUCTS),
-    "reconnect": (reconnect, PRODUCTS),
+    "push": (push, (*PRODUCTS, *FLOORS, *PEERS)),
+    "first_sync": (first_sync, (*PRODUCTS, *FLOORS, *PEERS)),
+    "sotw_push": (sotw_push, (*PRODUCTS, *PEERS)),
+    "reconnect": (reconnect, (*PRODUCTS, *PEERS)),
 }
 
 
@@ -178,6 +180,8 @@ def _row(name: str, kind: str, runs: Sequence[Figures], medians: Mapping[str, Fi
         row[key] = {"value": _short(value), "runs": [_short(figures[key]) for figures in runs]}
         if floor.get(key):
             row[key]["ratio_to_floor"] = _short(value / floor[key])
+        if PEER in medians and medians[PEER][key]:
+            row[key]["ratio_to_peer"] = _short(value / medians[PEER][key])
         target = TARGETS.get(name, {}).get(kind, {}).get(key)
         if target is not None:
             row[key] |= {"target": target, "ratio_to_target": _short(value / target)}

@@ -16,7 +16,7 @@ from xdsbpf.errors import ProtocolError
 from xdsbpf.model import names
 from xdsbpf.xds import protocol
 from xdsbpf.xds.filling import PageFiller
-from xdsbpf.xds.gate import EnvoyLedger, Gate
+from xdsbpf.xds.gate import NEVER_REQUIRED, EnvoyLedger, Gate
 from xdsbpf.xds.guard import ClusterGuard
 from xdsbpf.xds.references import References
 from xdsbpf.xds.request import MAX_NAMES, Request
@@ -242,15 +242,17 @@ class Session(PageFiller):
         subscription.acked_at = self._clock()
         subscription.acked_version = sent.version
         self._telemetry.response_accepted(subscription.type_url, sent.stamp, subscription.acked_at)
+        subscription.last_error = ""
         if subscription.nacks:
             for name in (*sent.versions, *sent.removed):
                 subscription.nacks.pop(name, None)
-        # What was taken may be what a quarantine left: the refusal of the rest still stands.
-        subscription.last_error = next((nack.text for nack in subscription.nacks.values()), "")
-        subscription.unusable.difference_update(sent.versions)
+            # What was taken may be what a quarantine left: the refusal of the rest still stands.
+            subscription.last_error = next((nack.text for nack in subscription.nacks.values()), "")
+        if subscription.unusable:
+            subscription.unusable.difference_update(sent.versions)
         if sent.uses:
             self._guard.took(subscription, sent.uses)
-        if self._ledger is not None:
+        if self._ledger is not None and subscription.type_url not in NEVER_REQUIRED:
             self._ledger.accept(subscription.type_url, _still_current(subscription, sent.versions))
 
     def _refused(self, subscription: Subscription, sent: Sent, error: str) -> tuple[str, ...]:

@@ -25,6 +25,8 @@ from xdsbpf.xds import protocol
 
 NODE_ID = f"node~10.0.0.1~n{NUMBER}~cluster.local"
 """Every client is the Envoy of a node of its own."""
+PEER, PEER_COMMAND = "peer", "XDSBPF_BENCH_PEER"
+"""The kind of a server of somebody else's, and the variable that names its program: it speaks as `subject` does."""
 _CPUS = sorted(os.sched_getaffinity(0))
 SERVER_CPU, CLIENT_CPU = (_CPUS[0], _CPUS[1]) if len(_CPUS) > 1 else (None, None)
 
@@ -63,10 +65,13 @@ class Rig:
 
 @contextmanager
 def started(kind: str, *, clusters: int = 0, endpoint_sets: int = 0, method: str = protocol.DELTA_ADS) -> Iterator[Rig]:
-    """A server of that kind (see `subject`) that holds so many resources."""
+    """A server of that kind (see `subject`, or PEER) that holds so many resources."""
     with tempfile.TemporaryDirectory() as directory:
         log = Path(directory) / "log"
-        server = Lines([sys.executable, "-m", "tests.bench.load.subject", kind], cpu=SERVER_CPU, stderr=log)
+        command = [sys.executable, "-m", "tests.bench.load.subject", kind]
+        if kind == PEER:
+            command = [os.environ[PEER_COMMAND]]
+        server = Lines(command, cpu=SERVER_CPU, stderr=log)
         try:
             address = json.loads(server.ask(json.dumps(["load", clusters, endpoint_sets]), 60.0))
             with LoadClient(address, method=method, cpu=CLIENT_CPU) as client:
