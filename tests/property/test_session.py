@@ -352,6 +352,7 @@ def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages of three resources, so that paging happens."""
     monkeypatch.setattr(shared, "PAGE_RESOURCES", PAGE)
     monkeypatch.setattr(shared, "MIN_NAMES", 1)
+    monkeypatch.setattr(shared, "PUSH_NAMES", PAGE)
 
 
 TestSession = World.TestCase

@@ -38,6 +38,7 @@ def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that paging happens, and that streams share pages."""
     monkeypatch.setattr(shared, "PAGE_RESOURCES", PAGE)
     monkeypatch.setattr(shared, "MIN_NAMES", 1)
+    monkeypatch.setattr(shared, "PUSH_NAMES", PAGE)
 
 
 class DeltaMachine(RuleBasedStateMachine):

@@ -49,6 +49,8 @@ class Stream:
         """Editions that were refused at any time."""
         self.knows_accepted: set[str] = set()
         """Types of which the server knows what the client has in force."""
+        self.frozen: set[str] = set()
+        """Types of which it does not know that, and the client refused all that it was sent."""
         self.owed: set[str] = set()
         """Clusters whose endpoints must follow."""
 
@@ -159,8 +161,7 @@ class World:
         """Everything arrives: what was not refused is in force, and after a repair of the refused ones all is."""
         self.settle()
         for type_url in TYPES:
-            is_known = self.is_delta or type_url in self.stream.knows_accepted
-            if is_known or not any(self.client.types[type_url].refused.values()):
+            if type_url not in self.stream.frozen:
                 self.compare(type_url, without_refused=True)
         repairs = [
             self.fresh(type_url, name, rng.choice(NAMES))
@@ -171,7 +172,8 @@ class World:
         self.apply(Batch(self.view.scopes[-1], tuple(repairs)))
         self.settle()
         for type_url in TYPES:
-            self.compare(type_url, without_refused=False)
+            if type_url not in self.stream.frozen:
+                self.compare(type_url, without_refused=False)
         owed = self.stream.owed & self.asked(EDS).names
         assert not {name for name in owed if name in self.current(EDS)}, f"endpoints do not follow {owed}"
 
@@ -262,6 +264,9 @@ class World:
         del waiting[: waiting.index(answered) + 1]
         if request.accused is None:
             stream.knows_accepted.add(type_url)
+            stream.frozen.discard(type_url)
+        elif self.client.is_whole(type_url) and type_url not in stream.knows_accepted:
+            stream.frozen.add(type_url)
         elif not self.client.is_whole(type_url) or (request.is_certain and type_url in stream.knows_accepted):
             given = stream.given[type_url]
             fresh = {name: edition for name, edition in answered.holds.items() if given.get(name) == edition}
@@ -378,7 +383,8 @@ class World:
         stream.unanswered[type_url].append(sent)
         stream.nonce[type_url] = sent.nonce
         if type_url == CDS:
-            stream.owed |= {name for name in changed if self.current(CDS).get(name) == sent.holds[name]}
+            held = {} if self.is_delta else self.client.types[CDS].held  # what stands in for a refused one is not new
+            stream.owed |= {name for name in changed if held.get(name) != sent.holds[name]}
             stream.due[EDS] |= set(sent.holds)
         elif type_url == EDS:
             stream.owed -= {*sent.holds, *sent.removed}

@@ -80,13 +80,28 @@ class Source(Protocol):
     def references(self, resource: Resource) -> References: ...
 
 
-@functools.lru_cache(maxsize=64)
+KEPT_NAMES = 4 << 20
+"""Bytes of the longest question that is kept for the next stream: about 40,000 names, of which 64 are kept."""
+
+
 def plain_names(asked: tuple[str, ...]) -> frozenset[str] | None:
     """The names as a set that streams share; None if one is a wildcard, a glob or there twice."""
+    return _kept_plain_names(asked) if weight_of(asked) <= KEPT_NAMES else _plain_names(asked)
+
+
+def weight_of(names: Sequence[str]) -> int:
+    """About the bytes that names take in memory."""
+    return sum(map(len, names)) + 64 * len(names)
+
+
+def _plain_names(asked: tuple[str, ...]) -> frozenset[str] | None:
     found = frozenset(asked)
     if len(found) != len(asked) or protocol.WILDCARD in found or any(name.endswith("*") for name in asked):
         return None
     return None if any("?" in name for name in asked) else found
+
+
+_kept_plain_names = functools.lru_cache(maxsize=64)(_plain_names)
 
 
 class PageCache:
@@ -140,6 +155,8 @@ class PageCache:
         revision = self._source.revision_of(scopes, type_url)
         if found is None or any(page.revision != revision for page in found):
             found = tuple(self._render(scopes, type_url, names) for names in self._split(scopes, type_url, asked))
+            if weight_of(asked) > KEPT_NAMES:
+                return found
             if len(self._layouts) >= 64:
                 self._layouts.pop(next(iter(self._layouts)))
             self._layouts[key] = found
@@ -199,7 +216,7 @@ class PageCache:
 
 def _weight(page: SharedPage) -> int:
     """About what a page takes: a small one is mostly objects."""
-    return len(page.segments) + 1024 + 128 * len(page.names)
+    return len(page.segments) + 1024 + 64 * len(page.names) + weight_of(page.names)
 
 
 def join(source: Source, resources: Sequence[Resource]) -> bytes:

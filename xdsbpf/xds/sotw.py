@@ -181,11 +181,9 @@ class SotwSession(Session):
 
     def _send_state(self, subscription: Subscription, stamp: int, leaving: Iterable[str] = ()) -> Response:
         state = self._state(subscription)
-        versions = {
-            name: item.version
-            for name, item in state.items()
-            if self._is_new(subscription, item) and self._is_wanted(subscription, item)
-        }
+        current = [item for item in state.values() if self._is_wanted(subscription, item)]
+        versions = {item.name: item.version for item in current if self._is_new(subscription, item)}
+        subscription.held.update((item.name, item.version) for item in current)
         if self._ledger is not None:
             self._ledger.forget(subscription.type_url, leaving)
         subscription.state = state

@@ -13,10 +13,14 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from xdsbpf.errors import ProtocolError
 from xdsbpf.model import names as model_names
 from xdsbpf.model.resource import Requirement, Resource
 from xdsbpf.xds import protocol
 from xdsbpf.xds.shared import SharedPage
+
+MAX_GLOBS = 100
+"""Glob collections of one type on one stream: each is compared with every name of the type."""
 
 
 class Wildcard(enum.Enum):
@@ -210,7 +214,7 @@ class Subscription:
                     self.mark(name, self.backlog_stamp)
 
     def subscribe(self, names: Iterable[str]) -> bool:
-        """Add names; true if `*` was among them."""
+        """Add names; true if `*` was among them. Raises: ProtocolError for too many globs."""
         star = False
         for name in names:
             if name == protocol.WILDCARD:
@@ -221,6 +225,9 @@ class Subscription:
                 # The catch-all virtual host of a route configuration is called `<route configuration>/*`.
                 if self.type_url != model_names.VIRTUAL_HOST and protocol.is_glob(name):
                     self.globs.add(name)
+                    if len(self.globs) > MAX_GLOBS:
+                        text = f"more than {MAX_GLOBS} globs of {self.type_url} subscribed on one stream"
+                        raise ProtocolError("RESOURCE_EXHAUSTED", text)
         return star
 
     def add_names(self, names: frozenset[str]) -> None:

@@ -8,8 +8,9 @@ import random
 import pytest
 from xds_stream_client import CDS, EDS, ENVOY_VIEW, StreamClient, resource, sent, store_with
 
+from xdsbpf.xds import shared
 from xdsbpf.xds.response import Response
-from xdsbpf.xds.shared import MIN_NAMES
+from xdsbpf.xds.shared import CACHE_BYTES, MIN_NAMES
 from xdsbpf.xds.store import Changes, ResourceStore, View
 
 
@@ -146,3 +147,19 @@ def test_endpoints_of_a_changed_cluster_follow_it_though_all_are_claimed(endpoin
     steps = [lambda: client.on(EDS, *asked, claims=endpoints), lambda: client.on(CDS, "*", claims=clusters)]
     got = [response for step in (steps if endpoints_first else reversed(steps)) for response in step()]
     assert sent(got) == [(CDS, ["e5"], []), (EDS, ["e5"], [])]
+
+
+def test_long_questions_of_strangers_are_not_kept() -> None:
+    """A peer may ask for a megabyte of names each time, and never for the same."""
+    store = ResourceStore()
+    cache = store.shared
+    for number in range(200):
+        asked = tuple(f"{number}-{index}".ljust(200_000, "x") for index in range(MIN_NAMES))
+        assert shared.plain_names(asked) == frozenset(asked)
+        cache.pages(("s",), EDS, asked)
+    assert not cache._layouts
+    kept = sum(len(name) for page in cache._pages.values() for name in page.names)
+    assert 0 < kept <= CACHE_BYTES
+    assert shared.weight_of(asked) > shared.KEPT_NAMES
+    few = tuple(f"n{index}" for index in range(MIN_NAMES))
+    assert cache.pages(("s",), EDS, few) is cache.pages(("s",), EDS, few)
