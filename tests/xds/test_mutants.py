@@ -58,7 +58,7 @@ def test_the_suite_runs_that_test_on_the_sound_server_in_the_same_way(mutant: Mu
 def test_the_tests_of_rules_elsewhere_see_a_broken_product() -> None:
     """In a process of its own: they have fixtures of their own. Each runs sound, then broken."""
     ids = [f"{broken.place}{broken.case}" for broken in BROKEN]
-    for arguments, outcome in (((), "passed"), (("-p", "tests.xds.mutants.elsewhere"), "failed")):
+    for arguments, outcome in (((), "passed"), (("-p", "tests.xds.breaking"), "failed")):
         command = [sys.executable, "-m", "pytest", "-q", "-rf", "-p", "no:cacheprovider", *arguments, *ids]
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "COLUMNS": "500"})
         assert f"{len(BROKEN)} {outcome} in " in result.stdout, result.stdout

@@ -1,24 +1,13 @@
-"""Rules that are tested outside of this directory, broken.
-
-`pytest -p tests.xds.mutants.elsewhere` runs each of their tests with what it must see in force, and waits less for what
-does not come.
-"""
+"""Rules that are tested outside of this directory, broken; `breaking` runs their tests with that in force."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Iterator
-from typing import Any
-
 import msgspec
-import pytest
 
 from tests.xds.mutation import Edit, Value
 from xdsbpf.compile.raw import grpc_endpoints, resources
 from xdsbpf.web import rest
 from xdsbpf.xds import admission, streams, turns
-
-DEADLINE_S = 1.0
 
 
 class Broken(msgspec.Struct, frozen=True):
@@ -83,19 +72,3 @@ BROKEN: tuple[Broken, ...] = (
         "assert [5, 2] == [1, 0]",
     ),
 )
-
-
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """Break the product while the test runs."""
-    wait_for = asyncio.wait_for
-
-    async def impatient(awaitable: Awaitable[Any], timeout: float) -> Any:
-        return await wait_for(awaitable, min(timeout, DEADLINE_S))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(asyncio, "wait_for", impatient)
-        for broken in BROKEN:
-            if item.nodeid == broken.place + broken.case:
-                patch.setattr(broken.edit.owner, broken.edit.name, broken.edit.apply())
-        yield
