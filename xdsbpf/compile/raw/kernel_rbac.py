@@ -16,6 +16,7 @@ import msgspec
 from xdsbpf.compile.raw.kernel_fields import NotForKernel, join, only
 from xdsbpf.mesh.authorization import Decision, Source, Verdict, is_within
 from xdsbpf.model.address_block import AddressBlock, parse_block
+from xdsbpf.model.names import RESERVED_IDENTITY
 
 _FILTER: Final = frozenset({"rules", "stat_prefix"})
 _RULES: Final = frozenset({"action", "policies"})
@@ -201,6 +202,8 @@ def _authenticated(message: Any, path: str) -> Atom:
     only(name, frozenset(_PLAIN_MATCHES), path)
     match name.WhichOneof("match_pattern"):
         case "exact":
+            if not name.exact or "\0" in name.exact or name.exact.startswith(RESERVED_IDENTITY):
+                raise NotForKernel(path, f"{name.exact!r} is no name of a client")
             return Atom("exact", name.exact)
         case "prefix":
             return Atom("prefix", name.prefix)

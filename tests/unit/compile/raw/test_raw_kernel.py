@@ -245,6 +245,8 @@ NO_ENDPOINT = cluster(endpoint(extra="health_status: UNHEALTHY"), name="empty")
         ((listener(rbac("{header: {name: x}}") + proxy()), cluster()), "only Envoy checks header"),
         ((listener(rbac(ANY_OF_APP.replace("exact: ", "safe_regex: {regex: ") + "}") + proxy()), cluster()), "safe_re"),
         ((listener(rbac(ANY_OF_APP.replace("exact", "ignore_case: true, exact")) + proxy()), cluster()), "ignore_case"),
+        ((listener(rbac(ANY_OF_APP.replace(APP, "xdsbpf:node-proxy")) + proxy()), cluster()), "no name of a client"),
+        ((listener(rbac(ANY_OF_APP.replace(APP, "")) + proxy()), cluster()), "no name of a client"),
         ((listener(rbac("{any: true}", "{requested_server_name: {exact: x}}") + proxy()), cluster()), "requested_serv"),
         ((listener(rbac("{any: true}", action="LOG") + proxy()), cluster()), "only Envoy logs"),
         ((listener(rbac("{any: true}", extra="enforcement_type: CONTINUOUS") + proxy()), cluster()), "enforcement"),
