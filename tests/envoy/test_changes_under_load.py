@@ -11,6 +11,7 @@ from tests.envoy.load_rig import Rig, Step, running
 from tests.envoy.web_resources import endpoints
 from tests.xds.wire import ADS, PER_TYPE, Variant
 from xdsbpf.model.names import CLUSTER, ENDPOINTS
+from xdsbpf.xds.guard import ClusterGuard
 from xdsbpf.xds.session import Session
 
 pytestmark = pytest.mark.envoy
@@ -47,6 +48,20 @@ async def routes_switch_and_the_old_cluster_goes(rig: Rig) -> None:
             await rig.synced()
             rig.put(removes=gone)
         await rig.answered_by("web", server)
+        await rig.synced()
+
+
+async def a_new_cluster_comes_with_its_route(rig: Rig) -> None:
+    """Rule 38: in one write, while the host is asked for."""
+    for old, new, server in (("a", "n", "two"), ("n", "a", "one")):
+        puts = rig.web.cluster(new), endpoints(new, rig.servers.ports[server])
+        if not rig.variant.is_ads:  # as above; and there Envoy ACKs a cluster before it is warm
+            rig.put(*puts)
+            await rig.synced()
+        rig.put(*puts, rig.web.routes({"web": new, "db": "z"}))
+        await rig.answered_by("web", server)
+        await rig.synced()
+        rig.put(removes=((CLUSTER, old), (ENDPOINTS, old)))
         await rig.synced()
 
 
@@ -87,6 +102,7 @@ CHANGES: tuple[Step, ...] = (
     clusters_change,
     endpoints_move,
     routes_switch_and_the_old_cluster_goes,
+    a_new_cluster_comes_with_its_route,
     a_service_goes_to_zero_and_comes_back,
     the_control_plane_restarts,
     a_cluster_changes_while_the_control_plane_is_away,
@@ -161,3 +177,13 @@ async def test_a_server_that_owes_no_endpoints_lets_clusters_warm_for_over_a_sec
     async with running(tmp_path, envoy, variant) as rig:
         with pytest.raises(AssertionError, match="warmed for over a second"):
             await survive(rig, (clusters_change,))
+
+
+async def test_a_server_that_holds_no_route_back_fails_requests(
+    tmp_path: Path, envoy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule 38 broken on purpose: a route arrives while its cluster warms. Not every time, so it is tried often."""
+    monkeypatch.setattr(ClusterGuard, "holds_back", lambda *_: False)
+    async with running(tmp_path, envoy, Variant.DELTA_ADS) as rig:
+        with pytest.raises(AssertionError, match="a_new_cluster_comes_with_its_route"):
+            await survive(rig, (a_new_cluster_comes_with_its_route,) * 50)

@@ -17,7 +17,7 @@ from tests.envoy.real_envoy import until
 from xdsbpf.model.names import VIRTUAL_HOST
 from xdsbpf.model.resource import make_resource
 
-pytestmark = pytest.mark.envoy
+pytestmark = [pytest.mark.envoy, pytest.mark.node_envoy]
 
 WEB, CLIENT, OTHER, STRANGER = "100.1.0.10", "100.1.0.20", "100.1.1.30", "100.1.9.9"
 V1, V2 = "100.1.0.1", "100.1.0.2"

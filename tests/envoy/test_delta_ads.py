@@ -30,7 +30,7 @@ from xdsbpf.xds.server import XdsServer
 from xdsbpf.xds.status import NodeStatus, SyncState, TypeStatus
 from xdsbpf.xds.store import NODE_ENVOY, ResourceStore, View
 
-pytestmark = [pytest.mark.envoy, pytest.mark.usefixtures("each_transport")]
+pytestmark = [pytest.mark.envoy, pytest.mark.node_envoy, pytest.mark.usefixtures("each_transport")]
 
 NODE_ID = "node~127.0.0.1~node1~cluster.local"
 SCOPE = "node-envoy"

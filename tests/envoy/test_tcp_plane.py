@@ -14,7 +14,7 @@ from tests.compiling import Mesh, pod, service, slice_of
 from tests.envoy.node_mesh import NodeMesh, free_port, free_port_everywhere, loopback
 from tests.envoy.real_envoy import until
 
-pytestmark = pytest.mark.envoy
+pytestmark = [pytest.mark.envoy, pytest.mark.node_envoy]
 
 DB, CACHE = "100.1.7.1", "100.1.7.2"
 CLIENT, OTHER, THIRD, STRANGER = "100.1.0.20", "100.1.0.21", "100.1.0.22", "100.1.9.9"
