@@ -226,6 +226,8 @@ class ControlPlane:
             gc.collect()
             gc.freeze()
             self.bound = await self._listen(tasks)
+            for plugin in self.config.plugins:
+                log.info("serve.plugin_used", name=plugin.name, version=plugin.version)
             log.info("serve.listening", addresses=self.bound, revision=self.compiler.store.revision)
             self.ready.set()
             self.health.set_serving(True)

@@ -102,14 +102,10 @@ def raw_mode(db: Database, id: ObjectId) -> RawMode:
     socket = message.address.socket_address
     place = f"{socket.address}:{socket.port_value}" if socket.address else ""
     try:
-        for type_url in (LISTENER, CLUSTER, ENDPOINTS):
-            plugin = db.input(PATCHED_TYPES, type_url)
-            if plugin is not ABSENT:
-                # Security: what it makes of them (a rule, another endpoint) the kernel would not do.
-                raise NotForKernel("", f"plug-in {plugin} patches each {type_url.rpartition('.')[2]}")
         chain = _chain(message, id)
         seen(db, entry.nodes, LISTENER, entry.resource_name, "")
         _check_place(db, entry, chain)
+        _check_plugins(db)
         backends = raw_backends(db, entry.nodes, chain.shares)
     except NotForKernel as error:
         text = f"{error.path}: {error}" if error.path else str(error)
@@ -133,6 +129,17 @@ def _decoded(entry: EnvoyResource) -> Any:
 def _is_tcp(message: Any) -> bool:
     chains = (*message.filter_chains, message.default_filter_chain)
     return any(entry.typed_config.type_url == _TCP_PROXY for chain in chains for entry in chain.filters)
+
+
+def _check_plugins(db: Database) -> None:
+    """Raises: NotForKernel where plug-ins patch what a listener is made of.
+
+    Security: what they make of it (a rule, another endpoint) the kernel would not do.
+    """
+    for type_url in (LISTENER, CLUSTER, ENDPOINTS):
+        plugin = db.input(PATCHED_TYPES, type_url)
+        if plugin is not ABSENT:
+            raise NotForKernel("", f"plug-in {plugin} patches each {type_url.rpartition('.')[2]}")
 
 
 def _check_place(db: Database, entry: EnvoyResource, chain: _Chain) -> None:
