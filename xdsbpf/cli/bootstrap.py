@@ -24,20 +24,27 @@ def bootstrap(
     tls_cert: Path | None = typer.Option(None, "--tls-cert", help="client certificate chain (PEM)"),
     tls_key: Path | None = typer.Option(None, "--tls-key", help="its private key (PEM)"),
     tls_ca: Path | None = typer.Option(None, "--tls-ca", help="CA of the control plane (PEM)"),
-    tls_server_name: str = typer.Option("", "--tls-server-name", help="name in its certificate; default: the host"),
+    tls_server_name: str = typer.Option(
+        "", "--tls-server-name", help="DNS name, address or spiffe:// id in its certificate; default: the host"
+    ),
+    sds_dir: Path | None = typer.Option(
+        None, "--sds-dir", help="write the secrets' files there, so that Envoy takes up replaced certificates"
+    ),
     output: Format = typer.Option(Format.YAML, "--output", "-o", help="yaml or json"),
 ) -> None:
     """Print the bootstrap of an Envoy.
 
     A stock Envoy takes everything from the control plane with it; --grpc prints that of a proxyless gRPC client.
     """
-    from xdsbpf.compile.raw.bootstrap import ClientBootstrap, TlsFiles, envoy_bootstrap, grpc_bootstrap
+    from xdsbpf.compile.raw.bootstrap import ClientBootstrap, TlsFiles, envoy_bootstrap, grpc_bootstrap, sds_documents
 
     given = [path for path in (tls_cert, tls_key, tls_ca) if path is not None]
     tls = None
     if tls_cert is not None and tls_key is not None and tls_ca is not None:
-        tls = TlsFiles(str(tls_cert), str(tls_key), str(tls_ca), tls_server_name)
-    elif given:
+        if sds_dir is not None:  # Envoy reads these wherever it is started
+            tls_cert, tls_key, tls_ca, sds_dir = (path.absolute() for path in (tls_cert, tls_key, tls_ca, sds_dir))
+        tls = TlsFiles(str(tls_cert), str(tls_key), str(tls_ca), tls_server_name, str(sds_dir or ""))
+    elif given or sds_dir is not None:
         fail("mutual TLS needs --tls-cert, --tls-key and --tls-ca", Exit.USAGE)
     if rest and (grpc or tls is not None):
         fail("--rest is for Envoy, and without TLS: it is served on loopback and unix sockets", Exit.USAGE)
@@ -51,6 +58,10 @@ def bootstrap(
         poll_s=refresh if rest else 0.0,
     )
     document = grpc_bootstrap(options) if grpc else envoy_bootstrap(options)
+    if sds_dir is not None and not grpc:
+        sds_dir.mkdir(parents=True, exist_ok=True)
+        for name, secret in sds_documents(options).items():
+            (sds_dir / name).write_text(json.dumps(secret, indent=2) + "\n")
     if grpc or output is Format.JSON:
         sys.stdout.write(json.dumps(document, indent=2) + "\n")
         return

@@ -202,3 +202,20 @@ def test_an_unreachable_control_plane_exits_69() -> None:
     result = xdsbpf("ps", "--admin", "127.0.0.1:1")
     assert result.returncode == 69
     assert "hint:" in result.stderr
+
+
+def test_the_bootstrap_of_an_envoy_with_certificates_names_the_control_plane(tmp_path: Path) -> None:
+    files = ("--tls-cert", "/c/cert.pem", "--tls-key", "/c/key.pem", "--tls-ca", "/c/ca.pem")
+    for address, name, expected in (
+        ("10.0.0.1:15012", "", {"san_type": "IP_ADDRESS", "matcher": {"exact": "10.0.0.1"}}),
+        ("xds.mesh:15012", "", {"san_type": "DNS", "matcher": {"exact": "xds.mesh"}}),
+        ("xds.mesh:15012", "spiffe://td/ns/a/sa/b", {"san_type": "URI", "matcher": {"exact": "spiffe://td/ns/a/sa/b"}}),
+    ):
+        options = ("--node-id", "edge-1", "--xds", address, "--tls-server-name", name, "--sds-dir", str(tmp_path))
+        result = xdsbpf("bootstrap", *options, *files, "-o", "json")
+        assert result.returncode == 0, result.stderr
+        assert "xds_certificate" in result.stdout
+        (secret,) = json.loads((tmp_path / "xds_authorities.json").read_text())["resources"]
+        assert secret["validation_context"]["match_typed_subject_alt_names"] == [expected]
+        assert secret["validation_context"]["watched_directory"] == {"path": "/c"}
+    assert xdsbpf("bootstrap", "--node-id", "edge-1", "--sds-dir", str(tmp_path)).returncode == 64
