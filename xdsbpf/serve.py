@@ -256,6 +256,7 @@ class ControlPlane:
                 deadline = time.monotonic() + SLICE_S
         changes = self.compiler.publish()
         self.client_views.published()
+        since = self.server.streams.barrier()
         taken_at, self._taken_at = self._taken_at, None
         self.compile_seconds.observe(time.monotonic() - started)
         self._log_failures()
@@ -268,7 +269,7 @@ class ControlPlane:
             count = sum(len(keys) for keys in changes.by_scope.values())
             elapsed_ms = round((time.monotonic() - started) * 1e3, 1)
             log.info("compile.finished", revision=changes.revision, resources=count, duration_ms=elapsed_ms)
-        self.barriers.published(self.server.streams.barrier())
+        self.barriers.published(since, self.server.streams.barrier())
 
     def _follow_globs(self) -> None:
         """Raw resources for other nodes came or went: open streams see what their node id opens now."""

@@ -26,7 +26,7 @@ from xdsbpf.model.resource import Resource
 from xdsbpf.report.pacing import unhurried
 from xdsbpf.sources.catalog import Catalog
 from xdsbpf.sources.digest import content_digest
-from xdsbpf.xds.barriers import Barriers
+from xdsbpf.xds.barriers import Barriers, Span
 from xdsbpf.xds.confirmation import Gap, Missing, behind, gaps
 from xdsbpf.xds.publisher import Slot
 from xdsbpf.xds.server import XdsServer
@@ -126,8 +126,9 @@ class Distributor:
             reason = f"{pending} of {len(progress)} objects are not in force on the server"
             return Distribution(Verdict.WAITING, reason, progress)
         ids = frozenset(entry.id for entry in wanted)
-        barrier = max((self._barriers.of(object_id) for object_id in ids), default=0)
-        late = {session: tuple(behind(session, barrier)) async for session in unhurried(self._sessions())}
+        spans = [span for span in map(self._barriers.of, ids) if span.until]
+        span = Span(min((one.since for one in spans), default=0), max((one.until for one in spans), default=0))
+        late = {session: tuple(behind(session, span)) async for session in unhurried(self._sessions())}
         refusing = any(asked.nacks for session in late for asked in session.subscriptions())
         failures = self._compiler.publisher.failures
         slots: set[Slot] = set()

@@ -1,6 +1,6 @@
 """Up to which change every client must have answered before it can have what an object says.
 
-In: the objects of each batch that was taken, and a stamp once everything taken is published. Out: the stamp per object.
+In: the objects of each batch that was taken, and two stamps around the change that it made. Out: both per object.
 Owned by `serve.py`; asked by `report.distribution`. Pure.
 """
 
@@ -9,37 +9,48 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+import msgspec
+
 from xdsbpf.diagnostics import ObjectId
 
 REMEMBERED_OBJECTS: Final = 16_384
-"""Objects whose own stamp is known. For one that changed before all of those, the newest forgotten stamp stands."""
+"""Objects whose own span is known. For one that changed before all of those, the newest forgotten stamp stands."""
+
+
+class Span(msgspec.Struct, frozen=True):
+    """What a change made clients owe has stamps greater than `since`, and at most `until`."""
+
+    since: int
+    until: int
 
 
 class Barriers:
-    """Stamps by object, the last changed at the end."""
+    """The span of the last change by object, the last changed at the end."""
 
     def __init__(self) -> None:
         self._unpublished: set[ObjectId] = set()
-        self._stamps: dict[ObjectId, int] = {}
-        self._floor = 0
+        self._spans: dict[ObjectId, Span] = {}
+        self._floor = Span(0, 0)
 
     def taken(self, objects: Iterable[ObjectId]) -> None:
         """These have changed and are not compiled yet."""
         self._unpublished.update(objects)
 
-    def published(self, stamp: int) -> None:
-        """All that was taken is with the streams; whatever it made them owe has a stamp up to this one."""
+    def published(self, since: int, until: int) -> None:
+        """All that was taken is with the streams; whatever it made them owe has a stamp between these two."""
+        span = Span(since, until)
         for object_id in self._unpublished:
-            self._stamps.pop(object_id, None)
-            self._stamps[object_id] = stamp
+            self._spans.pop(object_id, None)
+            self._spans[object_id] = span
         self._unpublished.clear()
-        while len(self._stamps) > REMEMBERED_OBJECTS:
-            self._floor = max(self._floor, self._stamps.pop(next(iter(self._stamps))))
+        while len(self._spans) > REMEMBERED_OBJECTS:
+            forgotten = self._spans.pop(next(iter(self._spans))).until
+            self._floor = Span(forgotten, forgotten)
 
     def is_published(self, object_id: ObjectId) -> bool:
         """Whether all changes of the object that were taken are published."""
         return object_id not in self._unpublished
 
-    def of(self, object_id: ObjectId) -> int:
-        """The stamp of its last change; 0 if it has not changed since clients were served."""
-        return self._stamps.get(object_id, self._floor)
+    def of(self, object_id: ObjectId) -> Span:
+        """The span of its last change; (0, 0) if it has not changed since clients were served."""
+        return self._spans.get(object_id, self._floor)

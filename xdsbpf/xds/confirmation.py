@@ -18,6 +18,7 @@ import msgspec
 
 from xdsbpf.model import names
 from xdsbpf.model.resource import Resource
+from xdsbpf.xds.barriers import Span
 from xdsbpf.xds.gate import Gate
 from xdsbpf.xds.session import Session
 from xdsbpf.xds.store import AGENT, NODE_ENVOY, ResourceStore
@@ -53,25 +54,34 @@ class Gap(msgspec.Struct, frozen=True):
     reason: str
 
 
-def behind(session: Session, barrier: int) -> Iterator[Gap]:
-    """Types of which the client has not been sent, or has not answered, something up to `barrier`.
+def behind(session: Session, span: Span) -> Iterator[Gap]:
+    """Types of which the client has not been sent, or has not answered, something up to the end of `span`.
 
-    What a new stream is owed because of its first request counts as well: it may hold something older.
+    Of removals only those count that belong to it: a removal waits for ever if what the client is to keep names what is
+    gone. What a new stream is owed because of its first request counts as well: it may hold something older.
     Cost: O(names that wait), nothing for a stream at rest.
     """
     for subscription in session.subscriptions():
-        limit = max(barrier, subscription.first_stamp)
+        limit = max(span.until, subscription.first_stamp)
+        removals = [name for name, stamp in subscription.removals.items() if span.since < stamp <= limit]
         owed = [(nonce, sent) for nonce, sent in subscription.in_flight.items() if sent.stamp <= limit]
         if owed:
             yield Gap(subscription.type_url, "", Missing.UNANSWERED, f"no answer to {_described(*owed[0])}")
         elif subscription.answer_due or subscription.oldest_waiting() <= limit:
             yield Gap(subscription.type_url, "", Missing.UNSENT, "a change waits to be sent")
+        elif removals:
+            text = f"it is to be removed, when nothing that the client has accepted names it: {_listed(removals)}"
+            yield Gap(subscription.type_url, "", Missing.UNSENT, text)
 
 
 def _described(nonce: str, sent: Sent) -> str:
     names = [*sent.versions, *(f"{name} (removed)" for name in sent.removed)]
+    return f"response {nonce}: {_listed(names) or 'nothing new'}"
+
+
+def _listed(names: list[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"response {nonce}: {', '.join(names[:SHOWN]) or 'nothing new'}{more}"
+    return ", ".join(names[:SHOWN]) + more
 
 
 def gaps(session: Session, gate: Gate, store: ResourceStore, wanted: Iterable[Resource]) -> Iterator[Gap]:
@@ -104,7 +114,8 @@ def gaps(session: Session, gate: Gate, store: ResourceStore, wanted: Iterable[Re
 
 def _is_at_rest(subscription: Subscription) -> bool:
     """Whether what it holds is what it has accepted; for most clients nearly always so."""
-    return not (subscription.in_flight or subscription.nacks or subscription.withheld or subscription.forced)
+    unsettled = (subscription.in_flight, subscription.nacks, subscription.withheld, subscription.waiting)
+    return not (any(unsettled) or subscription.forced)
 
 
 def _gap(subscription: Subscription, gate: Gate, node: str, name: str, version: str) -> Gap | None:
@@ -114,6 +125,9 @@ def _gap(subscription: Subscription, gate: Gate, node: str, name: str, version: 
     if name in subscription.withheld:
         reasons = "; ".join(gate.explain(node, need) for need in subscription.withheld[name])
         return Gap(subscription.type_url, name, Missing.WITHHELD, reasons)
+    if name in subscription.waiting:
+        needs = "; ".join(map(str, subscription.waiting[name].missing))
+        return Gap(subscription.type_url, name, Missing.WITHHELD, f"it waits for what it names: {needs}")
     if any(name in sent.versions for sent in subscription.in_flight.values()):
         return Gap(subscription.type_url, name, Missing.UNANSWERED, f"version {version} is sent, not answered")
     if subscription.held.get(name) != version or name in subscription.forced:

@@ -283,9 +283,8 @@ class Subscription:
         return min(stamps, default=None)
 
     def oldest_waiting(self) -> float:
-        """Stamp of the oldest change or question that waits to be sent, removals included; infinity if none does."""
-        queues = (self.forced, self.dirty, self.removals)
-        oldest = min((min(queue.values()) for queue in queues if queue), default=math.inf)
+        """Stamp of the oldest change or question that waits to be sent, but for removals; infinity if none does."""
+        oldest = min((min(queue.values()) for queue in (self.forced, self.dirty) if queue), default=math.inf)
         return min(oldest, self.backlog_stamp) if self.backlog else oldest
 
     def answered(self, nonce: str) -> Sent | None:

@@ -160,7 +160,7 @@ MUTANTS: list[tuple[Scenario, Edit]] = [
         Edit(confirmation, "_gap", "subscription.held.get(name) != version", "name not in subscription.held"),
     ),
     (a_removal_is_waited_for, Edit(distribution, "behind", "sent.stamp <= limit", "False")),
-    (a_removal_is_waited_for, Edit(Barriers, "of", "self._stamps.get(object_id, self._floor)", "0")),
+    (a_removal_is_waited_for, Edit(Barriers, "of", "self._spans.get(object_id, self._floor)", "self._floor")),
 ]
 
 

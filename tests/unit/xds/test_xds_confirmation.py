@@ -19,7 +19,7 @@ from xdsbpf.diagnostics import ObjectId
 from xdsbpf.model.names import BACKENDS, FRONTEND, IDENTITY, NODE_CONFIG, POLICY
 from xdsbpf.model.resource import Resource
 from xdsbpf.xds import barriers, roster
-from xdsbpf.xds.barriers import Barriers
+from xdsbpf.xds.barriers import Barriers, Span
 from xdsbpf.xds.confirmation import Gap, Missing, behind, gaps
 from xdsbpf.xds.gate import Gate
 from xdsbpf.xds.roster import Roster
@@ -35,8 +35,8 @@ def missing(
     return [(gap.name, gap.missing) for gap in gaps(client.session, gate or Gate(), client.store, wanted)]
 
 
-def late(client: StreamClient | SotwClient, barrier: int = NOW) -> list[tuple[str, Missing]]:
-    return [(gap.type_url, gap.missing) for gap in behind(client.session, barrier)]
+def late(client: StreamClient | SotwClient, barrier: int = NOW, since: int = 0) -> list[tuple[str, Missing]]:
+    return [(gap.type_url, gap.missing) for gap in behind(client.session, Span(since, barrier))]
 
 
 def others_asked(client: StreamClient) -> None:
@@ -110,7 +110,9 @@ def test_a_removal_that_waits_for_who_may_refer_to_it_counts() -> None:
     client.ack_all((*client.on(CDS), *client.on(LDS)))
     changes = client.store.apply("node-envoy", [resource(LDS, "l", "2")], [(CDS, "a")])
     client.changed(changes)
-    assert (CDS, Missing.UNSENT) in late(client, client.session._stamp)
+    stamp = client.session._stamp
+    assert (CDS, Missing.UNSENT) in late(client, stamp, since=stamp - 1)
+    assert (CDS, Missing.UNSENT) not in late(client, stamp + 9, since=stamp), "the removal belongs to another change"
 
 
 def test_what_a_new_stream_claims_to_hold_and_is_gone_counts_though_the_change_is_older() -> None:
@@ -160,19 +162,20 @@ def object_of(number: int) -> ObjectId:
     return ObjectId("Pod", "default", f"p{number}")
 
 
-def test_an_object_has_the_stamp_after_its_last_change_and_a_forgotten_one_a_later_stamp() -> None:
+def test_an_object_has_the_span_of_its_last_change_and_a_forgotten_one_a_later_stamp() -> None:
     found = Barriers()
-    assert (found.of(object_of(0)), found.is_published(object_of(0))) == (0, True)
+    assert (found.of(object_of(0)), found.is_published(object_of(0))) == (Span(0, 0), True)
     found.taken([object_of(0)])
     assert not found.is_published(object_of(0))
-    found.published(5)
-    assert (found.of(object_of(0)), found.is_published(object_of(0)), found.of(object_of(1))) == (5, True, 0)
+    found.published(3, 5)
+    assert (found.of(object_of(0)), found.is_published(object_of(0))) == (Span(3, 5), True)
+    assert found.of(object_of(1)) == Span(0, 0)
     found.taken(object_of(number) for number in range(1, barriers.REMEMBERED_OBJECTS + 1))
-    found.published(9)
-    assert (found.of(object_of(0)), found.of(object_of(1))) == (5, 9)
+    found.published(7, 9)
+    assert (found.of(object_of(0)), found.of(object_of(1))) == (Span(5, 5), Span(7, 9))
     found.taken([object_of(-1), object_of(-2)])
-    found.published(11)
-    assert found.of(object_of(0)) == 9, "never a stamp older than its own"
+    found.published(10, 11)
+    assert found.of(object_of(0)) == Span(9, 9), "never a stamp older than its own"
 
 
 def test_departures_are_remembered_for_the_nodes_of_the_mesh_and_bounded() -> None:

@@ -317,10 +317,10 @@ def test_what_a_state_of_the_world_envoy_acks_is_known_to_the_gate() -> None:
 
 def test_what_came_with_a_refused_resource_opens_the_gate_when_its_second_turn_is_taken() -> None:
     gate = Gate()
-    good = resource(CDS, "good")
-    client = SotwClient(store_with(resource(CDS, "bad"), good), gate=gate)
-    again = client.nack(client.on(CDS)[0], "cluster bad: no")
+    good = resource(LDS, "good")
+    client = SotwClient(store_with(resource(LDS, "bad"), good), gate=gate)
+    again = client.nack(client.on(LDS)[0], "listener bad: no")
     assert client.ledger is not None
-    assert "good" not in client.ledger.accepted.get(CDS, {})
+    assert "good" not in client.ledger.accepted.get(LDS, {})
     client.ack_all(again)
-    assert client.ledger.accepted[CDS] == {"good": good.version}
+    assert client.ledger.accepted[LDS] == {"good": good.version}
