@@ -22,6 +22,7 @@ from tests.property.xds_world import PAGE, World
 from tests.xds.mutation import Edit
 from xdsbpf.xds import shared
 from xdsbpf.xds.delta import DeltaSession
+from xdsbpf.xds.guard import ClusterGuard
 from xdsbpf.xds.response import Page
 from xdsbpf.xds.session import Session
 from xdsbpf.xds.sotw import SotwSession
@@ -153,6 +154,11 @@ BROKEN = (
         "a removal waits for nothing",
         Edit(Session, "_may_leave", "default=self._stamp + 1)", "default=0) * 0 + self._stamp + 1"),
         "leaves before the routes",
+    ),
+    Broken(
+        "routes do not wait for their clusters",
+        Edit(ClusterGuard, "holds_back", "if not missing:", "if True:"),
+        "go before their cluster",
     ),
     Broken("endpoints do not follow", Edit(Session, "_owe", "if not wanted:", "if True:"), "do not follow"),
     Broken("pages have no limit", Edit(Page, "fits", "return self._whole or", "return True or"), "more than a page"),

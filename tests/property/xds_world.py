@@ -12,10 +12,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from tests.property.xds_client import NAMES, STAR, TYPES, WILD, Asked, DeltaClient, ModelClient, Sent, SotwClient
+from tests.property.xds_stream import Stream
 from tests.xds.resources import BUILDERS, CDS, EDS, LDS, RDS, Served
 from tests.xds.wire import Response, decode
 from xdsbpf.model.resource import Resource, make_resource
 from xdsbpf.xds.delta import DeltaSession
+from xdsbpf.xds.guard import UNKNOWN_S
 from xdsbpf.xds.request import decode_delta, decode_sotw
 from xdsbpf.xds.session import Session
 from xdsbpf.xds.sotw import SotwSession
@@ -25,34 +27,6 @@ VIEWS = (View(("all", "blue"), "", ENVOY), View(("all", "green"), "", ENVOY))
 SCOPES = ("all", "all", "blue", "green")
 PAGE = 2
 """Resources on a page: the tests set it, so that paging happens."""
-
-
-class Stream:
-    """What has gone over one stream, as the server knows it."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.asked: dict[str, Asked] = {}
-        self.nonce: dict[str, str] = {}
-        self.unanswered: dict[str, list[Response]] = {type_url: [] for type_url in TYPES}
-        self.given: dict[str, dict[str, int]] = {type_url: {} for type_url in TYPES}
-        """Editions that were sent last, or claimed."""
-        self.due: dict[str, set[str]] = {type_url: set() for type_url in TYPES}
-        """Names that may be sent without a change, and while a response is out: they were asked for, or came with a
-        refused one, or their cluster has changed."""
-        self.is_due: dict[str, bool] = dict.fromkeys(TYPES, False)
-        """A whole set may be sent that equals the one before."""
-        self.refused: dict[str, dict[str, int]] = {type_url: {} for type_url in TYPES}
-        self.gone: dict[str, set[str]] = {type_url: set() for type_url in TYPES}
-        """Names that were not there for a while, since they were sent last."""
-        self.withheld: set[tuple[str, int]] = set()
-        """Editions that were refused at any time."""
-        self.knows_accepted: set[str] = set()
-        """Types of which the server knows what the client has in force."""
-        self.frozen: set[str] = set()
-        """Types of which it does not know that, and the client refused all that it was sent."""
-        self.owed: set[str] = set()
-        """Clusters whose endpoints must follow."""
 
 
 class World:
@@ -70,6 +44,7 @@ class World:
         """Clusters that are not there -> the last edition before they went."""
         self.target: dict[int, str] = {}
         """Edition of routes -> the cluster that they use."""
+        self.made_at: dict[int, float] = {}
         self.view = VIEWS[0]
         self.now = 0.0
         self.events: Counter[str] = Counter()
@@ -191,7 +166,7 @@ class World:
         served: Served
         if type_url == RDS:
             served = BUILDERS[RDS](name, edition, to=target)
-            self.target[edition] = target
+            self.target[edition], self.made_at[edition] = target, self.now
         elif type_url == LDS:
             served = BUILDERS[LDS](name, edition, route=target)
         else:
@@ -337,6 +312,8 @@ class World:
                 if not self.stream.unanswered[earlier]:
                     behind = self.behind(earlier)
                     assert not behind, f"{earlier} of {behind} was not sent before {sent}"
+        if type_url == RDS and self.asked(CDS).wild and self.client.types[CDS].asked.wild:
+            self.check_targets({sent.holds[name] for name in changed})
         if type_url == CDS:
             held = self.client.types[CDS].held.keys()
             gone = held & set(sent.removed) if self.is_delta else held - set(sent.holds)
@@ -355,6 +332,14 @@ class World:
         is_out = any(target in sent.holds for sent in self.stream.unanswered[CDS])
         is_there = target in self.client.types[CDS].held and target in self.current(CDS)
         return is_out or not is_there or bool(self.client.to_server)
+
+    def check_targets(self, routes: set[int]) -> None:
+        """Routes go to a client that has their clusters, or after a while."""
+        ready = self.client.types[CDS].held.keys()
+        for edition in routes:
+            is_new = self.now - self.made_at[edition] < UNKNOWN_S
+            late = is_new and self.target[edition] in self.current(CDS).keys() - ready
+            assert not late, f"routes {edition} go before their cluster {self.target[edition]}"
 
     def check_removals(self, gone: set[str]) -> None:
         """A route that leaves a cluster, and is not refused, goes first, and its ACK has come."""

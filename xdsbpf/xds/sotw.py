@@ -183,7 +183,6 @@ class SotwSession(Session):
         state = self._state(subscription)
         current = [item for item in state.values() if self._is_wanted(subscription, item)]
         versions = {item.name: item.version for item in current if self._is_new(subscription, item)}
-        subscription.held.update((item.name, item.version) for item in current)
         if self._ledger is not None:
             self._ledger.forget(subscription.type_url, leaving)
         subscription.state = state
@@ -191,7 +190,9 @@ class SotwSession(Session):
             subscription.forget(name)
         if leaving:
             self._guard.uses_changed()
-        return self._send(subscription, list(state.values()), stamp, versions)
+        response = self._send(subscription, list(state.values()), stamp, versions)
+        subscription.held.update((item.name, item.version) for item in current)  # what it had before, too
+        return response
 
     def _state(self, subscription: Subscription) -> dict[str, Resource]:
         """The whole set as the client should have it now, sorted by name.
