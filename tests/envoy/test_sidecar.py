@@ -103,6 +103,7 @@ SERVER = """
 import http.server, socketserver, sys
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # one write for head and body: two wait for each other's ACK
     def do_GET(self):
         body = sys.argv[3].encode()
         self.send_response(200)
