@@ -90,6 +90,10 @@ class ServeConfig(msgspec.Struct, frozen=True):
     admins: tuple[str, ...] = ()
     """Patterns of SPIFFE ids."""
     admission: AdmissionLimits = AdmissionLimits()
+    drain_s: float = 5.0
+    """At the end streams are sent away one by one within that time; few take less."""
+    max_connection_age_s: float = 0.0
+    """0: connections have no age."""
     quarantine: bool = True
     """See `Session`."""
 
@@ -149,7 +153,8 @@ class ControlPlane:
                 **LoadReporting(self.load_reports, self._admit).handlers(),
             },
             quarantine=config.quarantine,
-            transport=TRANSPORTS[config.transport],
+            max_age_s=config.max_connection_age_s,
+            transport=lambda handlers: TRANSPORTS[config.transport](handlers, max_age_s=config.max_connection_age_s),
         )
         validator = EnvoyValidator(config.validate_with) if config.validate_with is not None else None
         self.source = FileSource(config.paths, self.take, envoy_paths=config.envoy_paths, validator=validator)
@@ -237,7 +242,7 @@ class ControlPlane:
                     await self._compile()
             finally:
                 self.health.drain()
-                await self.server.stop(1.0)
+                await self.server.stop(1.0, self.config.drain_s)
 
     async def _listen(self, tasks: asyncio.TaskGroup) -> tuple[str, ...]:
         if self.certificates is None:

@@ -125,6 +125,8 @@ def serve(
     allow_admin: list[str] = typer.Option([], "--allow-admin", help="SPIFFE pattern of peers that may use CSDS"),
     new_streams: float = typer.Option(200.0, "--new-streams-per-second", min=1, help="more wait in line"),
     streams_per_identity: int = typer.Option(1000, "--streams-per-identity", min=1, help="limit of one SPIFFE id"),
+    drain_seconds: float = typer.Option(5.0, "--drain-seconds", min=0, help="spread of the streams' ends on SIGTERM"),
+    max_connection_age: float = typer.Option(0.0, "--max-connection-age", min=0, help="seconds, 40 % more or less"),
     transport: str = typer.Option("grpcio", "--transport", help="grpcio, or fast: the built-in HTTP/2"),
     quarantine: bool = typer.Option(
         True,
@@ -173,6 +175,8 @@ def serve(
         tls=_tls_files(listen_tls, tls_cert, tls_key, tls_ca),
         allow=tuple(parse_allow_rule(text) for text in allow),
         admins=tuple(parse_identity_pattern(text) for text in allow_admin),
+        drain_s=drain_seconds,
+        max_connection_age_s=max_connection_age,
         admission=AdmissionLimits(
             per_s=new_streams,
             burst=math.ceil(new_streams),

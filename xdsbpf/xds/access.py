@@ -64,8 +64,13 @@ class AccessControl:
         self._clock = clock
         self._log_budget = Bucket(20, 1.0, clock())
         self._unlogged = 0
+        self._is_closed = False
         self._turns: dict[Ticket, asyncio.Future[bool]] = {}
         self._timer: asyncio.TimerHandle | None = None
+
+    def close(self) -> None:
+        """The server is stopping: nobody new begins."""
+        self._is_closed = True
 
     def protect(self, handlers: Mapping[str, Handler]) -> dict[str, Handler]:
         """The same handlers behind the check."""
@@ -126,6 +131,8 @@ class AccessControl:
             self._timer = asyncio.get_running_loop().call_later(max(turn.again_at - now, 0.001), self._give_turns)
 
     def _check(self, access: Access, peer: Peer) -> None:
+        if self._is_closed and access is not Access.ANYONE:
+            raise ProtocolError("UNAVAILABLE", "the server is stopping")
         match access:
             case Access.PEER:
                 self._rules.identify(peer)

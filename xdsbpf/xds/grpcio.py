@@ -18,6 +18,7 @@ from grpc import aio
 from xdsbpf.errors import ConfigError, ProtocolError
 from xdsbpf.unix_listener import claim_unix_path
 from xdsbpf.xds.addresses import listen_target, tls_target
+from xdsbpf.xds.lifetimes import GOAWAY_AGE
 from xdsbpf.xds.tls import Material, has_ended
 from xdsbpf.xds.transport import Handler, Peer
 
@@ -113,8 +114,10 @@ def _method_handler(path: str, handler: Handler) -> grpc.RpcMethodHandler[bytes,
 class GrpcTransport:
     """One grpc.aio server. Raises on `start`: ConfigError if an address is not local, or taken."""
 
-    def __init__(self, handlers: Mapping[str, Handler]) -> None:
+    def __init__(self, handlers: Mapping[str, Handler], *, max_age_s: float = 0.0) -> None:
+        """`max_age_s`: age of connections, 0 for none; see `lifetimes`."""
         self._handlers = handlers
+        self._max_age_s = max_age_s
         self._server: aio.Server | None = None
         self._sockets: list[Path] = []
         self._material: Material | None = None
@@ -128,7 +131,7 @@ class GrpcTransport:
         """See `Transport.start`."""
         targets = [listen_target(address) for address in addresses]
         tls_targets = [tls_target(address) for address in tls_addresses]
-        server = aio.server(options=_OPTIONS)
+        server = aio.server(options=[*_OPTIONS, *_age_options(self._max_age_s)])
         server.add_generic_rpc_handlers((_Methods(self._handlers),))
         bound = [_bind(server, target) for target in targets]
         if material is not None:
@@ -189,6 +192,14 @@ def _is_expired(properties: Mapping[str, Iterable[bytes]]) -> bool:
         return False
     certificates = list(properties.get("x509_pem_cert", ()))
     return len(certificates) != 1 or has_ended(certificates[0], time.time())
+
+
+def _age_options(max_age_s: float) -> list[tuple[str, int]]:
+    """GOAWAY at half of the age, 10 % more or less (gRPC's own jitter); what is left at twice the age is cut off."""
+    if not max_age_s:
+        return []
+    goaway_ms, cut_ms = round(max_age_s * GOAWAY_AGE * 1e3), round(max_age_s * 1.5 * 1e3)
+    return [("grpc.max_connection_age_ms", goaway_ms), ("grpc.max_connection_age_grace_ms", cut_ms)]
 
 
 def _configuration(material: Material) -> grpc.ServerCertificateConfiguration:

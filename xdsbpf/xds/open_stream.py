@@ -41,6 +41,7 @@ class OpenStream:
         self.unsent: tuple[Response, bytes] | None = None
         """The writer's, from the moment that the transport did not take it at once until it is through."""
         self.writing_since: float | None = None
+        self._ends: asyncio.TimerHandle | None = None
         self.is_woken = False
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at: float | None = None
@@ -66,3 +67,14 @@ class OpenStream:
     def _ring(self, wake: Callable[[OpenStream], None]) -> None:
         self._alarm = self._alarm_at = None  # the clocks may differ by a hair: the session may ask for the same time
         wake(self)
+
+    def end_after(self, seconds: float) -> None:
+        """Let it end then with UNAVAILABLE, so that its client connects again; a later call replaces an earlier one."""
+        self.forget_age()
+        end = ProtocolError("UNAVAILABLE", "the stream has reached its end: connect again")
+        self._ends = asyncio.get_running_loop().call_later(seconds, self.finish, end)
+
+    def forget_age(self) -> None:
+        """It is over."""
+        if self._ends is not None:
+            self._ends.cancel()

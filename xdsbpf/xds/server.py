@@ -6,6 +6,7 @@ protocol logic and no task of its own.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping
 
 import structlog
@@ -32,7 +33,7 @@ class XdsServer:
 
     `quarantine` see `Session`, `prepare` see `Preparation`. `authorize` decides what peers with a certificate may
     claim, `access` who may call at all: without them only local peers are served. `more_handlers` (path -> handler)
-    are served beside it.
+    are served beside it. `max_age_s`: streams end at about that age (0: never); the transport must know it, too.
     """
 
     def __init__(
@@ -45,13 +46,18 @@ class XdsServer:
         prepare: Preparation = unprepared,
         authorize: Authorize | None = None,
         access: AccessControl | None = None,
+        max_age_s: float = 0.0,
         more_handlers: Mapping[str, Handler] | None = None,
         transport: Callable[[Mapping[str, Handler]], Transport] = GrpcTransport,
     ) -> None:
-        self.streams = Streams(store, resolve_view, clock, quarantine=quarantine, prepare=prepare, authorize=authorize)
+        self.streams = Streams(
+            store, resolve_view, clock, quarantine=quarantine, prepare=prepare, authorize=authorize, max_age_s=max_age_s
+        )
         self.handlers: dict[str, Handler] = dict.fromkeys(METHODS, self.streams.serve) | dict(more_handlers or {})
         """What a transport serves: method path -> handler."""
-        self._transport = transport((access or AccessControl(PeerRules(), {}, clock)).protect(self.handlers))
+        self._access = access or AccessControl(PeerRules(), {}, clock)
+        self._clock = clock
+        self._transport = transport(self._access.protect(self.handlers))
         self._bound: tuple[str, ...] = ()
 
     @property
@@ -78,12 +84,22 @@ class XdsServer:
         """See `Transport.use_tls`."""
         await self._transport.use_tls(material)
 
-    async def stop(self, grace: float) -> None:
-        """Take no new streams, end the open ones with trailers, wait at most `grace` seconds for them."""
+    async def stop(self, grace: float, drain_s: float = 0.0) -> None:
+        """Take no new streams, end the open ones with trailers, wait at most `grace` seconds for them.
+
+        `drain_s`: connections are told at once to take no new streams (GOAWAY), and the open ones, served until then,
+        end one by one within that time, so that their clients do not come back in one instant.
+        """
         if not self._bound:
             return
+        self._access.close()
+        longest = self.streams.drain(drain_s)
+        closing = asyncio.create_task(self._transport.stop(longest + grace))
+        deadline = self._clock() + longest
+        while self.streams.sessions() and self._clock() < deadline:
+            await asyncio.sleep(0.02)
         self.streams.stop()
-        await self._transport.stop(grace)
+        await closing
         log.info("xds.server_stopped")
 
     def changed(self, changes: Changes, taken_at: float | None = None) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import random
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 
@@ -19,6 +20,7 @@ from xdsbpf.errors import ProtocolError
 from xdsbpf.xds import protocol
 from xdsbpf.xds.delta import DeltaSession
 from xdsbpf.xds.gate import Gate
+from xdsbpf.xds.lifetimes import drain_delays, lifetime
 from xdsbpf.xds.log_budget import LogBudget
 from xdsbpf.xds.open_stream import OpenStream
 from xdsbpf.xds.peers import Authorize, PeerRules, readable_identity
@@ -68,6 +70,7 @@ class Streams:
         quarantine: bool = True,
         prepare: Preparation = unprepared,
         authorize: Authorize | None = None,
+        max_age_s: float = 0.0,
     ) -> None:
         self.store = store
         self.gate = Gate()
@@ -79,6 +82,7 @@ class Streams:
         self._clock = clock
         self._quarantine = quarantine
         self._prepare = prepare
+        self._max_age_s = max_age_s
         self._nonces = itertools.count(1)
         self._stamps = itertools.count(1)
         self._open: set[OpenStream] = set()
@@ -173,6 +177,13 @@ class Streams:
         """The status of every connected client, sorted by node id."""
         return node_statuses(self.sessions(), self.gate, self._clock())
 
+    def drain(self, seconds: float) -> float:
+        """End the open streams one by one within `seconds`; returns how long that takes at most."""
+        delays = drain_delays(len(self._open), seconds, random.random)
+        for stream, delay in zip(tuple(self._open), delays, strict=True):
+            stream.end_after(delay)
+        return max(delays, default=0.0)
+
     def stop(self) -> None:
         """End every stream with UNAVAILABLE, so that Envoy reconnects at once; new ones end at once as well."""
         self._is_stopping = True
@@ -218,6 +229,8 @@ class Streams:
         )
         stream = OpenStream(call, method, session, ledger, metadata)
         self._open.add(stream)
+        if self._max_age_s:
+            stream.end_after(lifetime(self._max_age_s, random.random))
         self.roster.entered(view)
         if self._watchdog is None:
             self._watch_writes()
@@ -245,6 +258,7 @@ class Streams:
         if stream not in self._open:
             return
         self._open.discard(stream)
+        stream.forget_age()
         self.roster.left(stream.session.view, self._clock())
         stream.finish(_OVER)
         node = stream.session.view.node

@@ -49,6 +49,8 @@ class Timing(msgspec.Struct, frozen=True):
     """A connection without calls is ended gracefully."""
     close_s: float = 5.0
     """How long the last bytes may take to leave."""
+    goaway_s: float = 0.0
+    """Age at which a connection is told to take no new streams, and ended once it has none; 0: never."""
     tick_s: float = 1.0
 
 

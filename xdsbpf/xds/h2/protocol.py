@@ -71,7 +71,7 @@ class H2Protocol(asyncio.Protocol):
         self._transport = transport = cast(asyncio.Transport, transport)  # uvloop's are not of that class
         now = self._loop.time()
         self._opened_at = self._heard_at = self._busy_at = now
-        self._ping_at = self._paused_at = self._closing_at = 0.0
+        self._ping_at = self._paused_at = self._closing_at = self._aged_at = 0.0
         self.peer, refusal = peer_of(transport)
         if refusal or not self._owner.accept(self):
             self._owner.failed(self.peer.address, refusal or "too many connections")
@@ -145,9 +145,19 @@ class H2Protocol(asyncio.Protocol):
             self._ping_at = now
             self._connection.ping(_PING)
             self._flush()
+        if timing.goaway_s and now - self._opened_at > timing.goaway_s:
+            self._age(now)
         if self.calls:
             self._busy_at = now
         elif now - self._busy_at > timing.idle_s and not self._closing_at:
+            self.finish()
+
+    def _age(self, now: float) -> None:
+        """It is old: no new streams, please, and the end once the open ones have ended and the peer has heard it."""
+        if not self._aged_at:
+            self._aged_at = now
+            self.announce_goaway()
+        elif not self.calls and now > self._aged_at:
             self.finish()
 
     def announce_goaway(self) -> None:

@@ -23,6 +23,7 @@ from xdsbpf.xds.h2.limits import Limits, Timing
 from xdsbpf.xds.h2.protocol import H2Protocol
 from xdsbpf.xds.h2.sender import FrameCache
 from xdsbpf.xds.h2.tls import server_context
+from xdsbpf.xds.lifetimes import GOAWAY_AGE
 from xdsbpf.xds.log_budget import LogBudget
 from xdsbpf.xds.tls import Material
 from xdsbpf.xds.transport import Handler
@@ -52,9 +53,11 @@ class H2Transport:
         limits: Limits | None = None,
         timing: Timing | None = None,
         max_connections: int = MAX_CONNECTIONS,
+        max_age_s: float = 0.0,
     ) -> None:
+        """`max_age_s`: age of connections, 0 for none; see `lifetimes`."""
         self.limits = limits or Limits()
-        self.timing = timing or Timing()
+        self.timing = timing or Timing(goaway_s=max_age_s * GOAWAY_AGE)
         self.frame_cache = FrameCache()
         self.events: Counter[str] = Counter()
         """"accepted", "closed" and "failed" connections, for the metrics."""
