@@ -14,7 +14,7 @@ import grpc
 from grpc import aio
 
 from tests.unit.serve.serve_rig import Rig
-from xdsbpf.compile.raw.bootstrap import ClientBootstrap, grpc_bootstrap
+from xdsbpf.compile.raw.bootstrap import ClientBootstrap, TlsFiles, grpc_bootstrap
 
 
 @contextlib.asynccontextmanager
@@ -55,10 +55,14 @@ class Peer:
 
 
 @contextlib.asynccontextmanager
-async def peer(rig: Rig, name: str, *arguments: str) -> AsyncIterator[Peer]:
-    """A process with the bootstrap that `xdsbpf bootstrap --grpc` prints; `name` is a node id, or <pod>.<namespace>."""
-    node_id = f"sidecar~127.0.0.1~{name}~default.svc.cluster.local" if "." in name else name
-    bootstrap = grpc_bootstrap(ClientBootstrap(node_id, xds=rig.address))
+async def peer(rig: Rig, name: str, *arguments: str, tls: TlsFiles | None = None) -> AsyncIterator[Peer]:
+    """A process with the bootstrap that `xdsbpf bootstrap --grpc` prints; `name` is a node id, or <pod>.<namespace>.
+
+    With `tls` it connects to the mutual TLS listener.
+    """
+    _, dot, namespace = name.partition(".")
+    node_id = f"sidecar~127.0.0.1~{name}~{namespace}.svc.cluster.local" if dot else name
+    bootstrap = grpc_bootstrap(ClientBootstrap(node_id, xds=rig.plane.bound[1] if tls else rig.address, tls=tls))
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tests.proxyless_peer", *arguments),
         stdin=asyncio.subprocess.PIPE,

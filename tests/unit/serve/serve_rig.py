@@ -16,6 +16,7 @@ from xdsbpf.model.names import CLUSTER, DATAPATH_TYPES, EXTENSION, LISTENER, ROU
 from xdsbpf.report.objects import object_rows
 from xdsbpf.serve import ControlPlane, ServeConfig
 from xdsbpf.xds import protocol
+from xdsbpf.xds.tls import TlsFiles
 from xdsbpf.xds.transports import DEFAULT_TRANSPORT
 
 DEADLINE_S = 15.0
@@ -240,8 +241,12 @@ async def running(
     *,
     raw: Mapping[str, str] | None = None,
     transport: str = DEFAULT_TRANSPORT,
+    tls: TlsFiles | None = None,
 ) -> AsyncIterator[Rig]:
-    """A control plane over `files` written to `directory`, listening on a unix socket; `raw` are Envoy resources."""
+    """A control plane over `files` written to `directory`, listening on a unix socket, or by `tls` on a port as well.
+
+    `raw` are Envoy resources.
+    """
     directory.mkdir(exist_ok=True)
     beside = directory.with_name(f"{directory.name}-raw")
     for place, texts in ((directory, files), (beside, raw or {})):
@@ -249,7 +254,14 @@ async def running(
             place.mkdir(exist_ok=True)
             (place / name).write_text(text)
     envoy_paths = (beside,) if raw else ()
-    config = ServeConfig(paths=(directory,), envoy_paths=envoy_paths, listen=(f"unix:{socket}",), transport=transport)
+    config = ServeConfig(
+        paths=(directory,),
+        envoy_paths=envoy_paths,
+        listen=(f"unix:{socket}",),
+        transport=transport,
+        listen_tls=("127.0.0.1:0",) if tls else (),
+        tls=tls,
+    )
     plane = ControlPlane(config)
     rig = Rig(directory, plane, f"unix:{socket}")
     task = asyncio.create_task(plane.run())

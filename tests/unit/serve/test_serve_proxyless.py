@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 from grpc import aio
 
+from tests.authority import Authority, write_files
 from tests.compiling import pod, service, slice_of
 from tests.envoy.node_mesh import free_port
 from tests.unit.serve.grpc_rig import Peer, backend, peer, share
 from tests.unit.serve.serve_rig import Rig, running
+from xdsbpf.compile.raw.bootstrap import TlsFiles as ClientFiles
+from xdsbpf.xds.tls import TlsFiles
 
 V1, V2 = "127.1.0.1", "127.1.0.2"
 SUBSETS = """
@@ -66,7 +69,7 @@ def endpoints(port: int, *pods: tuple[str, str]) -> str:
 
 
 @contextlib.asynccontextmanager
-async def mesh(tmp_path: Path, port: int, transport: str = "grpcio") -> AsyncIterator[Rig]:
+async def mesh(tmp_path: Path, port: int, transport: str = "grpcio", tls: TlsFiles | None = None) -> AsyncIterator[Rig]:
     """A control plane with `reviews` in two versions, and their servers."""
     files = {
         "services.yaml": service("reviews", f"{port}/grpc", address="10.96.0.10"),
@@ -79,7 +82,7 @@ async def mesh(tmp_path: Path, port: int, transport: str = "grpcio") -> AsyncIte
         for address, name in ((V1, "v1"), (V2, "v2")):
             await stack.enter_async_context(backend(f"{address}:{port}", name))
         yield await stack.enter_async_context(
-            running(tmp_path / "manifests", files, tmp_path / "xds.sock", transport=transport)
+            running(tmp_path / "manifests", files, tmp_path / "xds.sock", transport=transport, tls=tls)
         )
 
 
@@ -175,3 +178,22 @@ async def test_a_pod_whose_labels_change_gets_the_view_of_its_new_labels(tmp_pat
         async with asyncio.timeout(30):
             while not any("version=v3" in status.scopes[-1] for status in rig.plane.server.status()):
                 await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("transport", ["grpcio", "fast"])
+async def test_a_client_with_a_certificate_is_served_as_a_workload_of_its_own_namespace_only(
+    tmp_path: Path, port: int, transport: str
+) -> None:
+    authority = Authority()
+    own, server = tmp_path / "own", tmp_path / "server"
+    for directory in (own, server):
+        directory.mkdir()
+    written = write_files(own, authority, "spiffe://cluster.local/ns/shop/sa/web")
+    files = ClientFiles(str(written.certificate), str(written.key), str(written.client_ca))
+    async with mesh(tmp_path, port, transport, write_files(server, authority)) as rig:
+        target = f"reviews.default.svc.cluster.local:{port}"
+        async with peer(rig, "web.shop", "client", target, tls=files) as client:
+            assert (await client.calls(20))["errors"] == []
+        async with peer(rig, "web.default", "client", target, tls=files) as client:
+            (error,) = (await client.calls(1))["errors"]
+            assert "claims 'sidecar~127.0.0.1~web.default~" in error
