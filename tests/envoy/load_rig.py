@@ -89,8 +89,9 @@ class Rig:
             if not {CLUSTER, ROUTES} <= {item.type_url for item in types}:
                 return False
             followed = sum(item.subscribed for item in types if item.type_url == ENDPOINTS)
-            clusters = sum(1 for type_url, _ in self._served if type_url == CLUSTER)
-            if followed < clusters or any(item.state is not SyncState.SYNCED for item in types):
+            if followed < sum(1 for type_url, _ in self._served if type_url == ENDPOINTS) or any(
+                item.state is not SyncState.SYNCED for item in types
+            ):
                 return False
             return await self.envoy.stat("cluster_manager.warming_clusters") == 0
 
