@@ -64,7 +64,7 @@ class SotwMachine(DeltaMachine):
 TestDelta = DeltaMachine.TestCase
 TestSotw = SotwMachine.TestCase
 TestDelta.settings = TestSotw.settings = settings(
-    max_examples=1000 if LONG else 50, stateful_step_count=STEPS, deadline=None, derandomize=True
+    max_examples=1000 if LONG else 30, stateful_step_count=STEPS, deadline=None, derandomize=True
 )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 from tests.property.xds_client import NAMES, STAR, TYPES, WILD, Asked, DeltaClient, ModelClient, Sent, SotwClient
 from tests.property.xds_stream import Stream
-from tests.xds.resources import BUILDERS, CDS, EDS, LDS, RDS, Served
+from tests.xds.resources import BUILDERS, CDS, EDS, LDS, RDS
 from tests.xds.wire import Response, decode
 from xdsbpf.model.resource import Resource, make_resource
 from xdsbpf.xds.delta import DeltaSession
@@ -43,7 +43,7 @@ class World:
         self.gone_since: dict[str, int] = {}
         """Clusters that are not there -> the last edition before they went."""
         self.target: dict[int, str] = {}
-        """Edition of routes -> the cluster that they use."""
+        """Edition -> the cluster that routes use, or the routes of a listener."""
         self.made_at: dict[int, float] = {}
         self.view = VIEWS[0]
         self.now = 0.0
@@ -163,14 +163,9 @@ class World:
     def fresh(self, type_url: str, name: str, target: str) -> Resource:
         """A resource with content that has never been; `target` is what it refers to, if its type does."""
         edition = self.edition = self.edition + 1
-        served: Served
-        if type_url == RDS:
-            served = BUILDERS[RDS](name, edition, to=target)
-            self.target[edition], self.made_at[edition] = target, self.now
-        elif type_url == LDS:
-            served = BUILDERS[LDS](name, edition, route=target)
-        else:
-            served = BUILDERS[type_url](name, edition)
+        refers_to = {RDS: {"to": target}, LDS: {"route": target}}.get(type_url, {})
+        served = BUILDERS[type_url](name, edition, **refers_to)
+        self.target[edition], self.made_at[edition] = target, self.now
         resource = make_resource(type_url, name, served.message.SerializeToString(deterministic=True))
         self.edition_of[type_url, resource.version] = edition
         return resource
@@ -330,8 +325,8 @@ class World:
         """Whether these routes may wait for their cluster: as far as the server knows, the client has not got it."""
         target = self.target[edition]
         is_out = any(target in sent.holds for sent in self.stream.unanswered[CDS])
-        is_there = target in self.client.types[CDS].held and target in self.current(CDS)
-        return is_out or not is_there or bool(self.client.to_server)
+        is_sent = target in self.stream.given[CDS] and target in self.current(CDS)
+        return is_out or not is_sent or target not in self.client.types[CDS].held or bool(self.client.to_server)
 
     def check_targets(self, routes: set[int]) -> None:
         """Routes go to a client that has their clusters, or after a while."""
@@ -368,8 +363,9 @@ class World:
         stream.unanswered[type_url].append(sent)
         stream.nonce[type_url] = sent.nonce
         if type_url == CDS:
-            held = {} if self.is_delta else self.client.types[CDS].held  # what stands in for a refused one is not new
-            stream.owed |= {name for name in changed if held.get(name) != sent.holds[name]}
+            state = self.client.types[CDS]
+            held = {} if self.is_delta else state.held  # what stands in for a refused one is not new
+            stream.owed |= {name for name in changed if state.asked.covers(name) and held.get(name) != sent.holds[name]}
             stream.due[EDS] |= set(sent.holds)
         elif type_url == EDS:
             stream.owed -= {*sent.holds, *sent.removed}

@@ -38,7 +38,7 @@ from xdsbpf.xds.transport import Call
 from xdsbpf.xds.transports import TRANSPORTS
 
 SECONDS = 120.0 if LONG else 2.5
-HEAVY_ROUNDS = 20 if LONG else 1
+HEAVY_ROUNDS = 10 if LONG else 1
 MIB = 1 << 20
 GROWTH = 350 * MIB
 """Of the whole process, client and copies of 64 MB messages included, over all conversations after the first ones."""
