@@ -66,10 +66,12 @@ class Client:
         deadline_s: float = DEADLINE_S,
         features: tuple[str, ...] = (),
         reads: bool = True,
+        user_agent: str = "conformance",
     ) -> None:
         self.variant = variant
         self.node_id = node_id
         self.features = features
+        self.user_agent = user_agent
         self.reads = reads
         self.channel = aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
         self.arrived = asyncio.Event()
@@ -110,7 +112,7 @@ class Client:
         node_id = (self.node_id if chosen.is_fresh else "") if node is None else node
         if node_id:
             request.node.id = node_id
-            request.node.user_agent_name = "conformance"
+            request.node.user_agent_name = self.user_agent
             request.node.client_features.extend(self.features)
         if error is not None:
             request.error_detail.code = 13

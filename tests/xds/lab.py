@@ -35,7 +35,7 @@ class Lab:
         assert isinstance(self.driver, InProcess)
         return self.driver
 
-    def client(self, *, features: tuple[str, ...] = (), reads: bool = True) -> Client:
+    def client(self, *, features: tuple[str, ...] = (), reads: bool = True, user_agent: str = "conformance") -> Client:
         """Another proxy, with a connection and a node id of its own; see `Client`."""
         node_id = f"conformance-{next(_numbers)}"
         client = Client(
@@ -46,6 +46,7 @@ class Lab:
             deadline_s=self._deadline_s,
             features=features,
             reads=reads,
+            user_agent=user_agent,
         )
         self._clients.append(client)
         return client

@@ -71,6 +71,36 @@ async def test_five_megabytes_of_endpoints_come_in_pages(lab: Lab) -> None:
     assert max(sizes) <= PAGE_LIMIT
 
 
+@pytest.mark.rule(44, on=ALL)
+async def test_a_grpc_client_is_not_sent_what_it_cannot_take_and_keeps_what_it_has(lab: Lab) -> None:
+    """It would close the stream, and open it again, for ever."""
+    await lab.put(endpoints("a"), endpoints("b"))
+    client = lab.client(user_agent="gRPC C-core linux Python")
+    await client.subscribe(EDS, "a", "b")
+    await client.expect(EDS, {"a": 1, "b": 1})
+    await lab.put(endpoints("a", 2, size=200_000))
+    await client.quiet()
+    await lab.put(endpoints("b", 2))
+    await client.expect(EDS, {"b": 2})
+    await lab.put(endpoints("a", 3))
+    await client.expect(EDS, {"a": 3})
+
+
+@pytest.mark.rule(44, on=SOTW)
+async def test_a_set_of_clusters_that_a_grpc_client_cannot_take_leaves_it_with_the_last_one(lab: Lab) -> None:
+    many = [cluster(f"{number:04000}") for number in range(1200)]
+    await lab.put(cluster("a"), endpoints("a"))
+    client = lab.client(user_agent="gRPC C-core linux Python")
+    await client.subscribe(CDS)
+    await client.expect(CDS, {"a": 1})
+    await client.subscribe(EDS, "a")
+    await client.expect(EDS, {"a": 1})
+    await lab.put(*many, endpoints("a", 2))
+    await client.expect(EDS, {"a": 2})
+    await lab.change([cluster("a", 2)], [(CDS, served.name) for served in many])
+    await client.expect(CDS, {"a": 2})
+
+
 @pytest.mark.rule(45, on=DELTA)
 async def test_a_first_sync_of_many_clusters_comes_in_pages(lab: Lab) -> None:
     names = [f"c{number}" for number in range(4500)]

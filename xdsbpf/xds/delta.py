@@ -215,10 +215,10 @@ class DeltaSession(Session):
             return None
         if len(dirty) > min(shared.PUSH_NAMES, shared.PAGE_RESOURCES):
             return None
-        if subscription.forced or subscription.withheld:
+        if subscription.forced or subscription.withheld or subscription.too_large:
             return None
         page = self._reader.shared.changed(self.view.scopes, subscription.type_url, tuple(dirty))
-        if page.missing or len(page.segments) > shared.PAGE_BYTES:
+        if page.missing or len(page.segments) > shared.PAGE_BYTES or self._is_too_long(len(page.segments)):
             return None
         if page.is_gated or (page.is_on_demand and not subscription.names.issuperset(dirty)):
             return None
@@ -232,7 +232,7 @@ class DeltaSession(Session):
         """The next page of the backlog, with what the store holds now. Cost: a copy of two dicts, no step per name."""
         assert subscription.backlog
         page = self._reader.shared.current(self.view.scopes, subscription.backlog[0])
-        if not self._guard.may_go(subscription, page.references.clusters):
+        if self._is_too_long(len(page.segments)) or not self._guard.may_go(subscription, page.references.clusters):
             subscription.unfold_backlog()
             return self._next_update(subscription, ())
         subscription.backlog.popleft()

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Mapping
+from typing import Final
+
+import msgspec
 
 from xdsbpf.model import names
 from xdsbpf.model.resource import Requirement, Resource
@@ -20,6 +23,27 @@ from xdsbpf.xds.subscription import Subscription
 _DATAPATH = frozenset(names.DATAPATH_TYPES)
 
 
+GRPC_MAX_MESSAGE: Final = 4 << 20
+"""What clients of gRPC take: at a larger message they close the stream, and open it again, for ever."""
+_GRPC: Final = "grpc"
+_ENVELOPE: Final = 1 << 10
+"""More than what a response holds beside its resources."""
+
+
+class Oversized(msgspec.Struct, frozen=True):
+    """A resource that a client cannot be sent, or WHOLE_SET: all of its type together, and their bytes."""
+
+    type_url: str
+    name: str
+    size: int
+
+
+def max_message_of(view: View, metadata: Mapping[str, object]) -> int | None:
+    """What a client takes in one message: a gRPC library, which its user agent or its view tells, not much."""
+    is_grpc = view.kind == _GRPC or str(metadata.get("node.user_agent_name", "")).lower().startswith(_GRPC)
+    return GRPC_MAX_MESSAGE if is_grpc else None
+
+
 class PageFiller(abc.ABC):
     """What a session has to look at before a resource goes out; the session sets the attributes."""
 
@@ -29,6 +53,8 @@ class PageFiller(abc.ABC):
     _gate_revision: int
     _guard: ClusterGuard
     _clock: Callable[[], float]
+    _max_message: int | None
+    oversized: list[Oversized]
     _stamp: int
     _subscriptions: Mapping[str, Subscription]
 
@@ -82,6 +108,7 @@ class PageFiller(abc.ABC):
                 fits = self._settle_missing(subscription, name, stamp, page, forced=forced)
                 subscription.withheld.pop(name, None)
                 subscription.waiting.pop(name, None)
+                subscription.too_large.pop(name, None)
             else:
                 fits = self._settle(subscription, resource, stamp, page, forced=forced)
             if not fits:
@@ -112,11 +139,27 @@ class PageFiller(abc.ABC):
             return True
         if is_new and self._guard.holds_back(subscription, resource, stamp, self._clock()):
             return True
+        if self._exceeds(subscription, name, page.size(resource)):
+            subscription.waiting.pop(name, None)
+            return True
         if not page.fits(page.size(resource)):
             return False
         waited = subscription.waiting.pop(name, None)
         page.add(resource, stamp if waited is None else min(stamp, waited.stamp))
         subscription.withheld.pop(name, None)
+        return True
+
+    def _is_too_long(self, size: int) -> bool:
+        return self._max_message is not None and size + _ENVELOPE > self._max_message
+
+    def _exceeds(self, subscription: Subscription, name: str, size: int) -> bool:
+        """Whether that is more than the client takes in a message: it keeps what it has, and the status says so."""
+        if not self._is_too_long(size):
+            if subscription.too_large:
+                subscription.too_large.pop(name, None)
+            return False
+        subscription.too_large[name] = size
+        self.oversized.append(Oversized(subscription.type_url, name, size))
         return True
 
     def _is_to_be_announced(self, subscription: Subscription, name: str) -> bool:

@@ -8,13 +8,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 
+import msgspec
+import structlog
+
 from xdsbpf.errors import ProtocolError
 from xdsbpf.xds.gate import EnvoyLedger
 from xdsbpf.xds.request import decode_delta, decode_sotw
 from xdsbpf.xds.response import Response
 from xdsbpf.xds.services import Method, Variant
 from xdsbpf.xds.session import Session
+from xdsbpf.xds.telemetry import Telemetry
 from xdsbpf.xds.transport import Call
+
+log = structlog.get_logger(__name__)
 
 
 class OpenStream:
@@ -53,6 +59,13 @@ class OpenStream:
         self.end = self.end or end
         self.wake.set()
         self.call_at(None)
+
+    def note_oversized(self, telemetry: Telemetry) -> None:
+        """What no message to this client can hold: in the metrics, and in the log."""
+        found, self.session.oversized = self.session.oversized, []
+        for each in found:
+            telemetry.count("oversized", each.type_url)
+            log.error("xds.response_withheld", node=self.session.node_id, **msgspec.structs.asdict(each))
 
     def call_at(self, at: float | None, now: float = 0.0, wake: Callable[[OpenStream], None] = lambda _: None) -> None:
         """Call `wake` at that time, and no more at the one asked for before; None: not at all. By one clock."""

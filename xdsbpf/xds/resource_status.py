@@ -13,8 +13,9 @@ import msgspec
 
 from xdsbpf.xds.gate import Gate
 from xdsbpf.xds.session import Session
+from xdsbpf.xds.status import too_large
 from xdsbpf.xds.store import ResourceStore
-from xdsbpf.xds.subscription import Subscription
+from xdsbpf.xds.subscription import WHOLE_SET, Subscription
 
 
 class ResourceState(enum.Enum):
@@ -94,6 +95,9 @@ def explain(session: Session, gate: Gate, store: ResourceStore, type_url: str, n
         needs = "; ".join(gate.explain(session.view.node, need) for need in asked.withheld[name])
         return f"it is withheld until the node's Envoy is ready for it: {needs}"
     version = resource.version
+    size = asked.too_large.get(name, asked.too_large.get(WHOLE_SET))
+    if size is not None and status.version != version:
+        return f"version {version} is not sent: {too_large(size)}"
     if status.version == version:
         has_ack = status.state is ResourceState.ACKED
         text = f"it has version {version}" if has_ack else f"version {version} is sent, not acknowledged"

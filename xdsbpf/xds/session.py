@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from xdsbpf.errors import ProtocolError
 from xdsbpf.model import names
 from xdsbpf.xds import protocol
-from xdsbpf.xds.filling import PageFiller
+from xdsbpf.xds.filling import Oversized, PageFiller
 from xdsbpf.xds.gate import NEVER_REQUIRED, EnvoyLedger, Gate
 from xdsbpf.xds.guard import ClusterGuard
 from xdsbpf.xds.references import References
@@ -37,11 +37,12 @@ class Session(PageFiller):
     """One stream.
 
     `gate` is given for an agent's stream (its resources may be withheld), `ledger` for a node Envoy's
-    (what it ACKs opens that gate). `nonces` is shared by all streams of a server: what is the same for two of them
-    may carry the same nonce, any other nonce of another stream is stale here. So is `stamps`: what happened earlier
-    has the smaller one on all of them. `clock` (seconds) is only recorded, for the status and the `telemetry`.
-    `service_type` is the type of a per-type service, "" for the aggregated one. `quarantine`: what a NACK names is
-    held back alone, and what came with it is sent again.
+    (what it ACKs opens that gate). `nonces` is shared by all streams of a server, so a nonce of another
+    stream is stale here, and so is `stamps`: what happened earlier has the smaller one on all of them. `clock`
+    (seconds) ends the waits of the reference guard, and is recorded for the status and the `telemetry`. `service_type`
+    is the type of a per-type service, "" for the aggregated one. `quarantine`: what a NACK names is held back
+    alone, and what came with it is sent again. `max_message`: bytes that the client takes in one message; None: any
+    number.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Session(PageFiller):
         telemetry: Telemetry | None = None,
         service_type: str = "",
         quarantine: bool = True,
+        max_message: int | None = None,
     ) -> None:
         self.view = view
         self.node_id = node_id
@@ -75,6 +77,9 @@ class Session(PageFiller):
         self.opened_at = clock()
         # Security: a part of an agent's policies is never put in force without the others.
         self._quarantine = quarantine and view.kind != AGENT
+        self._max_message = max_message
+        self.oversized: list[Oversized] = []
+        """What could not be sent since somebody emptied this, for the log."""
         self._stamp = 0
         self._subscriptions: dict[str, Subscription] = {}
         self._guard = ClusterGuard(view, reader, self._subscriptions, is_aggregated=not service_type)

@@ -15,7 +15,10 @@ from xdsbpf.xds.references import REFERRING_TYPES, merged, uses_of
 from xdsbpf.xds.request import Request, SotwRequest
 from xdsbpf.xds.response import Page, Response, content_version, encode_sotw
 from xdsbpf.xds.session import Session
-from xdsbpf.xds.subscription import Sent, Subscription, Wildcard
+from xdsbpf.xds.subscription import WHOLE_SET, Sent, Subscription, Wildcard
+
+_ANY_HEAD = 16
+"""Tags and lengths around a body in a response; as much as they take at most."""
 
 
 class SotwSession(Session):
@@ -145,7 +148,7 @@ class SotwSession(Session):
     def _next_state(self, subscription: Subscription) -> Response | None:
         """A whole set, if anything in it is new to the client; what is gone stays in it until it may leave."""
         stamp = min((*subscription.forced.values(), *subscription.dirty.values()), default=self._stamp)
-        is_asked = is_due = subscription.answer_due or bool(subscription.forced)
+        is_asked = is_due = subscription.answer_due or bool(subscription.forced or subscription.too_large)
         for name, since in (*subscription.forced.items(), *subscription.dirty.items()):
             resource = self._visible(subscription, name)
             if resource is None:
@@ -179,8 +182,15 @@ class SotwSession(Session):
             return None
         return self._send_state(subscription, min(leaving.values()), leaving)
 
-    def _send_state(self, subscription: Subscription, stamp: int, leaving: Iterable[str] = ()) -> Response:
+    def _send_state(self, subscription: Subscription, stamp: int, leaving: Iterable[str] = ()) -> Response | None:
+        """Send it, unless it is more than the client takes: it cannot be paged, so the last one stays in force."""
         state = self._state(subscription)
+        head = len(subscription.type_url) + _ANY_HEAD
+        if self._exceeds(subscription, WHOLE_SET, sum(len(item.body) + head for item in state.values())):
+            subscription.answer_due = False
+            for name in leaving:
+                subscription.remove(name, stamp)
+            return None
         current = [item for item in state.values() if self._is_wanted(subscription, item)]
         versions = {item.name: item.version for item in current if self._is_new(subscription, item)}
         if self._ledger is not None:

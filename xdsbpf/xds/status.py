@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from xdsbpf.xds.filling import GRPC_MAX_MESSAGE
 from xdsbpf.xds.gate import Gate
 from xdsbpf.xds.session import Session
 from xdsbpf.xds.subscription import Subscription
@@ -141,10 +142,18 @@ def _age(at: float | None, now: float) -> float | None:
     return None if at is None else now - at
 
 
+def too_large(size: int) -> str:
+    """Why something of that many bytes is not sent."""
+    limit = GRPC_MAX_MESSAGE >> 20
+    return f"it takes a message of {size / (1 << 20):.1f} MiB, and the client takes {limit}: it keeps what it has"
+
+
 def _withheld(subscription: Subscription, gate: Gate, node: str) -> dict[str, tuple[str, ...]]:
     found = {name: tuple(gate.explain(node, need) for need in unmet) for name, unmet in subscription.withheld.items()}
     for name, waiting in subscription.waiting.items():
         found[name] = (*found.get(name, ()), *(str(missing) for missing in waiting.missing))
+    for name, size in subscription.too_large.items():
+        found[name or "(all)"] = (too_large(size),)
     for name, keeper in subscription.kept.items():
         found[name] = (f"it is gone, and {keeper} that the client has still names it",)
     return found
@@ -155,7 +164,8 @@ def _state(subscription: Subscription, now: float) -> SyncState:
         return SyncState.NACKED
     if any(now - sent.at >= STALE_AFTER_S for sent in subscription.in_flight.values()):
         return SyncState.STALE
-    if subscription.in_flight or subscription.withheld or subscription.waiting or subscription.has_work:
+    kept_back = subscription.withheld or subscription.waiting or subscription.too_large
+    if subscription.in_flight or kept_back or subscription.has_work:
         return SyncState.PENDING
     if not subscription.held and not subscription.last_nonce:
         return SyncState.NOT_SENT

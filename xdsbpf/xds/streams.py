@@ -19,6 +19,7 @@ import structlog
 from xdsbpf.errors import ProtocolError
 from xdsbpf.xds import protocol
 from xdsbpf.xds.delta import DeltaSession
+from xdsbpf.xds.filling import max_message_of
 from xdsbpf.xds.gate import Gate
 from xdsbpf.xds.lifetimes import drain_delays, lifetime
 from xdsbpf.xds.log_budget import LogBudget
@@ -226,6 +227,7 @@ class Streams:
             telemetry=self.telemetry,
             service_type=method.type_url,
             quarantine=self._quarantine,
+            max_message=max_message_of(view, metadata),
         )
         stream = OpenStream(call, method, session, ledger, metadata)
         self._open.add(stream)
@@ -346,6 +348,7 @@ class Streams:
         while stream.unsent is None and not self._is_over(stream):
             response = stream.session.next_response()
             if response is None:
+                stream.note_oversized(self.telemetry)
                 stream.call_at(stream.session.wake_at, self._clock(), self._turns.add)
                 return
             message = stream.session.encode(response)

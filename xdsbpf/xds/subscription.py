@@ -10,6 +10,7 @@ import enum
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping
+from typing import Final
 
 import msgspec
 
@@ -21,6 +22,8 @@ from xdsbpf.xds.shared import SharedPage
 
 MAX_GLOBS = 100
 """Glob collections of one type on one stream: each is compared with every name of the type."""
+WHOLE_SET: Final = ""
+"""Stands for all resources of a type where one is named."""
 
 
 class Wildcard(enum.Enum):
@@ -122,6 +125,9 @@ class Subscription:
         """Clusters only: sent for the first time, and not accepted yet."""
         self.kept: dict[str, str] = {}
         """Clusters only: gone, and named by what the client has: the name of that resource."""
+        self.too_large: dict[str, int] = {}
+        """Resources that are not sent, because a message of that many bytes is more than the client takes; WHOLE_SET
+        for all of them together."""
         self.is_first = True
         """What was there at the first request has not been sent as a whole yet."""
         self.announced: set[str] = set()
@@ -268,7 +274,7 @@ class Subscription:
         """The client has nothing of that name any more, and is owed nothing."""
         for queue in (self.held, self.forced, self.dirty, self.removals, self.withheld, self.nacks):
             queue.pop(name, None)
-        for record in (self.waiting, self.uses, self.kept):
+        for record in (self.waiting, self.uses, self.kept, self.too_large):
             record.pop(name, None)
         self.announced.discard(name)
         self.unusable.discard(name)

@@ -47,6 +47,7 @@ class StreamClient:
         gate: Gate | None = None,
         nonces: Iterator[int] | None = None,
         now: Iterator[float] | None = None,
+        max_message: int | None = None,
     ) -> None:
         self.store = store
         self.now = 0.0
@@ -59,6 +60,7 @@ class StreamClient:
             ledger=self.ledger,
             nonces=nonces,
             clock=lambda: self.now,
+            max_message=max_message,
         )
 
     def on(
@@ -119,6 +121,7 @@ class SotwClient:
         gate: Gate | None = None,
         nonces: Iterator[int] | None = None,
         quarantine: bool = True,
+        max_message: int | None = None,
     ) -> None:
         self.store = store
         self.now = 0.0
@@ -131,6 +134,7 @@ class SotwClient:
             nonces=nonces,
             clock=lambda: self.now,
             quarantine=quarantine,
+            max_message=max_message,
         )
         self.names: dict[str, tuple[str, ...]] = {}
         self.last: dict[str, Response] = {}

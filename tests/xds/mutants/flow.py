@@ -7,7 +7,7 @@ from tests.xds import test_a5_services as services
 from tests.xds.mutation import Edit, Mutant, Seen, Value, no_response, noise
 from tests.xds.resources import CDS, EDS
 from tests.xds.wire import Variant
-from xdsbpf.xds import client_status, delta, grpcio, load_reporting, protocol, shared, streams
+from xdsbpf.xds import client_status, delta, filling, grpcio, load_reporting, protocol, shared, streams
 from xdsbpf.xds.h2 import server as h2_server
 from xdsbpf.xds.h2.limits import Limits
 from xdsbpf.xds.transports import FAST_TRANSPORT
@@ -35,6 +35,27 @@ MUTANTS: tuple[Mutant, ...] = (
             "responses = await client.expect(EDS, dict.fromkeys(names, 1))",
             "the stream ended: StatusCode.RESOURCE_EXHAUSTED, 'Stream removed (CLIENT: Received message",
         ),
+    ),
+    Mutant(
+        44,
+        "a gRPC client is sent what it cannot take",
+        Edit(filling.PageFiller, "_is_too_long", "self._max_message is not None and ", "False and "),
+        a5.test_a_grpc_client_is_not_sent_what_it_cannot_take_and_keeps_what_it_has,
+        DELTA,
+        Seen("await client.quiet()", "the stream ended: StatusCode.RESOURCE_EXHAUSTED"),
+    ),
+    Mutant(
+        44,
+        "a set of clusters has no limit",
+        Edit(
+            filling.PageFiller,
+            "_exceeds",
+            "if not self._is_too_long(size):",
+            "if not (name and self._is_too_long(size)):",
+        ),
+        a5.test_a_set_of_clusters_that_a_grpc_client_cannot_take_leaves_it_with_the_last_one,
+        Variant.SOTW_ADS,
+        Seen('await client.expect(EDS, {"a": 2})', "the stream ended: StatusCode.RESOURCE_EXHAUSTED"),
     ),
     Mutant(
         45,
