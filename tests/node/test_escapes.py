@@ -30,6 +30,8 @@ from xdsbpf.lab.processes import enter_argv
 pytestmark = [pytest.mark.root, pytest.mark.envoy, pytest.mark.timeout(180)]
 
 NAME = "xbescape"
+NOWHERE = "10.88.1.250"
+"""An address of the first node's pods that no pod has."""
 DENIED_AT_CONNECT = (
     "plain", "mapped", "fast_open", "fast_open_connect", "mptcp", "marked", "other_user", "nested_cgroup", "bound",
     "reconnected", "foreign_address",
@@ -114,6 +116,12 @@ def places(lab: Lab, own: str) -> dict[str, str]:
         "OPEN_PORT": "9080",
         "REDIRECTED_ADDRESS": virtual_address(lab, "reviews"),
     }
+
+
+def lost_requests(lab: Lab, pod: str) -> int:
+    """Connection requests (SYN) that the pod's kernel had to send again: the way to see a refusal of a moment."""
+    header, values = lab.run(pod, ("cat", "/proc/net/netstat")).stdout.splitlines()[:2]
+    return int(dict(zip(header.split(), values.split(), strict=True))["TCPSynRetrans"])
 
 
 def details_places(lab: Lab) -> tuple[str, ...]:
@@ -312,7 +320,8 @@ def test_a_further_policy_for_the_same_workload_disturbs_nobody_it_does_not_name
 ) -> None:
     """The workloads pass from one set of policies to another; between the two they are neither open nor shut."""
     stop = tmp_path / "stop"
-    until = ["--interval-ms", "1", "--seconds", "60", "--stop-file", str(stop)]
+    until = ["--timeout", "5", "--interval-ms", "1", "--seconds", "60", "--stop-file", str(stop)]
+    before = [lost_requests(lab, pod) for pod in ("client-allowed", "client-denied")]
     clients = [lab.start_client(pod, "probe", "details:9080", *until) for pod in ("client-allowed", "client-denied")]
 
     def policies() -> set[str]:
@@ -330,6 +339,9 @@ def test_a_further_policy_for_the_same_workload_disturbs_nobody_it_does_not_name
     assert set(allowed) == {"connected"}
     assert set(denied) == {"EPERM"}
     assert min(sum(allowed.values()), sum(denied.values())) > 200
+    assert [lost_requests(lab, pod) for pod in ("client-allowed", "client-denied")] == before
+    lab.client("client-allowed", "probe", f"{NOWHERE}:9080", "-n", "1", "--timeout", "2.5")
+    assert lost_requests(lab, "client-allowed") > before[0], "a request that is lost is seen"
 
 
 def test_an_agent_killed_while_it_rewrites_a_policy_opens_nothing(lab: Lab, manifests: Path, tmp_path: Path) -> None:
