@@ -22,6 +22,10 @@ class Requirement(msgspec.Struct, frozen=True, order=True):
     version: str
 
 
+GRPC_LIMIT = (4 << 20) - (64 << 10)
+"""Bytes that a resource for gRPC clients has at most: a message of over 4 MiB costs them their stream (rule 44)."""
+
+
 class Resource(msgspec.Struct, frozen=True, gc=False):
     """A named, versioned, encoded resource.
 

@@ -13,7 +13,11 @@ from tests.compiling import service
 from tests.envoy.node_mesh import free_port
 from tests.unit.serve.grpc_rig import backend, peer
 from tests.unit.serve.serve_rig import Rig, running, until
-from xdsbpf.model.names import LISTENER
+from xdsbpf.model.names import LISTENER, ROUTES
+from xdsbpf.xds.resource_status import explain
+from xdsbpf.xds.roster import Roster
+from xdsbpf.xds.session import Session
+from xdsbpf.xds.store import View
 
 V1, V2 = "127.1.0.1", "127.1.0.2"
 T = "type.googleapis.com/envoy"
@@ -58,6 +62,25 @@ def cluster(port: int, *, is_right: bool) -> str:
   cluster_name: app
   endpoints:
 {right if is_right else wrong}"""
+
+
+def names(session: Session, type_url: str) -> set[str]:
+    """What a client has asked for of a type."""
+    return {name for entry in session.subscriptions() if entry.type_url == type_url for name in entry.names}
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[View]:
+    """The view of every stream that was opened."""
+    views: list[View] = []
+    entered = Roster.entered
+
+    def enter(roster: Roster, view: View) -> None:
+        views.append(view)
+        entered(roster, view)
+
+    monkeypatch.setattr(Roster, "entered", enter)
+    return views
 
 
 @contextlib.asynccontextmanager
@@ -111,3 +134,29 @@ async def test_no_envoy_that_asks_for_all_listeners_gets_one_for_grpc_clients(tm
             listeners = [Listener.FromString(held.body) for held in envoy.held.values() if held.body is not None]
             assert [found.name for found in listeners if found.HasField("api_listener")] == []
         assert set(by_name.held) == {(LISTENER, "app")}
+
+
+async def test_a_grpc_client_is_never_sent_a_message_that_would_cost_it_its_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: list[View]
+) -> None:
+    port = free_port()
+    resources = (
+        *(application("large", header="x" * 3_900_000), application("too-large", header="x" * 5_000_000)),
+        cluster(port, is_right=True),
+    )
+    async with serving(tmp_path, *resources, port=port) as rig, peer(rig, "client", "client", "large") as client:
+        assert (await client.calls(2))["errors"] == []
+        assert len((await client.calls(1, target="too-large", timeout=3))["errors"]) == 1
+        assert len(opened) == 2, "a stream for each target, and no other since"
+        assert (await client.calls(2))["errors"] == []
+        (session,) = [entry for entry in rig.plane.server.streams.sessions() if names(entry, ROUTES) == {"too-large"}]
+        reason = explain(session, rig.plane.server.gate, rig.plane.compiler.store, ROUTES, "too-large")
+        assert "the client takes 4" in reason
+        messages = [finding.message for finding in rig.plane.compiler.diagnostics() if finding.code == "XB3034"]
+        assert [message.split("'")[1] for message in messages] == ["too-large"]
+    # The mechanism: what is sent although it is too large ends the stream, again and again.
+    monkeypatch.setattr("xdsbpf.xds.filling.GRPC_MAX_MESSAGE", 1 << 30)
+    opened.clear()
+    async with serving(tmp_path, *resources, port=port) as rig, peer(rig, "client", "client", "too-large") as client:
+        assert len((await client.calls(1, timeout=3))["errors"]) == 1
+        assert len(opened) > 2

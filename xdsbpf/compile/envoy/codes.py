@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from xdsbpf.diagnostics import Diagnostic, Origin, Severity
+from xdsbpf.model.resource import GRPC_LIMIT, Resource
 
 FIELD_IGNORED: Final = "XB3001"
 """A field that is not compiled yet; traffic flows as if it were absent."""
@@ -38,6 +39,8 @@ IDENTITY_SHARED: Final = "XB3021"
 """An address of several pods with one identity and different labels; it is an unknown source."""
 POLICY_MIXED: Final = "XB3032"
 """Endpoints of one cluster are guarded differently: a request must satisfy the policies of all of them."""
+TOO_LARGE: Final = "XB3034"
+"""A resource that is larger than gRPC clients take: they do not get it."""
 MIRROR_WITHHELD: Final = "XB3033"
 """A mirror whose destination has a policy: mirrored copies could not be checked, so none are sent."""
 
@@ -71,3 +74,13 @@ def note(report: Report, code: str, where: Origin, message: str, hint: str = "")
 def ignored(report: Report, where: Origin, field: str, hint: str = "") -> None:
     """Report a set field that is not compiled yet."""
     warn(report, FIELD_IGNORED, at(where, field), f"{field} is not supported yet and has no effect", hint)
+
+
+def check_size(report: Report, where: Origin, built: Resource) -> None:
+    """Report a resource that the server keeps from gRPC clients because of its size (spec rule 44)."""
+    if len(built.body) > GRPC_LIMIT:
+        kind = built.type_url.rpartition(".")[2]
+        text = (
+            f"{kind} {built.name!r} has {len(built.body)} bytes: gRPC clients, which take {GRPC_LIMIT}, do not get it"
+        )
+        warn(report, TOO_LARGE, where, text)

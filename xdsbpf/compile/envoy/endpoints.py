@@ -10,11 +10,14 @@ from __future__ import annotations
 from envoy.config.endpoint.v3.endpoint_pb2 import ClusterLoadAssignment
 
 from xdsbpf.compile.envoy.clusters import cluster_names, known_cluster
+from xdsbpf.compile.envoy.codes import check_size
 from xdsbpf.compile.envoy.encoding import resource
+from xdsbpf.diagnostics import Origin
 from xdsbpf.incremental import ABSENT, Absent, Database, query
 from xdsbpf.mesh.endpoints import Endpoint, subset_endpoints
+from xdsbpf.mesh.services import service
 from xdsbpf.model.names import ENDPOINTS
-from xdsbpf.model.resource import Resource
+from xdsbpf.model.resource import GRPC_LIMIT, Resource
 
 endpoint_names = cluster_names
 """EDS names are cluster names."""
@@ -27,7 +30,10 @@ def endpoints_resource(db: Database, name: str) -> Resource | Absent:
     if key is None:
         return ABSENT
     message = load_assignment(name, subset_endpoints(db, key.host, key.port, key.subset))
-    return resource(ENDPOINTS, name, message, on_demand=True)
+    built = resource(ENDPOINTS, name, message, on_demand=True)
+    if len(built.body) > GRPC_LIMIT and (owner := service(db, key.host)) is not None:
+        check_size(db.report, Origin(owner.object, "spec"), built)
+    return built
 
 
 def load_assignment(name: str, endpoints: tuple[Endpoint, ...]) -> ClusterLoadAssignment:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from envoy.config.route.v3.route_components_pb2 import Route, VirtualHost
 from envoy.config.route.v3.route_pb2 import RouteConfiguration
 
+from xdsbpf.compile.envoy.codes import check_size
 from xdsbpf.compile.envoy.encoding import resource
 from xdsbpf.compile.envoy.hash_policy import consistent_hash
 from xdsbpf.compile.envoy.names import ClusterKey
@@ -64,7 +65,9 @@ def _route_config(db: Database, client: Client, name: str) -> Resource | Absent:
     else:
         routes = [_matched_always(default_action(_target(db, None, RouteTarget(host, port))))]
     everything = VirtualHost(name=f"{host}:{port}", domains=["*"], routes=routes)
-    return resource(ROUTES, name, RouteConfiguration(name=name, virtual_hosts=[everything]))
+    built = resource(ROUTES, name, RouteConfiguration(name=name, virtual_hosts=[everything]))
+    check_size(db.report, Origin(owner.object, "spec"), built)
+    return built
 
 
 def _routes_of(db: Database, rule: RouteRule) -> list[Route]:

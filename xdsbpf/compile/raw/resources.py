@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from xdsbpf.compile.envoy.codes import check_size
 from xdsbpf.compile.raw.checks import ENDPOINTS_ODD, checked, is_api_listener, warn
 from xdsbpf.compile.raw.grpc_endpoints import for_grpc
 from xdsbpf.compile.raw.references import decode
@@ -60,7 +61,9 @@ def raw_resource(db: Database, nodes: Globs, type_url: str, name: str) -> Resour
     db.cite(Origin(id))
     checked(db, id)
     version = entry.version or version_of(entry.body)
-    return Resource(type_url, name, version, entry.body, on_demand=is_api_listener(entry))
+    built = Resource(type_url, name, version, entry.body, on_demand=is_api_listener(entry))
+    check_size(db.report, Origin(id), built)
+    return built
 
 
 @query
