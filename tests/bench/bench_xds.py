@@ -147,7 +147,7 @@ SCENARIOS: dict[str, tuple[Callable[[str], Figures], tuple[str, ...]]] = {
     "push": (push, (*PRODUCTS, *FLOORS, *PEERS)),
     "first_sync": (first_sync, (*PRODUCTS, *FLOORS, *PEERS)),
     "sotw_push": (sotw_push, (*PRODUCTS, *PEERS)),
-    "reconnect": (reconnect, (*PRODUCTS, *PEERS)),
+    "reconnect": (reconnect, PRODUCTS),
 }
 
 

@@ -13,6 +13,7 @@ from tests.xds.wire import ADS, PER_TYPE, Variant
 from xdsbpf.model.names import CLUSTER, ENDPOINTS
 from xdsbpf.xds.guard import ClusterGuard
 from xdsbpf.xds.session import Session
+from xdsbpf.xds.transports import TRANSPORTS
 
 pytestmark = pytest.mark.envoy
 
@@ -107,6 +108,12 @@ CHANGES: tuple[Step, ...] = (
     the_control_plane_restarts,
     a_cluster_changes_while_the_control_plane_is_away,
 )
+PAIRS = [
+    pytest.param(variant, transport, marks=() if (transport == "fast") == (number % 2 == 0) else pytest.mark.slow)
+    for number, variant in enumerate(Variant)
+    for transport in TRANSPORTS
+]
+"""Every variant over every transport; half of them in CI."""
 FLEET = 100
 """Clusters beside those that carry the load, so that a first sync weighs something."""
 
@@ -125,9 +132,10 @@ async def survive(rig: Rig, changes: tuple[Step, ...]) -> None:
     assert not rig.load.failures
 
 
-@pytest.mark.usefixtures("each_transport")
-@pytest.mark.parametrize("variant", Variant)
-async def test_no_request_fails_and_nothing_stalls(tmp_path: Path, envoy: str, variant: Variant) -> None:
+@pytest.mark.parametrize(("variant", "each_transport"), PAIRS, indirect=["each_transport"])
+async def test_no_request_fails_and_nothing_stalls(
+    tmp_path: Path, envoy: str, variant: Variant, each_transport: str
+) -> None:
     async with running(tmp_path, envoy, variant) as rig:
         await survive(rig, CHANGES * (10 if LONG else 1))
         assert rig.load.total > 20 * len(CHANGES)
@@ -168,7 +176,7 @@ async def test_a_route_to_a_cluster_that_is_not_there_is_seen_as_failed_requests
         assert not rig.load.failures
 
 
-@pytest.mark.parametrize("variant", ADS)
+@pytest.mark.parametrize("variant", [Variant.DELTA_ADS, pytest.param(Variant.SOTW_ADS, marks=pytest.mark.slow)])
 async def test_a_server_that_owes_no_endpoints_lets_clusters_warm_for_over_a_second(
     tmp_path: Path, envoy: str, variant: Variant, monkeypatch: pytest.MonkeyPatch
 ) -> None:

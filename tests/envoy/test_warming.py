@@ -90,7 +90,7 @@ async def test_nothing_warms_for_over_a_second(tmp_path: Path, envoy: str, needs
         assert await rig.stalls() == stalls
 
 
-@pytest.mark.parametrize("variant", ADS)
+@pytest.mark.parametrize("variant", [Variant.DELTA_ADS, pytest.param(Variant.SOTW_ADS, marks=pytest.mark.slow)])
 async def test_endpoints_that_are_not_owed_let_clusters_warm(
     tmp_path: Path, envoy: str, variant: Variant, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -169,7 +169,6 @@ BROKEN = {
     "any Envoy will do": Edit(_GATE, "unmet", "if not streams[-1].meets(need)", "if False"),
     "a missing Envoy will do": Edit(_GATE, "unmet", "return resource.requires", "return ()"),
     "the oldest stream decides": Edit(_GATE, "unmet", "streams[-1]", "streams[0]"),
-    "a stream that ended still counts": Edit(_GATE, "close", "streams.remove(ledger)", "return"),
     "any version will do": Edit(_LEDGER, "meets", "self.version(need) == version", "self.version(need) is not None"),
     "what is served is not looked up": Edit(
         _LEDGER, "needed", 'served.version if served is not None else ""', 'self.version(need) or ""'
@@ -191,7 +190,10 @@ BROKEN = {
 """What is wrong with a gate -> how it is broken."""
 
 
-RARE = {"what was replaced still counts": Edit(_LEDGER, "supersede", "if accepted:", "if False:")}
+RARE = {
+    "a stream that ended still counts": Edit(_GATE, "close", "streams.remove(ledger)", "return"),
+    "what was replaced still counts": Edit(_LEDGER, "supersede", "if accepted:", "if False:"),
+}
 """As BROKEN, for what takes chance long to find."""
 
 
