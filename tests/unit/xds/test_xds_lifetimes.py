@@ -14,7 +14,8 @@ import pytest
 from grpc import aio
 from xds_stream_client import CDS, ENVOY_VIEW, resource, store_with
 
-from xdsbpf.xds import lifetimes, protocol
+from xdsbpf.xds import grpcio, lifetimes, protocol
+from xdsbpf.xds.h2 import frames
 from xdsbpf.xds.lifetimes import GOAWAY_AGE, drain_delays, lifetime
 from xdsbpf.xds.server import XdsServer
 from xdsbpf.xds.store import View
@@ -163,3 +164,38 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(DEADLINE_S):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("answers", [True, False])
+async def test_a_peer_that_answers_no_ping_is_let_go(monkeypatch: pytest.MonkeyPatch, answers: bool) -> None:
+    """Rule 47 on grpc.aio, with its times divided by 20; the fast transport's is in test_h2_hostile."""
+    quick = {name: value for name, value in grpcio._OPTIONS if name.endswith(("keepalive_time_ms", "timeout_ms"))}
+    assert quick["grpc.keepalive_time_ms"] == 30_000
+    assert quick["grpc.http2.ping_timeout_ms"] == 10_000
+    quick = {name: value // 20 for name, value in quick.items()}
+    monkeypatch.setattr(grpcio, "_OPTIONS", list((dict(grpcio._OPTIONS) | quick).items()))
+    streams = Streams("grpcio")
+    await streams.start()
+    host, _, port = streams.address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    pings = 0
+    try:
+        writer.write(frames.PREFACE + frames.settings({}))
+        async with asyncio.timeout(5.0):
+            while pings < 2:
+                head = await reader.readexactly(frames.HEADER_BYTES)
+                payload = await reader.readexactly(int.from_bytes(head[:3], "big"))
+                if head[3] == frames.SETTINGS and not head[4]:
+                    writer.write(frames.frame(frames.SETTINGS, frames.ACK, 0, b""))
+                if head[3] == frames.PING:
+                    pings += 1
+                    if answers:
+                        writer.write(frames.ping(payload, is_ack=True))
+    except asyncio.IncompleteReadError:
+        assert not answers
+        assert pings == 1
+    else:
+        assert answers, "the control is kept"
+    finally:
+        writer.close()
+        await streams.close()
