@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,13 @@ def test_every_module_and_package_says_what_it_is_for() -> None:
     python = [path for path in own_modules() if path.suffix == ".py"]
     silent = [path for path in python if not path.read_text().lstrip().startswith('"""')]
     assert silent == []
+
+
+def test_no_code_of_a_finding_has_two_names() -> None:
+    defined = re.compile(r'^[A-Z_]+(?:: Final(?:\[str\])?)? = "(XB\d{4})"', re.MULTILINE)
+    codes = Counter(code for path in (ROOT / "xdsbpf").rglob("*.py") for code in defined.findall(path.read_text()))
+    assert len(codes) > 40
+    assert [code for code, count in codes.items() if count > 1] == []
 
 
 def test_the_agent_process_loads_no_yaml_parser_and_no_compiler() -> None:

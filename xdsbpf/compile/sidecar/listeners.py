@@ -7,6 +7,8 @@ of those binds a socket. What no listener is for passes through or is cut off, a
 
 from __future__ import annotations
 
+from typing import Final
+
 from envoy.config.core.v3.base_pb2 import TrafficDirection
 from envoy.config.listener.v3.listener_components_pb2 import Filter, FilterChain
 from envoy.config.listener.v3.listener_pb2 import Listener
@@ -32,7 +34,7 @@ from xdsbpf.model.names import LISTENER, service_host
 from xdsbpf.model.resource import Resource
 from xdsbpf.model.scalars import Pairs
 
-PORT_RESERVED = "XB3050"
+PORT_RESERVED: Final = "XB3054"
 """A service port that a sidecar itself listens on: sidecars cannot carry it."""
 HTTP_VERSIONS = ("http/1.1", "h2c")
 

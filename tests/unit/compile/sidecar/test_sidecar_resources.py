@@ -169,8 +169,8 @@ def test_listeners_capture_and_hand_over_by_port_and_address() -> None:
 def test_a_port_that_sidecars_listen_on_is_left_out_and_reported() -> None:
     offer = Offer(BASE + service("odd", "15001/http", address="10.96.0.9"))
     assert "0.0.0.0_15001" not in offer.named(LISTENER)
-    assert "XB3050" in offer.findings()
-    assert "XB3050" not in Offer(BASE).findings()
+    assert "XB3054" in offer.findings()
+    assert "XB3054" not in Offer(BASE).findings()
 
 
 def test_clusters_are_sent_unasked_with_the_catch_alls_and_the_workloads_own() -> None:
