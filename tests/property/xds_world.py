@@ -324,7 +324,7 @@ class World:
     def may_wait(self, edition: int) -> bool:
         """Whether these routes may wait for their cluster: as far as the server knows, the client has not got it."""
         target = self.target[edition]
-        is_out = any(target in sent.holds for sent in self.stream.unanswered[CDS])
+        is_out = CDS in self.stream.frozen or any(target in sent.holds for sent in self.stream.unanswered[CDS])
         is_sent = target in self.stream.given[CDS] and target in self.current(CDS)
         return is_out or not is_sent or target not in self.client.types[CDS].held or bool(self.client.to_server)
 

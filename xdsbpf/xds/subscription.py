@@ -280,10 +280,13 @@ class Subscription:
         self.unusable.discard(name)
 
     def oldest_unacked(self) -> int | None:
-        """Stamp of the oldest change that was not sent, or sent and not answered; None if all is settled."""
+        """Stamp of the oldest change that was not sent, or sent and not answered; None if all is settled.
+
+        What waits for a refused cluster may wait for ever: it keeps no removal, but those of what the client uses.
+        """
         stamps = [sent.stamp for sent in self.in_flight.values() if sent.versions]
         stamps.extend(next(iter(queue.values())) for queue in (self.forced, self.dirty) if queue)
-        stamps.extend(entry.stamp for entry in self.waiting.values())
+        stamps.extend(entry.stamp for entry in self.waiting.values() if entry.until != math.inf)
         if self.backlog:
             stamps.append(self.backlog_stamp)
         return min(stamps, default=None)

@@ -21,7 +21,7 @@ MUTANTS: tuple[Mutant, ...] = (
         DELTA,
         Seen(
             "assert [response.type_url for response in seen] == order",
-            "assert ['type.google...istener', ...] == ['type.google...uration', ...]",
+            "assert ['type.google",
         ),
     ),
     Mutant(
