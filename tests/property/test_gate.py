@@ -170,9 +170,6 @@ BROKEN = {
     "a missing Envoy will do": Edit(_GATE, "unmet", "return resource.requires", "return ()"),
     "the oldest stream decides": Edit(_GATE, "unmet", "streams[-1]", "streams[0]"),
     "any version will do": Edit(_LEDGER, "meets", "self.version(need) == version", "self.version(need) is not None"),
-    "what is served is not looked up": Edit(
-        _LEDGER, "needed", 'served.version if served is not None else ""', 'self.version(need) or ""'
-    ),
     "a refusal counts as an ACK": Edit(
         _LEDGER,
         "refuse",
@@ -191,6 +188,9 @@ BROKEN = {
 
 
 RARE = {
+    "what is served is not looked up": Edit(
+        _LEDGER, "needed", 'served.version if served is not None else ""', 'self.version(need) or ""'
+    ),
     "a stream that ended still counts": Edit(_GATE, "close", "streams.remove(ledger)", "return"),
     "what was replaced still counts": Edit(_LEDGER, "supersede", "if accepted:", "if False:"),
 }
