@@ -63,7 +63,7 @@ MUTANTS: tuple[Mutant, ...] = (
         Value(shared, "PAGE_RESOURCES", 100_000),
         a5.test_a_first_sync_of_many_clusters_comes_in_pages,
         DELTA,
-        Seen("assert max(len(response.items) for response in responses) <= 2000", "assert 4500 <= 2000"),
+        Seen("assert max(len(response.items) for response in responses) <= 2000", " <= 2000"),
     ),
     Mutant(
         46,
@@ -90,7 +90,7 @@ MUTANTS: tuple[Mutant, ...] = (
         Edit(_D, "_next_update", "and not subscription.in_flight and ", "and "),
         a5.test_a_burst_of_changes_reaches_a_client_in_few_responses,
         DELTA,
-        Seen("assert len(client.log) <= 20", "assert 101 <= 20"),
+        Seen("assert len(client.log) <= 20", " <= 20"),
     ),
     Mutant(
         55,
