@@ -66,9 +66,17 @@ class SotwSession(Session):
             self._accepted(subscription, sent)
             if sent.state is not None:
                 subscription.accepted = sent.state
+                self._settle_nacks(subscription, sent.state)
         elif sent is not None and request.error is not None:
             self._refuse(subscription, sent, request.error)
         self._take_names(subscription, request.names)
+
+    def _settle_nacks(self, subscription: Subscription, taken: dict[str, Resource]) -> None:
+        """A set was accepted as a whole: what is in it was not refused after all, and is in force."""
+        for name in [name for name, nack in subscription.nacks.items() if name in taken]:
+            if subscription.nacks[name].version == taken[name].version:
+                del subscription.nacks[name]
+        subscription.unusable.difference_update(taken)
 
     def _refuse(self, subscription: Subscription, sent: Sent, error: str) -> None:
         """A client that stops at the first bad resource took none of the others: they go again without it."""
