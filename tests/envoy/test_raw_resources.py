@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.envoy.real_envoy import until
+from xdsbpf.model.names import CLUSTER
 from xdsbpf.report.objects import object_rows
 from xdsbpf.serve import ControlPlane, ServeConfig
+from xdsbpf.xds.heartbeats import Heartbeats
 from xdsbpf.xds.status import SyncState
 
 pytestmark = pytest.mark.envoy
@@ -277,3 +279,26 @@ async def test_files_for_some_nodes_reach_an_envoy_that_is_connected_already(env
         await fixture.until_answer("two")
         (fixture.files / "mine.yaml").unlink()  # the routes for everybody are there still
         await fixture.until_answer("one")
+
+
+async def test_a_resource_with_a_time_to_live_stays_while_the_server_beats_and_expires_without(
+    envoy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule 52, over delta; what is broken on purpose is the heartbeat."""
+    async with running(envoy, tmp_path) as fixture:
+        port = fixture.servers["one"].sockets[0].getsockname()[1]
+        head, mortal, lasting = cluster("one", port).split("- ", 2)
+        wrapper = f'- "@type": {T}.service.discovery.v3.Resource\n  ttl: 1s\n  resource:\n    '
+        fixture.write("one.yaml", head + wrapper + mortal.replace("\n", "\n  ").rstrip() + "\n- " + lasting)
+        await fixture.until_true(lambda: fixture.plane.compiler.store.has_ttl)
+        acked = fixture.plane.server.telemetry.events
+        start = acked["acked", CLUSTER]
+
+        async def beats() -> None:
+            await fixture.until_true(lambda: acked["acked", CLUSTER] >= start + 10)
+
+        good, wrong = await failures_during(fixture, beats)
+        assert good >= 20
+        assert wrong == []
+        monkeypatch.setattr(Heartbeats, "is_due", lambda *_: False)
+        await fixture.until_answer("HTTP/1.1 503 Service Unavailable")

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
 from google.protobuf import json_format
 
 from tests.xds.client import Client
@@ -147,7 +148,8 @@ def _one_view(node_id: str, metadata: Mapping[str, object]) -> View:
 
 
 def _resource(served: Served) -> Resource:
-    return make_resource(served.type_url, served.name, served.message.SerializeToString(deterministic=True))
+    made = make_resource(served.type_url, served.name, served.message.SerializeToString(deterministic=True))
+    return msgspec.structs.replace(made, ttl_ms=round(served.ttl_s * 1000))
 
 
 def _as_json(served: Served) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from tests.xds.lab import Lab
-from tests.xds.resources import BUILDERS, CDS, EDS, LDS, cluster, endpoints
+from tests.xds.resources import BUILDERS, CDS, EDS, LDS, RTDS, cluster, endpoints, runtime
 from tests.xds.wire import ALL, DELTA, SOTW, Variant
 
 CHANGES = 100
@@ -280,3 +280,40 @@ def resident_bytes() -> int:
 def _frame(kind: int, payload: bytes) -> bytes:
     """An HTTP/2 frame on stream 0 (RFC 9113, section 4.1)."""
     return struct.pack(">I", len(payload))[1:] + bytes((kind, 0, 0, 0, 0, 0)) + payload
+
+
+@pytest.mark.rule(52, on=DELTA)
+async def test_a_resource_with_a_ttl_is_kept_alive_by_heartbeats_without_a_body(lab: Lab) -> None:
+    await lab.put(runtime("layer", ttl_s=0.9), runtime("lasting"))
+    client = lab.client()
+    await client.subscribe(RTDS, "layer", "lasting")
+    first = await client.receive(RTDS)
+    assert {(item.name, item.edition, item.ttl_s) for item in first.items} == {("layer", 1, 0.9), ("lasting", 1, 0.0)}
+    (version,) = (item.version for item in first.items if item.name == "layer")
+    await client.ack(first)
+    for _ in range(3):
+        beat = await client.receive(RTDS)
+        (item,) = beat.items
+        assert (item.name, item.version, item.edition, item.ttl_s) == ("layer", version, None, 0.9)
+        await client.ack(beat)
+
+
+@pytest.mark.rule(52, on=SOTW)
+async def test_a_ttl_goes_only_to_a_client_that_reads_wrapped_resources(lab: Lab) -> None:
+    await lab.put(runtime("layer", ttl_s=0.9))
+    plain = lab.client()
+    await plain.subscribe(RTDS, "layer")
+    first = await plain.receive(RTDS)
+    assert [(item.edition, item.ttl_s) for item in first.items] == [(1, 0.0)]
+    await plain.ack(first)
+    for feature in ("xds.config.supports-resource-in-sotw", "xds.config.resource-in-sotw"):
+        able = lab.client(features=(feature,))
+        await able.subscribe(RTDS, "layer")
+        first = await able.receive(RTDS)
+        assert [(item.edition, item.ttl_s) for item in first.items] == [(1, 0.9)]
+        await able.ack(first)
+        beat = await able.receive(RTDS)
+        assert [(item.name, item.edition, item.ttl_s) for item in beat.items] == [("layer", None, 0.9)]
+        assert beat.version == first.version, "another version would make it an update"
+        await able.ack(beat)
+    await plain.quiet()

@@ -21,7 +21,7 @@ class EnvoyResource(Manifest, frozen=True, kw_only=True):
 
     `metadata.namespace` is the short type (`Cluster`) and `metadata.name` the name, followed by `@` and the globs
     if there are any: the same name for other proxies is another object. `nodes` are globs of node ids, sorted;
-    none means every Envoy that is no proxy of the mesh.
+    none means every Envoy that is no proxy of the mesh. `ttl_ms`: see `Resource`.
     """
 
     type_url: str
@@ -29,6 +29,7 @@ class EnvoyResource(Manifest, frozen=True, kw_only=True):
     body: bytes
     version: str = ""
     nodes: tuple[str, ...] = ()
+    ttl_ms: int = 0
 
 
 def resource_id(type_url: str, name: str, nodes: tuple[str, ...]) -> ObjectId:
@@ -39,11 +40,17 @@ def resource_id(type_url: str, name: str, nodes: tuple[str, ...]) -> ObjectId:
 
 
 def make_envoy_resource(
-    type_url: str, name: str, body: bytes, *, version: str = "", nodes: tuple[str, ...] = ()
+    type_url: str, name: str, body: bytes, *, version: str = "", nodes: tuple[str, ...] = (), ttl_ms: int = 0
 ) -> EnvoyResource:
     """The resource with the metadata that goes with its type, name and globs."""
     id = resource_id(type_url, name, nodes)
     metadata = ObjectMeta(name=id.name, namespace=id.namespace)
     return EnvoyResource(
-        metadata=metadata, type_url=type_url, resource_name=name, body=body, version=version, nodes=nodes
+        metadata=metadata,
+        type_url=type_url,
+        resource_name=name,
+        body=body,
+        version=version,
+        nodes=nodes,
+        ttl_ms=ttl_ms,
     )

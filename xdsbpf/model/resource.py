@@ -33,7 +33,8 @@ class Resource(msgspec.Struct, frozen=True, gc=False):
     a hash of it, so that versions survive restarts and are equal on replicas. `on_demand`
     resources are sent only to who names them, never through a wildcard. `requires` gates the
     resource on what the same node's Envoy has ACKed. Origins are not part of it: the database
-    knows them (`Database.origins`).
+    knows them (`Database.origins`). `ttl_ms`: a client forgets it when it has not heard of it for so many milliseconds;
+    0: never.
     """
 
     type_url: str
@@ -42,6 +43,7 @@ class Resource(msgspec.Struct, frozen=True, gc=False):
     body: bytes
     on_demand: bool = False
     requires: tuple[Requirement, ...] = ()
+    ttl_ms: int = 0
 
 
 def version_of(body: bytes) -> str:

@@ -2,7 +2,7 @@
 
 The format is the one of Envoy's filesystem subscriptions, a DiscoveryResponse:
 
-    resources: [{"@type": …}, …]      each may be wrapped in envoy.service.discovery.v3.Resource (name, version)
+    resources: [{"@type": …}, …]      each may be wrapped in envoy.service.discovery.v3.Resource (name, version, ttl)
     version: "7"                      ours: served as it is; without it the hash of each resource is
     nodes: [edge-*]                   ours: globs of the node ids that may see them; default every other Envoy
 
@@ -29,12 +29,16 @@ from xdsbpf.sources.yaml_nodes import Segment, TextError, child, compose, find
 from xdsbpf.sources.yaml_objects import Disposition, ReadObject
 from xdsbpf.sources.yaml_reader import Chunk, ParsedFile, broken_file, split_documents, text_of
 from xdsbpf.sources.yaml_readers import suggestion
+from xdsbpf.sources.yaml_scalars import duration_ns
 from xdsbpf.sources.yaml_walk import entries
 
 WRAPPER: Final = "envoy.service.discovery.v3.Resource"
 _NAME_FIELDS: Final = ("cluster_name", "name")
 MAX_DEPTH: Final = 60
 """Envoy's messages nest deeper than manifests: routes in filters in chains in a listener."""
+
+MIN_TTL_MS: Final = 1_000
+MAX_TTL_MS: Final = 86_400_000
 
 _FRAME: Final = ("resources", "version", "nodes")
 _OF_ENVOY: Final = frozenset({"version_info", "type_url", "typeUrl", "versionInfo", "nonce", "canary", "control_plane"})
@@ -153,11 +157,10 @@ def _globs(walk: Walk, node: Node) -> tuple[str, ...]:
 
 def _read_resource(entry: Node, index: int, frame: Frame, budget: Budget) -> ReadObject:
     walk = Walk(budget, strict=True, max_depth=MAX_DEPTH)
-    path: Path = ((None, "resources"), index)
     content: Node | None = entry
-    name, version = "", frame.version
+    name, version, ttl_ms = "", frame.version, 0
     if isinstance(entry, MappingNode) and type_url_of(entry).rpartition("/")[2] == WRAPPER:
-        name, version, content = _unwrap(walk, entry, path, version)
+        name, version, ttl_ms, content = _unwrap(walk, entry, version)
     packed = read_any(walk, content, None) if content is not None else None
     type_url, manifest = "", None
     if packed is not None:
@@ -171,7 +174,9 @@ def _read_resource(entry: Node, index: int, frame: Frame, budget: Budget) -> Rea
             hint = f"wrap it in {WRAPPER} with a name"
             walk.report(codes.ENVOY_NAME, None, entry, "the resource has no name", hint)
         elif name and not walk.failed:
-            manifest = make_envoy_resource(type_url, name, encode(packed[1]), version=version, nodes=frame.nodes)
+            manifest = make_envoy_resource(
+                type_url, name, encode(packed[1]), version=version, nodes=frame.nodes, ttl_ms=ttl_ms
+            )
     id = resource_id(type_url, name, frame.nodes) if name else resource_id(type_url, f"resources[{index}]", frame.nodes)
     place: Node = entry
     prefix: tuple[Segment, ...] = ("resources", index)
@@ -183,9 +188,9 @@ def _read_resource(entry: Node, index: int, frame: Frame, budget: Budget) -> Rea
     return ReadObject(id, disposition, manifest, None, findings, mark.line + 1, mark.column + 1, prefix)
 
 
-def _unwrap(walk: Walk, entry: MappingNode, path: Path, version: str) -> tuple[str, str, Node | None]:
-    """(name, version, node of the resource) of a wrapped resource."""
-    name, content = "", None
+def _unwrap(walk: Walk, entry: MappingNode, version: str) -> tuple[str, str, int, Node | None]:
+    """(name, version, time to live in milliseconds, node of the resource) of a wrapped resource."""
+    name, ttl_ms, content = "", 0, None
     for key, key_node, value in entries(walk, entry, None):
         if key == "resource":
             content = value
@@ -193,12 +198,23 @@ def _unwrap(walk: Walk, entry: MappingNode, path: Path, version: str) -> tuple[s
             name = _text(walk, value, (None, key))
         elif key == "version":
             version = _text(walk, value, (None, key))
+        elif key == "ttl":
+            ttl_ms = _ttl(walk, value)
         elif key != "@type":
-            text = f"{key} of a wrapped resource is not supported: name, version and resource are"
+            text = f"{key} of a wrapped resource is not supported: name, version, ttl and resource are"
             walk.report(codes.UNKNOWN_FIELD, (None, key), key_node, text)
     if content is None:
         walk.report(codes.MISSING_FIELD, (None, "resource"), entry, "the field resource is required")
-    return name, version, content
+    return name, version, ttl_ms, content
+
+
+def _ttl(walk: Walk, node: Node) -> int:
+    nanoseconds = duration_ns(_text(walk, node, (None, "ttl")))
+    if nanoseconds is None or not MIN_TTL_MS * 1_000_000 <= nanoseconds <= MAX_TTL_MS * 1_000_000:
+        hint = "proxies are told three times in that span that the resource is still there"
+        walk.report(codes.WRONG_TYPE, (None, "ttl"), node, "expected a duration from 1s to 24h, such as 30s", hint)
+        return 0
+    return nanoseconds // 1_000_000
 
 
 def _name_of(message: Message | bytes) -> str:

@@ -14,7 +14,7 @@ from xdsbpf.xds.request import DeltaRequest, Request
 from xdsbpf.xds.response import Page, Response, encode
 from xdsbpf.xds.session import Session
 from xdsbpf.xds.shared import SharedPage
-from xdsbpf.xds.subscription import Sent, Subscription, Wildcard
+from xdsbpf.xds.subscription import NO_CHANGE, Sent, Subscription, Wildcard
 
 _OFTEN_CHANGED = frozenset({names.CLUSTER, names.ENDPOINTS})
 """Types of which nothing refers to anything that might have to be sent before."""
@@ -197,6 +197,10 @@ class DeltaSession(Session):
         elif held is not None or name in subscription.announced:
             subscription.remove(name, stamp)
         return True
+
+    def _heartbeat(self, subscription: Subscription, resources: list[Resource]) -> Response | None:
+        nonce = self._take_off(subscription, self._sent({}, (), NO_CHANGE, {}))
+        return Response(subscription.type_url, nonce, (), (), self._reader.revision, heartbeats=tuple(resources))
 
     def _next_removal(self, subscription: Subscription, later: tuple[Subscription, ...]) -> Response | None:
         """Removals wait for this type's own ACK, and for what may still refer to them."""

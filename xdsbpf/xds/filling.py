@@ -44,6 +44,16 @@ def max_message_of(view: View, metadata: Mapping[str, object]) -> int | None:
     return GRPC_MAX_MESSAGE if is_grpc else None
 
 
+def takes_wrapped(metadata: Mapping[str, object]) -> bool:
+    """Whether a client of the state of the world says that it takes a resource in a Resource, with a time to live.
+
+    The specification and grpcio spell it differently.
+    """
+    features = metadata.get("node.client_features", ())
+    assert isinstance(features, tuple)
+    return any(f"xds.config.{name}" in features for name in ("supports-resource-in-sotw", "resource-in-sotw"))
+
+
 class PageFiller(abc.ABC):
     """What a session has to look at before a resource goes out; the session sets the attributes."""
 

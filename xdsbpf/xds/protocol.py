@@ -65,6 +65,7 @@ MAX_ERROR_BYTES = 4096
 _RESPONSE_VERSION, _RESPONSE_RESOURCE, _RESPONSE_TYPE = b"\x0a", b"\x12", b"\x22"
 _RESPONSE_NONCE, _RESPONSE_REMOVED = b"\x2a", b"\x32"
 _RESOURCE_VERSION, _RESOURCE_ANY, _RESOURCE_NAME, _RESOURCE_ALIAS = b"\x0a", b"\x12", b"\x1a", b"\x22"
+_RESOURCE_TTL = b"\x32"
 _ANY_TYPE, _ANY_VALUE = b"\x0a", b"\x12"
 
 
@@ -105,7 +106,7 @@ def resource_header(resource: Resource) -> bytes:
     """The bytes that precede `resource.body` in a response, field tag of `resources` included.
 
     header + body is one complete `resources` entry (protobuf wire format, body is its last field), so
-    a body is shared by every response that carries it. Cost: O(len(name)).
+    a body is shared by every response that carries it. A time to live is in the header. Cost: O(len(name)).
     """
     body_length = len(resource.body)
     any_head = field(_ANY_TYPE, resource.type_url.encode())
@@ -114,11 +115,27 @@ def resource_header(resource: Resource) -> bytes:
     head = (
         field(_RESOURCE_NAME, resource.name.encode())
         + field(_RESOURCE_VERSION, resource.version.encode())
+        + time_to_live(resource)
         + _RESOURCE_ANY
         + varint(len(any_head) + body_length)
         + any_head
     )
     return _RESPONSE_RESOURCE + varint(len(head) + body_length) + head
+
+
+def time_to_live(resource: Resource) -> bytes:
+    """The field `ttl` of a Resource, a Duration; nothing without one."""
+    if not resource.ttl_ms:
+        return b""
+    seconds, rest = divmod(resource.ttl_ms, 1000)
+    nanos = b"\x10" + varint(rest * 1_000_000) if rest else b""
+    return field(_RESOURCE_TTL, (b"\x08" + varint(seconds) if seconds else b"") + nanos)
+
+
+def heartbeat_entry(resource: Resource) -> bytes:
+    """A `resources` entry that says "still there": name, version and time to live, and no body."""
+    text = field(_RESOURCE_NAME, resource.name.encode()) + field(_RESOURCE_VERSION, resource.version.encode())
+    return field(_RESPONSE_RESOURCE, text + time_to_live(resource))
 
 
 def missing_entry(name: str) -> bytes:

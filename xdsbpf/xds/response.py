@@ -23,6 +23,7 @@ class Reader(Protocol):
 
     revision: int
     shared: PageCache
+    has_ttl: bool
 
     def wildcard_pages(self, view: View, type_url: str) -> tuple[SharedPage, ...]: ...
 
@@ -55,6 +56,10 @@ class Response(msgspec.Struct, frozen=True):
     withheld: tuple[str, ...] = ()
     version: str = ""
     """Of the content as a whole; state of the world only."""
+    heartbeats: tuple[Resource, ...] = ()
+    """Resources that are still there: sent without content."""
+    is_wrapped: bool = False
+    """State of the world only: the client takes a time to live, so resources with one are wrapped in a Resource."""
     message: bytes = b""
     """The whole, where it has been encoded already for this and other streams."""
 
@@ -66,19 +71,25 @@ def encode(response: Response, reader: Reader) -> bytes:
     segments = [part for item in response.resources for part in (reader.header(item), item.body)]
     segments.extend(protocol.missing_entry(name) for name in response.missing)
     segments.extend(protocol.withheld_entry(name) for name in response.withheld)
+    segments.extend(protocol.heartbeat_entry(item) for item in response.heartbeats)
     return protocol.encode_response(response.type_url, response.nonce, segments, response.removed, response.revision)
 
 
-# Field tags of DiscoveryResponse and Any: (number << 3) | 2, all length-delimited.
+# Field tags of DiscoveryResponse, Any and Resource: (number << 3) | 2, all length-delimited.
 _VERSION, _RESOURCES, _TYPE, _NONCE = b"\x0a", b"\x12", b"\x22", b"\x2a"
-_ANY_VALUE = b"\x12"
+_ANY_TYPE, _ANY_VALUE, _RESOURCE_ANY, _RESOURCE_NAME = b"\x0a", b"\x12", b"\x12", b"\x1a"
+WRAPPER = b"type.googleapis.com/envoy.service.discovery.v3.Resource"
 
 
 def encode_sotw(response: Response) -> bytes:
     """Join the bodies into a DiscoveryResponse, each behind the header of its `Any`; nothing is serialised again."""
     parts = [protocol.field(_VERSION, response.version.encode())]
+    parts.extend(_wrapped(item, has_body=False) for item in response.heartbeats)
     for item in response.resources:
-        head = protocol.field(b"\x0a", item.type_url.encode())
+        if item.ttl_ms and response.is_wrapped:
+            parts.append(_wrapped(item, has_body=True))
+            continue
+        head = protocol.field(_ANY_TYPE, item.type_url.encode())
         if item.body:
             head += _ANY_VALUE + protocol.varint(len(item.body))
         parts.append(_RESOURCES + protocol.varint(len(head) + len(item.body)) + head)
@@ -87,6 +98,15 @@ def encode_sotw(response: Response) -> bytes:
     if response.nonce:
         parts.append(protocol.field(_NONCE, response.nonce.encode()))
     return b"".join(parts)
+
+
+def _wrapped(item: Resource, *, has_body: bool) -> bytes:
+    """A `resources` entry that is a Resource in its `Any`, with a time to live."""
+    value = protocol.field(_RESOURCE_NAME, item.name.encode()) + protocol.time_to_live(item)
+    if has_body:
+        body = protocol.field(_ANY_TYPE, item.type_url.encode()) + protocol.field(_ANY_VALUE, item.body)
+        value += protocol.field(_RESOURCE_ANY, body)
+    return protocol.field(_RESOURCES, protocol.field(_ANY_TYPE, WRAPPER) + protocol.field(_ANY_VALUE, value))
 
 
 def content_version(resources: Iterable[Resource]) -> str:

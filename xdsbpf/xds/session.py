@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator
 
 from xdsbpf.errors import ProtocolError
 from xdsbpf.model import names
+from xdsbpf.model.resource import Resource
 from xdsbpf.xds import protocol
 from xdsbpf.xds.filling import Oversized, PageFiller
 from xdsbpf.xds.gate import NEVER_REQUIRED, EnvoyLedger, Gate
 from xdsbpf.xds.guard import ClusterGuard
+from xdsbpf.xds.heartbeats import Heartbeats
 from xdsbpf.xds.references import References
 from xdsbpf.xds.request import MAX_NAMES, Request
 from xdsbpf.xds.response import Reader, Response
@@ -42,7 +44,7 @@ class Session(PageFiller):
     (seconds) ends the waits of the reference guard, and is recorded for the status and the `telemetry`. `service_type`
     is the type of a per-type service, "" for the aggregated one. `quarantine`: what a NACK names is held back
     alone, and what came with it is sent again. `max_message`: bytes that the client takes in one message; None: any
-    number.
+    number. `takes_ttl`: it knows the time to live of a resource, and is told in time that one is still there.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Session(PageFiller):
         service_type: str = "",
         quarantine: bool = True,
         max_message: int | None = None,
+        takes_ttl: bool = True,
     ) -> None:
         self.view = view
         self.node_id = node_id
@@ -78,6 +81,8 @@ class Session(PageFiller):
         # Security: a part of an agent's policies is never put in force without the others.
         self._quarantine = quarantine and view.kind != AGENT
         self._max_message = max_message
+        self._takes_ttl = takes_ttl
+        self._heartbeats = Heartbeats()
         self.oversized: list[Oversized] = []
         """What could not be sent since somebody emptied this, for the log."""
         self._stamp = 0
@@ -109,6 +114,10 @@ class Session(PageFiller):
     def _next_removal(self, subscription: Subscription, later: tuple[Subscription, ...]) -> Response | None:
         """The next removals of a type; `later` come after it in push order and may refer to it."""
 
+    @abc.abstractmethod
+    def _heartbeat(self, subscription: Subscription, resources: list[Resource]) -> Response | None:
+        """Tell the client that these are still there."""
+
     def subscriptions(self) -> tuple[Subscription, ...]:
         """Every type the client has asked for, in push order; read-only, for the status."""
         return tuple(self._subscriptions.values())
@@ -116,7 +125,8 @@ class Session(PageFiller):
     @property
     def has_work(self) -> bool:
         """Whether `next_response` may find anything before the next event; cheap, and never wrongly false."""
-        if self._guard.is_due(self._clock()):
+        now = self._clock()
+        if self._guard.is_due(now) or self._heartbeats.is_due(now):
             return True
         for subscription in self._subscriptions.values():
             if subscription.has_work or (subscription.withheld and self._is_gate_moved):
@@ -126,7 +136,8 @@ class Session(PageFiller):
     @property
     def wake_at(self) -> float | None:
         """When (by the clock) to call `next_response` although nothing has happened; None if not at all."""
-        return self._guard.wake_at
+        times = [at for at in (self._guard.wake_at, self._heartbeats.at) if at is not None]
+        return min(times, default=None)
 
     def on_request(self, request: Request) -> None:
         """Take one request: ACK or NACK, subscriptions, claims.
@@ -142,6 +153,7 @@ class Session(PageFiller):
             subscription = Subscription(type_url, self._stamp)
             self._insert(subscription)
             self._first_request(subscription, request)
+            self._hear_claims(subscription)
         else:
             self._later_request(subscription, request)
         if type_url == names.CLUSTER:
@@ -198,6 +210,12 @@ class Session(PageFiller):
         """
         if not self.has_work:
             return None
+        response = self._next_change() or self._next_heartbeat()
+        if response is not None and self._takes_ttl and self._reader.has_ttl:
+            self._heartbeats.heard(response.type_url, response.resources, self._clock())
+        return response
+
+    def _next_change(self) -> Response | None:
         self._look_at_gate()
         if self._guard.is_due(self._clock()):
             self._guard.resume()
@@ -210,6 +228,27 @@ class Session(PageFiller):
         for position in reversed(range(len(ordered))):
             if ordered[position].removals:
                 response = self._next_removal(ordered[position], ordered[position + 1 :])
+                if response is not None:
+                    return response
+        return None
+
+    def _hear_claims(self, subscription: Subscription) -> None:
+        """What a client that is back holds lives on from now."""
+        if self._takes_ttl and self._reader.has_ttl:
+            found = (self._reader.get(self.view, subscription.type_url, name) for name in subscription.held)
+            self._heartbeats.heard(subscription.type_url, (item for item in found if item is not None), self._clock())
+
+    def _next_heartbeat(self) -> Response | None:
+        """Tell the client that what it holds and was not sent lately is still there; not while one is unanswered."""
+        now = self._clock()
+        for type_url, due in self._heartbeats.take(now).items():
+            subscription = self._subscriptions[type_url]
+            current = (self._reader.get(self.view, type_url, name) for name in due)
+            kept = [item for item in current if item is not None and subscription.held.get(item.name) == item.version]
+            self._heartbeats.heard(type_url, kept, now)
+            if kept and subscription.last_heartbeat not in subscription.in_flight:
+                response = self._heartbeat(subscription, kept)
+                subscription.last_heartbeat = subscription.last_nonce
                 if response is not None:
                     return response
         return None

@@ -15,7 +15,7 @@ from xdsbpf.xds.references import REFERRING_TYPES, merged, uses_of
 from xdsbpf.xds.request import Request, SotwRequest
 from xdsbpf.xds.response import Page, Response, content_version, encode_sotw
 from xdsbpf.xds.session import Session
-from xdsbpf.xds.subscription import WHOLE_SET, Sent, Subscription, Wildcard
+from xdsbpf.xds.subscription import NO_CHANGE, WHOLE_SET, Sent, Subscription, Wildcard
 
 _ANY_HEAD = 16
 """Tags and lengths around a body in a response; as much as they take at most."""
@@ -176,6 +176,28 @@ class SotwSession(Session):
             return None
         return self._send_state(subscription, stamp)
 
+    def _heartbeat(self, subscription: Subscription, resources: list[Resource]) -> Response | None:
+        """Under the version of the last response, or the client takes it for an update.
+
+        A whole set goes with its content: in one without, Envoy and gRPC would miss what is not named.
+        """
+        if subscription.in_flight:
+            return None
+        if _is_whole(subscription):
+            return self._send_state(subscription, NO_CHANGE)
+        version = subscription.last_version
+        nonce = self._take_off(subscription, Sent({}, (), NO_CHANGE, self._clock(), None, version, {}))
+        return Response(
+            subscription.type_url,
+            nonce,
+            (),
+            (),
+            self._reader.revision,
+            version=version,
+            heartbeats=tuple(resources),
+            is_wrapped=True,
+        )
+
     def _next_removal(self, subscription: Subscription, later: tuple[Subscription, ...]) -> Response | None:
         """A whole set without what is gone; it waits for this type's own ACK and for what may refer to it."""
         if subscription.in_flight or subscription.dirty:
@@ -274,6 +296,7 @@ class SotwSession(Session):
             (),
             self._reader.revision,
             version=version,
+            is_wrapped=self._takes_ttl,
         )
 
 

@@ -76,6 +76,8 @@ class ResourceStore:
         self._wildcard_names: dict[tuple[tuple[str, ...], str], tuple[str, ...]] = {}
         self._unknown: dict[tuple[tuple[str, ...], str, str], tuple[tuple[str, int], frozenset[str]]] = {}
         self._types: set[str] = set()
+        self.has_ttl = False
+        """Whether there has been a resource with a time to live."""
         self._holders: dict[tuple[tuple[str, ...], str], tuple[str, ...]] = {}
         self._changed: dict[tuple[str, str], int] = {}
         """(scope, type) -> revision of its last change"""
@@ -104,6 +106,7 @@ class ResourceStore:
                 bodies = types.setdefault(resource.type_url, {})
                 before.setdefault((resource.type_url, resource.name), bodies.get(resource.name))
                 bodies[resource.name] = resource
+                self.has_ttl = self.has_ttl or resource.ttl_ms > 0
                 self._types.add(resource.type_url)
             keys = touched.setdefault(batch.scope, {})
             for key, old in before.items():

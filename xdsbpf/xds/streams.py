@@ -19,7 +19,7 @@ import structlog
 from xdsbpf.errors import ProtocolError
 from xdsbpf.xds import protocol
 from xdsbpf.xds.delta import DeltaSession
-from xdsbpf.xds.filling import max_message_of
+from xdsbpf.xds.filling import max_message_of, takes_wrapped
 from xdsbpf.xds.gate import Gate
 from xdsbpf.xds.lifetimes import drain_delays, lifetime
 from xdsbpf.xds.log_budget import LogBudget
@@ -228,6 +228,7 @@ class Streams:
             service_type=method.type_url,
             quarantine=self._quarantine,
             max_message=max_message_of(view, metadata),
+            takes_ttl=method.variant is Variant.DELTA or takes_wrapped(metadata),
         )
         stream = OpenStream(call, method, session, ledger, metadata)
         self._open.add(stream)

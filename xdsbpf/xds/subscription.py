@@ -22,6 +22,8 @@ from xdsbpf.xds.shared import SharedPage
 
 MAX_GLOBS = 100
 """Glob collections of one type on one stream: each is compared with every name of the type."""
+NO_CHANGE: Final = 0
+"""Stamp of a response that brings nothing new."""
 WHOLE_SET: Final = ""
 """Stands for all resources of a type where one is named."""
 
@@ -142,6 +144,8 @@ class Subscription:
         """Whole sets only: the last one that the client took; None if it has one of another stream."""
         self.last_error = ""
         self.last_nonce = ""
+        self.last_heartbeat = ""
+        """Nonce of the last response that said only that resources are still there."""
         self.last_version = ""
         """What the last response said of itself, and when it went out; below, of the last one that was accepted."""
         self.sent_at: float | None = None

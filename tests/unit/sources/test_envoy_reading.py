@@ -208,3 +208,28 @@ def test_a_path_cannot_be_read_in_both_formats(tmp_path: Path) -> None:
 )
 def test_globs_know_stars_and_question_marks_only(glob: str, text: str, matches: bool) -> None:
     assert glob_matches(glob, text) is matches
+
+
+@pytest.mark.parametrize(("written", "milliseconds"), [("30s", 30_000), ("1.5s", 1_500), ("", 0)])
+def test_a_wrapped_resource_may_have_a_time_to_live(tmp_path: Path, written: str, milliseconds: int) -> None:
+    catalog = load(tmp_path / "a.yaml", mortal(written))
+    (entry,) = resources(catalog).values()
+    assert entry.ttl_ms == milliseconds
+
+
+@pytest.mark.parametrize("written", ["0s", "0.5s", "25h", "soon", "-1s"])
+def test_a_time_to_live_that_cannot_be_kept_is_named_with_its_place(tmp_path: Path, written: str) -> None:
+    catalog = load(tmp_path / "a.yaml", mortal(written))
+    assert not resources(catalog)
+    ((line, column, _, message),) = findings(catalog)
+    assert (line, column) == (3, 8)
+    assert "a duration from 1s to 24h" in message
+
+
+def mortal(ttl: str) -> str:
+    line = f"  ttl: {ttl}\n" if ttl else ""
+    return f"""\
+resources:
+- "@type": {PREFIX}service.discovery.v3.Resource
+{line}  resource: {{"@type": {PREFIX}config.endpoint.v3.ClusterLoadAssignment, cluster_name: a}}
+"""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
+import msgspec
+
 from xdsbpf.model import names
 from xdsbpf.model.resource import Requirement, Resource, make_resource
 from xdsbpf.xds import protocol
@@ -27,9 +29,11 @@ def resource(
     *,
     on_demand: bool = False,
     requires: tuple[Requirement, ...] = (),
+    ttl_ms: int = 0,
 ) -> Resource:
     """A resource whose body says `content`."""
-    return make_resource(type_url, name, f"{name}={content}".encode(), on_demand=on_demand, requires=requires)
+    made = make_resource(type_url, name, f"{name}={content}".encode(), on_demand=on_demand, requires=requires)
+    return msgspec.structs.replace(made, ttl_ms=ttl_ms)
 
 
 def need(what: Resource) -> Requirement:

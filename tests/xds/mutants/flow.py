@@ -5,9 +5,9 @@ from __future__ import annotations
 from tests.xds import test_a5_flow as a5
 from tests.xds import test_a5_services as services
 from tests.xds.mutation import Edit, Mutant, Seen, Value, no_response, noise
-from tests.xds.resources import CDS, EDS
+from tests.xds.resources import CDS, EDS, RTDS
 from tests.xds.wire import Variant
-from xdsbpf.xds import client_status, delta, filling, grpcio, load_reporting, protocol, shared, streams
+from xdsbpf.xds import client_status, delta, filling, grpcio, heartbeats, load_reporting, protocol, shared, streams
 from xdsbpf.xds.h2 import server as h2_server
 from xdsbpf.xds.h2.limits import Limits
 from xdsbpf.xds.transports import FAST_TRANSPORT
@@ -24,6 +24,14 @@ MUTANTS: tuple[Mutant, ...] = (
         a5.test_while_an_ack_is_out_changes_collect_and_the_latest_wins,
         DELTA,
         Seen("await client.quiet()", noise(EDS)),
+    ),
+    Mutant(
+        52,
+        "heartbeats come when the time to live is over",
+        Value(heartbeats, "PER_LIFE", 0.1),
+        a5.test_a_resource_with_a_ttl_is_kept_alive_by_heartbeats_without_a_body,
+        DELTA,
+        Seen("beat = await client.receive(RTDS)", no_response(RTDS)),
     ),
     Mutant(
         44,

@@ -60,8 +60,8 @@ def raw_resource(db: Database, nodes: Globs, type_url: str, name: str) -> Resour
         return ABSENT
     db.cite(Origin(id))
     checked(db, id)
-    version = entry.version or version_of(entry.body)
-    built = Resource(type_url, name, version, entry.body, on_demand=is_api_listener(entry))
+    version = entry.version or _version(entry, entry.body)
+    built = Resource(type_url, name, version, entry.body, on_demand=is_api_listener(entry), ttl_ms=entry.ttl_ms)
     check_size(db.report, Origin(id), built)
     return built
 
@@ -80,7 +80,12 @@ def grpc_assignment(db: Database, nodes: Globs, name: str) -> Resource | Absent:
         if not repair.is_odd:
             warn(db, ENDPOINTS_ODD, id, repair.path, repair.message, repair.hint)
     body = result.SerializeToString(deterministic=True)
-    return Resource(ENDPOINTS, name, entry.version or version_of(body), body)
+    return Resource(ENDPOINTS, name, entry.version or _version(entry, body), body, ttl_ms=entry.ttl_ms)
+
+
+def _version(entry: EnvoyResource, body: bytes) -> str:
+    """The hash of the content, and of the time to live: another one has to reach the clients."""
+    return version_of(body + f"\0ttl {entry.ttl_ms}".encode() if entry.ttl_ms else body)
 
 
 @query
