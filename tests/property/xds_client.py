@@ -6,6 +6,7 @@ In: responses as bytes. Out: requests as bytes, each with what it means. One cla
 
 from __future__ import annotations
 
+import abc
 from collections import deque
 from typing import Any
 
@@ -73,7 +74,7 @@ class TypeState:
             kept.pop(name, None)
 
 
-class ModelClient:
+class ModelClient(abc.ABC):
     """The common part."""
 
     variant: Variant
@@ -105,15 +106,17 @@ class ModelClient:
         names = sorted(state.asked.names)
         return [STAR, *names] if state.asked.wild and (names or not is_legacy) else names
 
+    @abc.abstractmethod
     def first(self, type_url: str, names: list[str], state: TypeState) -> None:
-        raise NotImplementedError
+        """Send the first request of a type."""
 
+    @abc.abstractmethod
     def change_names(self, type_url: str, added: str = "", dropped: str = "") -> None:
         """Tell the server, on an open type."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def answer(self, response: Response, accused: frozenset[str] | None, error: str, *, is_certain: bool) -> None:
-        raise NotImplementedError
+        """ACK, or NACK with the names that the error is about."""
 
     def subscribe(self, type_url: str, name: str) -> None:
         """Ask for a name or `*`, held already or not."""

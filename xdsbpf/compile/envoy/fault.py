@@ -9,29 +9,10 @@ from envoy.extensions.filters.http.fault.v3.fault_pb2 import HTTPFault
 from xdsbpf.compile.envoy.codes import NO_EFFECT, VALUE_INVALID, Report, at, ignored, note, warn
 from xdsbpf.compile.envoy.encoding import duration, fraction, fraction_of_hundred
 from xdsbpf.diagnostics import Origin
+from xdsbpf.model.grpc_status import GRPC_STATUSES
 from xdsbpf.model.virtual_service import FaultAbort, FaultDelay, HTTPFaultInjection
 
 SET_PERCENTAGE: Final = "set percentage.value"
-GRPC_STATUSES: Final = (
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-)
-"""Names of the gRPC status codes; the code is the index."""
 
 
 def http_fault(fault: HTTPFaultInjection, where: Origin, report: Report) -> HTTPFault | None:

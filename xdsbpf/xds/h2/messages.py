@@ -6,35 +6,13 @@ DATA payloads in, whole messages out. Called by `stream` and `headers`. Pure; no
 from __future__ import annotations
 
 from xdsbpf.errors import ProtocolError
+from xdsbpf.model.grpc_status import GRPC_STATUSES
 
 PREFIX_BYTES = 5
 MAX_MESSAGE_TEXT = 2_048
 """Bytes of a grpc-message before encoding: it must fit into one HEADERS frame."""
 
-STATUS_NUMBERS = {
-    name: number
-    for number, name in enumerate(
-        (
-            "OK",
-            "CANCELLED",
-            "UNKNOWN",
-            "INVALID_ARGUMENT",
-            "DEADLINE_EXCEEDED",
-            "NOT_FOUND",
-            "ALREADY_EXISTS",
-            "PERMISSION_DENIED",
-            "RESOURCE_EXHAUSTED",
-            "FAILED_PRECONDITION",
-            "ABORTED",
-            "OUT_OF_RANGE",
-            "UNIMPLEMENTED",
-            "INTERNAL",
-            "UNAVAILABLE",
-            "DATA_LOSS",
-            "UNAUTHENTICATED",
-        )
-    )
-}
+STATUS_NUMBERS = {name: number for number, name in enumerate(GRPC_STATUSES)}
 
 _UNITS_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 
