@@ -1,6 +1,6 @@
 """One open stream: its call, its session, and what passes between its reader, its writer and the loop over all streams.
 
-Made and driven by `xds.streams`, which owns the tasks; holds no logic.
+Made by `xds.streams`, driven by `xds.exchange`, which owns the tasks; holds no logic.
 """
 
 from __future__ import annotations

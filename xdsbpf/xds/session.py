@@ -1,7 +1,7 @@
 """The state machine of one stream, without I/O: what the two variants of the protocol have in common.
 
 In: decoded requests, changes of the store. Out: the responses that may be sent now, one at a time, each
-made of what the store holds at that moment (latest wins). Driven by `xds.streams`, one instance per stream;
+made of what the store holds at that moment (latest wins). Driven by `xds.exchange`, one instance per stream;
 `xds.delta` and `xds.sotw` say what a request means and how a response is put together. Must not know gRPC,
 tasks or the time.
 """

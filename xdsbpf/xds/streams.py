@@ -1,13 +1,11 @@
-"""All streams of one server, whatever transport carries them: tasks, clocks and logs around the pure sessions.
+"""All streams of one server, whatever transport carries them: who is let in, what wakes whom, when they end.
 
-In: calls from a transport, changes of the store. Out: raw responses on every stream, one write at a time, built only
-when the one before is through, so a stalled client costs names, not bytes. Owned by `xds.server`; holds no protocol
-logic and parses no resource.
+In: calls from a transport, changes of the store and of views. Out: a session per call, woken when it may have something
+to send; what passes on it is `xds.exchange`'s. Owned by `xds.server`; holds no protocol logic and parses no resource.
 """
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import logging
 import random
@@ -19,10 +17,10 @@ import structlog
 from xdsbpf.errors import ProtocolError
 from xdsbpf.xds import protocol
 from xdsbpf.xds.delta import DeltaSession
+from xdsbpf.xds.exchange import Exchange
 from xdsbpf.xds.filling import max_message_of, takes_wrapped
 from xdsbpf.xds.gate import Gate
 from xdsbpf.xds.lifetimes import drain_delays, lifetime
-from xdsbpf.xds.log_budget import LogBudget
 from xdsbpf.xds.open_stream import OpenStream
 from xdsbpf.xds.peers import Authorize, PeerRules, readable_identity
 from xdsbpf.xds.request import Request, decode_delta, decode_sotw, request_node
@@ -35,7 +33,6 @@ from xdsbpf.xds.status import NodeStatus, node_statuses
 from xdsbpf.xds.store import AGENT, NODE_ENVOY, Changes, ResourceStore, View
 from xdsbpf.xds.telemetry import Telemetry
 from xdsbpf.xds.transport import Call
-from xdsbpf.xds.turns import Turns
 
 ViewResolver = Callable[[str, Mapping[str, object]], View]
 """(node id, metadata) -> view. Raises: ProtocolError for a node that gets no view."""
@@ -46,12 +43,13 @@ Preparation = Callable[[str, Mapping[str, object]], AbstractAsyncContextManager[
 Raises: ProtocolError.
 """
 
-WRITE_TIMEOUT_S = 60.0
-"""A stream that takes no byte for that long is reset."""
-
 _OVER = ProtocolError("CANCELLED", "the stream is over")
 
 log = structlog.get_logger(__name__)
+
+
+def _stopping() -> ProtocolError:
+    return ProtocolError("UNAVAILABLE", "the server is stopping")
 
 
 def unprepared(_node_id: str, _metadata: Mapping[str, object]) -> AbstractAsyncContextManager[None]:
@@ -89,9 +87,7 @@ class Streams:
         self._open: set[OpenStream] = set()
         self._agents: dict[str, set[OpenStream]] = {}
         """Agents' streams by node."""
-        self._turns = Turns(self._send)
-        self._refusals = LogBudget()
-        self._watchdog: asyncio.TimerHandle | None = None
+        self._exchange = Exchange(clock, self.gate, self.telemetry, self._wake_agents)
         self._is_stopping = False
 
     async def serve(self, call: Call) -> None:
@@ -112,7 +108,7 @@ class Streams:
                     return
                 self.telemetry.received(request.type_url or method.type_url, len(first))
                 stream = self._enter(call, method, request, node_id, metadata, view)
-                await self._run(stream)
+                await self._exchange.run(stream)
         except ProtocolError as error:
             log.log(
                 logging.INFO if self._is_stopping else logging.WARNING,
@@ -143,7 +139,7 @@ class Streams:
         for stream in self._open:
             stream.session.on_changes(changes, stamp)
             if stream.session.has_work:
-                self._turns.add(stream)
+                self._exchange.turns.add(stream)
 
     def views_changed(self) -> None:
         """Ask again what each client sees; one that sees other scopes now is sent the difference.
@@ -162,7 +158,7 @@ class Streams:
                 continue
             if (view.kind, view.node) == (session.view.kind, session.view.node):
                 session.change_view(view)
-                self._turns.add(stream)
+                self._exchange.turns.add(stream)
             else:
                 stream.finish(ProtocolError("UNAVAILABLE", "the client's view has changed: connect again"))
 
@@ -188,11 +184,9 @@ class Streams:
     def stop(self) -> None:
         """End every stream with UNAVAILABLE, so that Envoy reconnects at once; new ones end at once as well."""
         self._is_stopping = True
-        if self._watchdog is not None:
-            self._watchdog.cancel()
-            self._watchdog = None
+        self._exchange.stop_watching()
         for stream in self._open:
-            stream.wake.set()
+            stream.finish(_stopping())
 
     def _resolve(self, method: Method, node_id: str, metadata: Mapping[str, object]) -> View:
         view = self._resolve_view(node_id, metadata)
@@ -213,6 +207,8 @@ class Streams:
     def _enter(
         self, call: Call, method: Method, request: Request, node_id: str, metadata: Mapping[str, object], view: View
     ) -> OpenStream:
+        if self._is_stopping:
+            raise _stopping()
         variant: type[Session] = DeltaSession if method.variant is Variant.DELTA else SotwSession
         ledger = self.gate.open(view, self.store) if view.kind == NODE_ENVOY else None
         session = variant(
@@ -235,8 +231,6 @@ class Streams:
         if self._max_age_s:
             stream.end_after(lifetime(self._max_age_s, random.random))
         self.roster.entered(view)
-        if self._watchdog is None:
-            self._watch_writes()
         if view.kind == AGENT:
             self._agents.setdefault(view.node, set()).add(stream)
         try:
@@ -244,7 +238,7 @@ class Streams:
         except ProtocolError:
             self._leave(stream)
             raise
-        self._turns.add(stream)
+        self._exchange.turns.add(stream)
         if ledger is not None:
             self._wake_agents(view.node)
         log.info(
@@ -274,127 +268,8 @@ class Streams:
             self._wake_agents(stream.ledger.node)
         log.info("xds.stream_closed", node=stream.session.node_id, streams=len(self._open))
 
-    async def _run(self, stream: OpenStream) -> None:
-        """Read here and write in a task; whichever ends first ends the stream.
-
-        A half-close ends it with OK, once the client has what its requests are owed: they may have come in one
-        segment with it. A message in flight is never cancelled while the call lives: the status could not follow it.
-        """
-        reader = stream.reader = asyncio.current_task()
-        assert reader is not None
-
-        def interrupt(done: asyncio.Task[None]) -> None:
-            if not done.cancelled():
-                done.exception()  # looked at, also when nobody waits for the writer any more
-            if stream.reader is not None:
-                stream.reader.cancel()
-
-        writer = asyncio.create_task(self._write(stream))
-        writer.add_done_callback(interrupt)
-        try:
-            await self._read(stream)
-            self._send(stream)
-            stream.is_half_closed = True
-            stream.wake.set()
-            await asyncio.Event().wait()  # for the writer's interrupt
-        except ProtocolError as error:
-            stream.end = stream.end or error
-            raise
-        except asyncio.CancelledError:
-            if reader.uncancel():
-                writer.cancel()
-                raise
-            if stream.end is not None:
-                raise stream.end from None
-            if not writer.done():
-                writer.cancel()
-                raise
-            writer.result()
-        finally:
-            stream.reader = None
-            stream.wake.set()
-
-    async def _read(self, stream: OpenStream) -> None:
-        session = stream.session
-        while (data := await stream.call.read()) is not None:
-            request = stream.decode(data)
-            before = self.gate.revision(session.view.node) if stream.ledger is not None else 0
-            session.on_request(request)
-            if session.has_work:
-                self._turns.add(stream)
-            type_url = request.type_url or stream.type_url
-            self.telemetry.received(type_url, len(data))
-            if request.nonce:
-                self.telemetry.count("acked" if request.error is None else "nacked", type_url)
-            if stream.ledger is not None and self.gate.revision(session.view.node) != before:
-                self._wake_agents(session.view.node)
-            if request.error is not None:
-                self._log_refusal(session.node_id, request, request.error)
-
-    def _log_refusal(self, node_id: str, request: Request, error: str) -> None:
-        """A NACK; the status has them all, the log as many as it bears."""
-        unlogged = self._refusals.take(self._clock())
-        if unlogged is not None:
-            log.warning(
-                "xds.response_refused",
-                node=node_id,
-                type_url=request.type_url,
-                nonce=request.nonce,
-                error=protocol.readable_error(error),
-                unlogged=unlogged,
-            )
-
-    def _send(self, stream: OpenStream) -> None:
-        """Send what may go now; what the transport does not take at once is the writer's, and the rest waits for it."""
-        while stream.unsent is None and not self._is_over(stream):
-            response = stream.session.next_response()
-            if response is None:
-                stream.note_oversized(self.telemetry)
-                stream.call_at(stream.session.wake_at, self._clock(), self._turns.add)
-                return
-            message = stream.session.encode(response)
-            if stream.call.write_now(message):
-                self.telemetry.written(response.type_url, len(message))
-            else:
-                stream.unsent = response, message
-                stream.wake.set()
-
-    async def _write(self, stream: OpenStream) -> None:
-        while True:
-            await stream.wake.wait()
-            stream.wake.clear()
-            while stream.unsent is not None and not self._is_over(stream):
-                response, message = stream.unsent
-                stream.writing_since = self._clock()
-                await stream.call.write(message)
-                stream.unsent = stream.writing_since = None
-                self.telemetry.written(response.type_url, len(message))
-                del response, message  # a stream that waits keeps no bytes
-                self._send(stream)
-            if self._is_stopping:
-                stream.end = stream.end or ProtocolError("UNAVAILABLE", "the server is stopping")
-            if stream.end is not None or stream.is_half_closed:
-                return
-
-    def _look_for_stalled(self) -> None:
-        """End streams whose client takes no data. One look at all of them costs less than a timer per write."""
-        limit = self._clock() - WRITE_TIMEOUT_S
-        for stream in self._open:
-            if stream.writing_since is not None and stream.writing_since <= limit and stream.reader is not None:
-                text = f"the client took no data for {WRITE_TIMEOUT_S:.0f} s"
-                stream.end = ProtocolError("DEADLINE_EXCEEDED", text)
-                stream.reader.cancel()
-        self._watch_writes()
-
-    def _watch_writes(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._watchdog = loop.call_later(WRITE_TIMEOUT_S / 8, self._look_for_stalled) if self._open else None
-
-    def _is_over(self, stream: OpenStream) -> bool:
-        return self._is_stopping or stream.end is not None
-
     def _wake_agents(self, node: str) -> None:
         """The gate of that node may have moved: let its agents' sessions look again."""
         for stream in self._agents.get(node, ()):
             if stream.session.has_work:
-                self._turns.add(stream)
+                self._exchange.turns.add(stream)

@@ -1,6 +1,6 @@
 """What the streams of a server have done so far, as numbers by type: for the metrics, and for `wait`.
 
-In: calls of the sessions and of `xds.streams`, one per response and per request, never one per resource. Out: counters
+In: calls of the sessions and of `xds.exchange`, one per response and per request, never one per resource. Out: counters
 and the times from a change to its response and to the ACK. Labels are the type URLs that we know, and "" for all
 others, so peers add no series. Pure: times are passed in, of one clock.
 """

@@ -1,6 +1,6 @@
 """Turns of the event loop in which streams send: some of them in each, so that ACKs and new streams get their share.
 
-In: streams that have something to send. Out: a call of `send` for each of them. Owned by `xds.streams`; one task's.
+In: streams that have something to send. Out: a call of `send` for each of them. Owned by `xds.exchange`; one task's.
 """
 
 from __future__ import annotations

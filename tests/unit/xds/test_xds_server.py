@@ -19,7 +19,7 @@ from xdsbpf.errors import ConfigError, ProtocolError
 from xdsbpf.model import names
 from xdsbpf.model.names import parse_node_id
 from xdsbpf.model.resource import make_resource
-from xdsbpf.xds import protocol, streams
+from xdsbpf.xds import exchange, protocol
 from xdsbpf.xds.addresses import listen_target
 from xdsbpf.xds.server import ViewResolver, XdsServer
 from xdsbpf.xds.services import METHODS, Method, Variant
@@ -313,7 +313,7 @@ async def test_a_client_that_takes_no_data_is_let_go_and_learns_it_when_it_reads
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Rule 43: not silently, or it would believe that nothing changes; beside one that reads, which stays."""
-    monkeypatch.setattr(streams, "WRITE_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(exchange, "WRITE_TIMEOUT_S", 1.0)
     async with running(store_with(BIG)) as rig:
         slow, good = rig.stream(), rig.stream()
         for stream in (slow, good):

@@ -10,7 +10,7 @@ import structlog
 from xds_stream_client import CDS, EDS, ENVOY_VIEW, NODE_ID, resource, store_with
 
 from xdsbpf.errors import ProtocolError
-from xdsbpf.xds import protocol, streams
+from xdsbpf.xds import exchange, protocol
 from xdsbpf.xds.shared import MIN_NAMES, PAGE_RESOURCES
 from xdsbpf.xds.store import ResourceStore
 from xdsbpf.xds.streams import Streams
@@ -51,7 +51,7 @@ def serving(store: ResourceStore) -> Streams:
 @pytest.mark.parametrize("is_stalled", [True, False])
 async def test_a_stream_that_takes_no_data_is_reset(monkeypatch: pytest.MonkeyPatch, is_stalled: bool) -> None:
     """Rule 43; one that takes it stays."""
-    monkeypatch.setattr(streams, "WRITE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(exchange, "WRITE_TIMEOUT_S", 0.05)
     served, call = serving(store_with(resource(CDS, "a"))), ScriptedCall()
     call.is_stalled = is_stalled
     task = asyncio.create_task(served.serve(call))
@@ -77,6 +77,22 @@ async def test_a_stream_whose_call_is_cancelled_is_forgotten() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    assert served.status() == ()
+
+
+@pytest.mark.parametrize("comes_late", [True, False])
+async def test_a_server_that_stops_ends_streams_that_come_late_as_well(comes_late: bool) -> None:
+    served, call = serving(store_with(resource(CDS, "a"))), ScriptedCall()
+    task = asyncio.create_task(served.serve(call))
+    if not comes_late:
+        call.to_server.put_nowait(protocol.encode_request(CDS, node_id=NODE_ID))
+        await asyncio.wait_for(call.to_client.get(), 5)
+    served.stop()
+    if comes_late:
+        call.to_server.put_nowait(protocol.encode_request(CDS, node_id=NODE_ID))
+    with pytest.raises(ProtocolError, match="the server is stopping") as error:
+        await asyncio.wait_for(task, 5)
+    assert error.value.status == "UNAVAILABLE"
     assert served.status() == ()
 
 

@@ -7,7 +7,7 @@ import msgspec
 from tests.xds.mutation import Edit, Value
 from xdsbpf.compile.raw import grpc_endpoints, resources
 from xdsbpf.web import rest
-from xdsbpf.xds import admission, streams, turns
+from xdsbpf.xds import admission, exchange, turns
 
 
 class Broken(msgspec.Struct, frozen=True):
@@ -40,7 +40,7 @@ BROKEN: tuple[Broken, ...] = (
         43,
         "a stream that takes data is reset, too",
         Edit(
-            streams.Streams,
+            exchange.Exchange,
             "_look_for_stalled",
             "stream.writing_since is not None and stream.writing_since <= limit and ",
             "",

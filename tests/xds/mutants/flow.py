@@ -7,7 +7,18 @@ from tests.xds import test_a5_services as services
 from tests.xds.mutation import Edit, Mutant, Seen, Value, no_response, noise
 from tests.xds.resources import CDS, EDS, RTDS
 from tests.xds.wire import Variant
-from xdsbpf.xds import client_status, delta, filling, grpcio, heartbeats, load_reporting, protocol, shared, streams
+from xdsbpf.xds import (
+    client_status,
+    delta,
+    exchange,
+    filling,
+    grpcio,
+    heartbeats,
+    load_reporting,
+    protocol,
+    shared,
+    streams,
+)
 from xdsbpf.xds.h2 import server as h2_server
 from xdsbpf.xds.h2.limits import Limits
 from xdsbpf.xds.transports import FAST_TRANSPORT
@@ -113,7 +124,7 @@ MUTANTS: tuple[Mutant, ...] = (
         42,
         "responses are built before the client takes them",
         Edit(
-            streams.Streams,
+            exchange.Exchange,
             "_read",
             "session.on_request(request)",
             "session.on_request(request)\n        "
@@ -144,7 +155,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         48,
         "the end of the server looks like a failure",
-        Edit(streams.Streams, "_write", '"UNAVAILABLE"', '"INTERNAL"'),
+        Edit(streams, "_stopping", '"UNAVAILABLE"', '"INTERNAL"'),
         a5.test_a_server_that_stops_ends_its_streams_with_a_status,
         DELTA,
         Seen("assert (await client.end(EDS))[0] in", "INTERNAL"),
