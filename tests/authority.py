@@ -79,7 +79,7 @@ def write_files(directory: Path, authority: Authority, *uris: str, life: datetim
     """A certificate of that authority (a server's by default), its key and the authority, each replaced by a rename."""
     files = TlsFiles(directory / "cert.pem", directory / "key.pem", directory / "ca.pem")
     certificate, key = authority.issue(*(uris or (SERVER,)), life=life)
-    for path, data in ((files.certificate, certificate), (files.key, key), (files.client_ca, authority.pem)):
+    for path, data in ((files.certificate, certificate), (files.key, key), (files.authorities, authority.pem)):
         scratch = path.with_suffix(".new")
         scratch.write_bytes(data)
         os.replace(scratch, path)

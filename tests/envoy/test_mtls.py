@@ -110,7 +110,7 @@ async def envoy_of(binary: str, edge: Edge, name: str, node_id: str, *arguments:
         [
             *(sys.executable, "-m", "xdsbpf", "bootstrap", "--node-id", node_id, "--xds", f"127.0.0.1:{edge.tls_port}"),
             *("--admin", str(directory / "admin.sock"), "--sds-dir", str(directory / "sds")),
-            *("--tls-cert", str(files.certificate), "--tls-key", str(files.key), "--tls-ca", str(files.client_ca)),
+            *("--tls-cert", str(files.certificate), "--tls-key", str(files.key), "--tls-ca", str(files.authorities)),
             *arguments,
         ],
         capture_output=True,

@@ -36,14 +36,15 @@ def bootstrap(
 
     A stock Envoy takes everything from the control plane with it; --grpc prints that of a proxyless gRPC client.
     """
-    from xdsbpf.compile.raw.bootstrap import ClientBootstrap, TlsFiles, envoy_bootstrap, grpc_bootstrap, sds_documents
+    from xdsbpf.compile.raw.bootstrap import ClientBootstrap, envoy_bootstrap, grpc_bootstrap
+    from xdsbpf.control_plane_cluster import ClientTls, secret_documents
 
     given = [path for path in (tls_cert, tls_key, tls_ca) if path is not None]
     tls = None
     if tls_cert is not None and tls_key is not None and tls_ca is not None:
         if sds_dir is not None:  # Envoy reads these wherever it is started
             tls_cert, tls_key, tls_ca, sds_dir = (path.absolute() for path in (tls_cert, tls_key, tls_ca, sds_dir))
-        tls = TlsFiles(str(tls_cert), str(tls_key), str(tls_ca), tls_server_name, str(sds_dir or ""))
+        tls = ClientTls(str(tls_cert), str(tls_key), str(tls_ca), tls_server_name, str(sds_dir or ""))
     elif given or sds_dir is not None:
         fail("mutual TLS needs --tls-cert, --tls-key and --tls-ca", Exit.USAGE)
     if rest and (grpc or tls is not None):
@@ -60,7 +61,7 @@ def bootstrap(
     document = grpc_bootstrap(options) if grpc else envoy_bootstrap(options)
     if sds_dir is not None and not grpc:
         sds_dir.mkdir(parents=True, exist_ok=True)
-        for name, secret in sds_documents(options).items():
+        for name, secret in secret_documents(xds, tls).items():
             (sds_dir / name).write_text(json.dumps(secret, indent=2) + "\n")
     if grpc or output is Format.JSON:
         sys.stdout.write(json.dumps(document, indent=2) + "\n")

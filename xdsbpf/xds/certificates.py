@@ -1,7 +1,8 @@
-"""Certificate reload: looks at the files of the mutual TLS listener, and hands what is new and sound to the transport.
+"""Certificate reload: looks at the files of one side of mutual TLS, and hands on what is new and sound.
 
 In: the files, looked at about once a second. Out: `use(material)` for connections from then on; files that cannot be
-used change nothing, and are logged and visible (`status`) until they can be. Owned by the composition root.
+used change nothing, and are logged and visible (`status`) until they can be. Owned by the composition roots of the
+control plane and, through `agent.credentials`, of the node agent.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ log = structlog.get_logger(__name__)
 
 
 class CertificateStatus(msgspec.Struct, frozen=True):
-    """What is in force: its names, its end (seconds since the epoch), and why newer files are not ("" if they are)."""
+    """What is in force: its names, its end (seconds since the epoch), why newer files are not ("" if they are), and
+    its serial number (hexadecimal)."""
 
     names: tuple[str, ...]
     not_after: float
     error: str
+    serial: str
 
 
 class Certificates:
@@ -46,7 +49,7 @@ class Certificates:
 
     def status(self) -> CertificateStatus:
         """For people to look at."""
-        return CertificateStatus(self.material.names, self.material.not_after, self._error)
+        return CertificateStatus(self.material.names, self.material.not_after, self._error, self.material.serial)
 
     async def watch(self, use: Callable[[Material], Awaitable[None]]) -> None:
         """Look again and again until cancelled."""

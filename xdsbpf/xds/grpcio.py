@@ -204,7 +204,7 @@ def _age_options(max_age_s: float) -> list[tuple[str, int]]:
 
 
 def _configuration(material: Material) -> grpc.ServerCertificateConfiguration:
-    return grpc.ssl_server_certificate_configuration([(material.key, material.certificate)], material.client_ca)
+    return grpc.ssl_server_certificate_configuration([(material.key, material.certificate)], material.authorities)
 
 
 def _bind(server: aio.Server, target: str, credentials: grpc.ServerCredentials | None = None) -> str:

@@ -1,7 +1,8 @@
-"""The files of a mutual TLS listener: read and checked as a whole, before any transport uses them.
+"""The files of one side of mutual TLS: read and checked as a whole, before anything uses them.
 
 PEM files in, a `Material` with their bytes out, or a ConfigError that names the file and what is wrong with it. Used
-by both transports at start and at every reload, so that broken files never replace working ones. Never logs a key.
+by the server's transports and by the node agent, at start and at every reload, so that broken files never replace
+working ones. Never logs a key.
 """
 
 from __future__ import annotations
@@ -18,27 +19,28 @@ from xdsbpf.errors import ConfigError
 
 
 class TlsFiles(msgspec.Struct, frozen=True):
-    """PEM files: our certificate chain and key, and the authorities that clients' certificates must come from."""
+    """PEM files: our certificate chain and key, and the authorities that the peer's certificate must come from."""
 
     certificate: Path
     key: Path
-    client_ca: Path
+    authorities: Path
 
 
 class Material(msgspec.Struct, frozen=True):
-    """What the files held: a chain, its key, authorities; and for the status the names and the end of the chain's
-    first certificate (seconds since the epoch)."""
+    """What the files held: a chain, its key, authorities; and for the status the names, the end (seconds since the
+    epoch) and the serial number (hexadecimal) of the chain's first certificate."""
 
     certificate: bytes
     key: bytes
-    client_ca: bytes
+    authorities: bytes
     names: tuple[str, ...]
     not_after: float
+    serial: str
 
 
-def fingerprint(files: TlsFiles) -> tuple[tuple[int, int, int, int], ...]:
-    """Changes when a file is replaced, rewritten or a link to it moves; a file that is not there is zeros."""
-    return tuple(_fingerprint(path) for path in (files.certificate, files.key, files.client_ca))
+def fingerprint(files: TlsFiles) -> tuple[tuple[int, ...], ...]:
+    """Changes when a file is replaced, rewritten or given other rights, or a link to it moves; no file is zeros."""
+    return tuple(_fingerprint(path) for path in (files.certificate, files.key, files.authorities))
 
 
 def read_material(files: TlsFiles, now: float) -> Material:
@@ -47,7 +49,7 @@ def read_material(files: TlsFiles, now: float) -> Material:
     Raises: ConfigError if one cannot be read, is no PEM of its kind, the key is another certificate's, or the
     certificate is not valid at `now`.
     """
-    certificate, key, client_ca = (_read(path) for path in (files.certificate, files.key, files.client_ca))
+    certificate, key, trusted = (_read(path) for path in (files.certificate, files.key, files.authorities))
     leaf = _certificates(files.certificate, certificate)[0]
     try:
         private = load_pem_private_key(key, None)
@@ -60,8 +62,8 @@ def read_material(files: TlsFiles, now: float) -> Material:
     if not starts <= now < ends:
         span = f"{_date(starts)} to {_date(ends)}"
         raise ConfigError(f"cannot use {files.certificate}: it is valid from {span}, and now it is {_date(now)}")
-    authorities = b"".join(found.public_bytes(Encoding.PEM) for found in _certificates(files.client_ca, client_ca))
-    return Material(certificate, key, authorities, _names(leaf), ends)
+    authorities = b"".join(found.public_bytes(Encoding.PEM) for found in _certificates(files.authorities, trusted))
+    return Material(certificate, key, authorities, _names(leaf), ends, f"{leaf.serial_number:x}")
 
 
 def has_ended(certificate: bytes, now: float) -> bool:
@@ -87,7 +89,7 @@ def _certificates(path: Path, data: bytes) -> list[x509.Certificate]:
 
 
 def _names(certificate: x509.Certificate) -> tuple[str, ...]:
-    """The names by which clients know the server, as far as they are text."""
+    """The names by which the peer knows us, as far as they are text."""
     try:
         found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
@@ -96,12 +98,12 @@ def _names(certificate: x509.Certificate) -> tuple[str, ...]:
     return (*uris, *found.get_values_for_type(x509.DNSName), *map(str, found.get_values_for_type(x509.IPAddress)))
 
 
-def _fingerprint(path: Path) -> tuple[int, int, int, int]:
+def _fingerprint(path: Path) -> tuple[int, ...]:
     try:
         found = path.stat()
     except OSError:
-        return (0, 0, 0, 0)
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+        return (0,) * 5
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 def _date(seconds: float) -> str:

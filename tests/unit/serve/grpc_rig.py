@@ -14,7 +14,8 @@ import grpc
 from grpc import aio
 
 from tests.unit.serve.serve_rig import Rig
-from xdsbpf.compile.raw.bootstrap import ClientBootstrap, TlsFiles, grpc_bootstrap
+from xdsbpf.compile.raw.bootstrap import ClientBootstrap, grpc_bootstrap
+from xdsbpf.control_plane_cluster import ClientTls
 
 
 @contextlib.asynccontextmanager
@@ -55,7 +56,7 @@ class Peer:
 
 
 @contextlib.asynccontextmanager
-async def peer(rig: Rig, name: str, *arguments: str, tls: TlsFiles | None = None) -> AsyncIterator[Peer]:
+async def peer(rig: Rig, name: str, *arguments: str, tls: ClientTls | None = None) -> AsyncIterator[Peer]:
     """A process with the bootstrap that `xdsbpf bootstrap --grpc` prints; `name` is a node id, or <pod>.<namespace>.
 
     With `tls` it connects to the mutual TLS listener.

@@ -286,7 +286,7 @@ async def test_files_that_cannot_be_used_change_nothing_and_are_told(tmp_path: P
             case "missing":
                 plane.files.key.unlink()
             case "ca":
-                plane.files.client_ca.write_text("")
+                plane.files.authorities.write_text("")
         await until(lambda: own_files.reloads["refused"])
         assert own_files.reloads["taken"] == 0 or what == "expired"
         assert str(tmp_path) in own_files.status().error
@@ -338,7 +338,7 @@ async def test_a_resumed_session_does_not_outlive_its_certificate(tmp_path: Path
         certificate, key = plane.authority.issue(NODE, life=life)
         ends = x509.load_pem_x509_certificate(certificate).not_valid_after_utc.timestamp()
         (tmp_path / "client.pem").write_bytes(certificate + key)
-        context = ssl.create_default_context(cafile=str(plane.files.client_ca))
+        context = ssl.create_default_context(cafile=str(plane.files.authorities))
         context.load_cert_chain(tmp_path / "client.pem")
         context.set_alpn_protocols(["h2"])
         status, session = await asyncio.to_thread(raw_call, plane.address, context, None)

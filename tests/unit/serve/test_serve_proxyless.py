@@ -16,7 +16,7 @@ from tests.compiling import pod, service, slice_of
 from tests.envoy.node_mesh import free_port
 from tests.unit.serve.grpc_rig import Peer, backend, peer, share
 from tests.unit.serve.serve_rig import Rig, running
-from xdsbpf.compile.raw.bootstrap import TlsFiles as ClientFiles
+from xdsbpf.control_plane_cluster import ClientTls
 from xdsbpf.xds.tls import TlsFiles
 
 V1, V2 = "127.1.0.1", "127.1.0.2"
@@ -189,7 +189,7 @@ async def test_a_client_with_a_certificate_is_served_as_a_workload_of_its_own_na
     for directory in (own, server):
         directory.mkdir()
     written = write_files(own, authority, "spiffe://cluster.local/ns/shop/sa/web")
-    files = ClientFiles(str(written.certificate), str(written.key), str(written.client_ca))
+    files = ClientTls(str(written.certificate), str(written.key), str(written.authorities))
     async with mesh(tmp_path, port, transport, write_files(server, authority)) as rig:
         target = f"reviews.default.svc.cluster.local:{port}"
         async with peer(rig, "web.shop", "client", target, tls=files) as client:

@@ -66,7 +66,7 @@ async def test_a_client_must_choose_http2(tmp_path: Path, protocols: list[str], 
     certificate, key = authority.issue(CLIENT)
     (tmp_path / "client.pem").write_bytes(certificate + key)
     files = write_files(tmp_path, authority)
-    context = ssl.create_default_context(cafile=str(files.client_ca))
+    context = ssl.create_default_context(cafile=str(files.authorities))
     context.load_cert_chain(tmp_path / "client.pem")
     if protocols:
         context.set_alpn_protocols(protocols)

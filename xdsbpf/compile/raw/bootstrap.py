@@ -7,27 +7,16 @@ own bootstrap is another one (`agent.bootstrap`): that Envoy carries the traffic
 from __future__ import annotations
 
 import datetime
-import ipaddress
 import json
 from typing import Any, Final
 
 import msgspec
 from envoy.config.bootstrap.v3 import bootstrap_pb2
-from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.core.v3 import config_source_pb2
-from envoy.extensions.transport_sockets.tls.v3 import common_pb2, secret_pb2, tls_pb2
-from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from google.protobuf import json_format
 
 from xdsbpf.compile.proxyless.names import SERVER_PREFIX
-from xdsbpf.errors import ConfigError
-from xdsbpf.model.names import SECRET
-
-XDS_CLUSTER: Final = "xds"
-_HTTP_OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-_TLS: Final = "envoy.transport_sockets.tls"
-_CERTIFICATE: Final = "xds_certificate"
-_AUTHORITIES: Final = "xds_authorities"
+from xdsbpf.control_plane_cluster import XDS_CLUSTER, ClientTls, host_and_port, set_cluster
 
 STATS_PREFIXES: Final = (
     *("http.", "tcp.", "listener.", "listener_manager.", "cluster_manager.", "control_plane.", "server."),
@@ -42,20 +31,6 @@ STATS_SUFFIXES: Final = (
 """Envoy makes about a hundred lines per cluster without a list: only what people look at."""
 
 
-class TlsFiles(msgspec.Struct, frozen=True):
-    """Files of a client certificate, its key and the CA of the control plane; `server_name` is optional.
-
-    `sds_directory`: where the files of `sds_documents` are; with them Envoy takes up replaced certificates, without
-    them it reads each file once.
-    """
-
-    certificate: str
-    key: str
-    ca: str
-    server_name: str = ""
-    sds_directory: str = ""
-
-
 class ClientBootstrap(msgspec.Struct, frozen=True):
     """What a bootstrap depends on. `xds` is host:port or unix:/path; `admin` a path of a unix socket."""
 
@@ -64,7 +39,7 @@ class ClientBootstrap(msgspec.Struct, frozen=True):
     cluster: str = "xdsbpf"
     admin: str = ""
     is_delta: bool = True
-    tls: TlsFiles | None = None
+    tls: ClientTls | None = None
     poll_s: float = 0.0
     """Seconds between two polls by REST; 0 for streams of gRPC."""
 
@@ -94,7 +69,7 @@ def envoy_bootstrap(options: ClientBootstrap) -> dict[str, Any]:
         config.resource_api_version = config_source_pb2.V3
         # Zero: wait for ever. An Envoy that goes LIVE without configuration refuses what it should serve.
         config.initial_fetch_timeout.seconds = 0
-    _xds_cluster(bootstrap.static_resources.clusters.add(), options)
+    set_cluster(bootstrap.static_resources.clusters.add(), options.xds, options.tls, is_streamed=not options.poll_s)
     matcher = bootstrap.stats_config.stats_matcher.inclusion_list
     for prefix in STATS_PREFIXES:
         matcher.patterns.add().prefix = prefix
@@ -113,28 +88,6 @@ def _set_polling(source: config_source_pb2.ApiConfigSource, every_s: float) -> N
     source.request_timeout.seconds = 5
 
 
-def sds_documents(options: ClientBootstrap) -> dict[str, dict[str, Any]]:
-    """File name -> content of the secrets that the bootstrap refers to; none without `sds_directory`.
-
-    Envoy watches the directories of the certificates: files moved there, and links moved as Kubernetes does, count.
-    Raises: ConfigError for an address without a port.
-    """
-    files = options.tls
-    if files is None or not files.sds_directory:
-        return {}
-    certificate = secret_pb2.Secret(name=_CERTIFICATE)
-    _set_certificate(certificate.tls_certificate, files)
-    certificate.tls_certificate.watched_directory.path = _directory(files.certificate)
-    authorities = secret_pb2.Secret(name=_AUTHORITIES)
-    _set_authorities(authorities.validation_context, files, _server_name(options))
-    authorities.validation_context.watched_directory.path = _directory(files.ca)
-    documents = {}
-    for secret in (certificate, authorities):
-        body = json.loads(json_format.MessageToJson(secret, preserving_proto_field_name=True))
-        documents[f"{secret.name}.json"] = {"resources": [{"@type": SECRET, **body}]}
-    return documents
-
-
 def grpc_bootstrap(options: ClientBootstrap) -> dict[str, Any]:
     """The file that GRPC_XDS_BOOTSTRAP names (gRFC A27): for `xds:///` targets, and for servers that listen over xDS.
 
@@ -143,8 +96,8 @@ def grpc_bootstrap(options: ClientBootstrap) -> dict[str, Any]:
     if options.xds.startswith("unix:"):
         uri = options.xds
     else:
-        host, port = _host_and_port(options.xds)
-        uri = f"{host}:{port}"
+        host, port = host_and_port(options.xds)
+        uri = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     credentials: dict[str, Any] = {"type": "insecure"}
     if options.tls is not None:
         files = {
@@ -156,94 +109,3 @@ def grpc_bootstrap(options: ClientBootstrap) -> dict[str, Any]:
     server = {"server_uri": uri, "channel_creds": [credentials], "server_features": ["xds_v3"]}
     node = {"id": options.node_id, "cluster": options.cluster, "metadata": {"GENERATOR": "grpc"}}
     return {"xds_servers": [server], "node": node, "server_listener_resource_name_template": f"{SERVER_PREFIX}%s"}
-
-
-def _xds_cluster(cluster: cluster_pb2.Cluster, options: ClientBootstrap) -> None:
-    cluster.name = XDS_CLUSTER
-    cluster.connect_timeout.seconds = 1
-    if not options.poll_s:
-        http = http_protocol_options_pb2.HttpProtocolOptions()
-        keepalive = http.explicit_http_config.http2_protocol_options.connection_keepalive
-        keepalive.interval.seconds, keepalive.timeout.seconds = 30, 5
-        cluster.typed_extension_protocol_options[_HTTP_OPTIONS].Pack(http)
-    cluster.load_assignment.cluster_name = XDS_CLUSTER
-    address = cluster.load_assignment.endpoints.add().lb_endpoints.add().endpoint.address
-    if options.xds.startswith("unix:"):
-        cluster.type = cluster_pb2.Cluster.STATIC
-        address.pipe.path = options.xds.removeprefix("unix:")
-    else:
-        host, port = _host_and_port(options.xds)
-        # A name is asked for again, so that the control plane may move.
-        cluster.type = cluster_pb2.Cluster.STATIC if _is_address(host.strip("[]")) else cluster_pb2.Cluster.STRICT_DNS
-        address.socket_address.address = host.strip("[]")
-        address.socket_address.port_value = port
-    if options.tls is not None:
-        _set_tls(cluster, options.tls, _server_name(options))
-
-
-def _server_name(options: ClientBootstrap) -> str:
-    """What must stand in the control plane's certificate; "" only behind a unix socket."""
-    if options.tls is not None and options.tls.server_name:
-        return options.tls.server_name
-    return "" if options.xds.startswith("unix:") else _host_and_port(options.xds)[0].strip("[]")
-
-
-def _set_tls(cluster: cluster_pb2.Cluster, files: TlsFiles, server_name: str) -> None:
-    context = tls_pb2.UpstreamTlsContext(sni=_host_name(server_name))
-    common = context.common_tls_context
-    if files.sds_directory:
-        _refer(common.tls_certificate_sds_secret_configs.add(), _CERTIFICATE, files)
-        _refer(common.validation_context_sds_secret_config, _AUTHORITIES, files)
-    else:
-        _set_certificate(common.tls_certificates.add(), files)
-        _set_authorities(common.validation_context, files, server_name)
-    common.alpn_protocols.append("h2")
-    cluster.transport_socket.name = _TLS
-    cluster.transport_socket.typed_config.Pack(context)
-
-
-def _refer(config: secret_pb2.SdsSecretConfig, name: str, files: TlsFiles) -> None:
-    config.name = name
-    config.sds_config.path_config_source.path = f"{files.sds_directory}/{name}.json"
-    config.sds_config.resource_api_version = config_source_pb2.V3
-
-
-def _set_certificate(certificate: common_pb2.TlsCertificate, files: TlsFiles) -> None:
-    certificate.certificate_chain.filename = files.certificate
-    certificate.private_key.filename = files.key
-
-
-def _set_authorities(validation: common_pb2.CertificateValidationContext, files: TlsFiles, server_name: str) -> None:
-    """Security: every workload has a certificate of the mesh's authorities, so the name is checked as well."""
-    validation.trusted_ca.filename = files.ca
-    if server_name:
-        subject = validation.match_typed_subject_alt_names.add()
-        matcher = common_pb2.SubjectAltNameMatcher
-        subject.san_type = matcher.IP_ADDRESS if _is_address(server_name) else matcher.DNS
-        if server_name.startswith("spiffe://"):
-            subject.san_type = matcher.URI
-        subject.matcher.exact = server_name
-
-
-def _host_name(server_name: str) -> str:
-    """What may stand in the TLS handshake: a host name, never an address or a URI."""
-    return "" if _is_address(server_name) or server_name.startswith("spiffe://") else server_name
-
-
-def _directory(file: str) -> str:
-    return file.rpartition("/")[0] or "/"
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _host_and_port(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ConfigError(f"{address!r} is no address of a control plane", hint="host:port or unix:/path")
-    return ("127.0.0.1" if host == "localhost" else host), int(port)

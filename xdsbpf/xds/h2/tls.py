@@ -30,7 +30,7 @@ def server_context(material: Material) -> ssl.SSLContext:
     context.verify_mode = ssl.CERT_REQUIRED
     try:
         _load_chain(context, material)
-        context.load_verify_locations(cadata=material.client_ca.decode("ascii"))
+        context.load_verify_locations(cadata=material.authorities.decode("ascii"))
     except ssl.SSLError as error:
         raise ConfigError(f"the certificate, its key or the authorities of clients cannot be used: {error}") from error
     return context
