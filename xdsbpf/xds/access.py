@@ -19,7 +19,7 @@ import structlog
 from xdsbpf.errors import ProtocolError
 from xdsbpf.xds import protocol
 from xdsbpf.xds.admission import Admission, AdmissionLimits, Ticket
-from xdsbpf.xds.h2.limits import Bucket
+from xdsbpf.xds.log_budget import LogBudget
 from xdsbpf.xds.peers import PeerRules, readable_identity
 from xdsbpf.xds.transport import Call, Handler, Peer
 
@@ -56,14 +56,13 @@ class AccessControl:
         clock: Callable[[], float],
         limits: AdmissionLimits | None = None,
     ) -> None:
-        self.admission = Admission(limits or AdmissionLimits(), clock())
+        self.admission = Admission(limits or AdmissionLimits())
         self.refused: Counter[str] = Counter()
         """Calls that ended with a status of `REFUSALS`, whoever refused them."""
         self._rules = rules
         self._access = access
         self._clock = clock
-        self._log_budget = Bucket(20, 1.0, clock())
-        self._unlogged = 0
+        self._log_budget = LogBudget()
         self._is_closed = False
         self._turns: dict[Ticket, asyncio.Future[bool]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -144,8 +143,8 @@ class AccessControl:
     def _refuse(self, call: Call, error: ProtocolError) -> None:
         """At most about one line a second: a peer can be refused as often as it can call."""
         self.refused[error.status] += 1
-        if not self._log_budget.take(self._clock()):
-            self._unlogged += 1
+        unlogged = self._log_budget.take(self._clock())
+        if unlogged is None:
             return
         log.warning(
             "xds.call_refused",
@@ -154,9 +153,8 @@ class AccessControl:
             method=call.method,
             status=error.status,
             error=protocol.readable_error(str(error)),
-            unlogged=self._unlogged,
+            unlogged=unlogged,
         )
-        self._unlogged = 0
 
 
 class _FirstAnswer:

@@ -12,6 +12,7 @@ from collections import deque
 import msgspec
 
 from xdsbpf.errors import ProtocolError
+from xdsbpf.xds.token_bucket import TokenBucket
 
 
 class AdmissionLimits(msgspec.Struct, frozen=True):
@@ -50,35 +51,12 @@ class Turn(msgspec.Struct, frozen=True):
     again_at: float | None
 
 
-class _Rate:
-    """A token bucket on the caller's clock."""
-
-    __slots__ = ("_at", "_burst", "_level", "_per_s")
-
-    def __init__(self, per_s: float, burst: int, now: float) -> None:
-        self._per_s, self._burst, self._level, self._at = per_s, burst, float(burst), now
-
-    def ready_at(self, now: float) -> float:
-        """When there is a token; `now` if there is one."""
-        self._level = min(self._burst, self._level + (now - self._at) * self._per_s)
-        self._at = now
-        return now if self._level >= 1.0 else now + (1.0 - self._level) / self._per_s
-
-    def is_full(self, now: float) -> bool:
-        """Whether it would be the same if it were made now."""
-        return self.ready_at(now) <= now and self._level >= self._burst
-
-    def take(self) -> None:
-        """One less; after `ready_at` has said that there is one."""
-        self._level -= 1.0
-
-
 class _Account:
     """The streams of one identity."""
 
     __slots__ = ("rate", "streams", "waiting")
 
-    def __init__(self, rate: _Rate | None) -> None:
+    def __init__(self, rate: TokenBucket | None) -> None:
         self.rate = rate
         self.streams = 0
         self.waiting: deque[Ticket] = deque()
@@ -87,11 +65,11 @@ class _Account:
 class Admission:
     """All streams of one server. Times are monotonic seconds of one clock."""
 
-    def __init__(self, limits: AdmissionLimits, now: float) -> None:
+    def __init__(self, limits: AdmissionLimits) -> None:
         self.limits = limits
         self.waiting = 0
         self.answering = 0
-        self._rate = _Rate(limits.per_s, limits.burst, now)
+        self._rate = TokenBucket(limits.burst, limits.per_s)
         self._accounts: dict[str, _Account] = {}
         self._line: deque[str] = deque()
         """Identities with waiting streams, the next one first."""
@@ -129,7 +107,7 @@ class Admission:
             ticket, again_at = self._next(now)
             if ticket is None:
                 break
-            self._rate.take()
+            self._rate.take(now)
             ticket.is_admitted = ticket.is_answering = True
             self.answering += 1
             admitted.append(ticket)
@@ -160,7 +138,7 @@ class Admission:
             rate = self._accounts[other].rate
             if rate is None or rate.is_full(now):
                 del self._accounts[other]
-        rate = _Rate(limits.identity_per_s, limits.identity_burst, now) if identity else None
+        rate = TokenBucket(limits.identity_burst, limits.identity_per_s) if identity else None
         account = self._accounts[identity] = _Account(rate)
         return account
 
@@ -176,7 +154,7 @@ class Admission:
                 self._line.append(identity)
                 continue
             if account.rate is not None:
-                account.rate.take()
+                account.rate.take(now)
             ticket = account.waiting.popleft()
             self.waiting -= 1
             if account.waiting:

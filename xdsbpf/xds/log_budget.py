@@ -5,7 +5,7 @@ Called where a line would be written; time is passed in. Pure.
 
 from __future__ import annotations
 
-from xdsbpf.xds.h2.limits import Bucket
+from xdsbpf.xds.token_bucket import TokenBucket
 
 _AT_ONCE, _PER_S = 20, 1.0
 
@@ -14,13 +14,11 @@ class LogBudget:
     """The budget of one kind of line."""
 
     def __init__(self) -> None:
-        self._bucket: Bucket | None = None
+        self._bucket = TokenBucket(_AT_ONCE, _PER_S)
         self._left_out = 0
 
     def take(self, now: float) -> int | None:
         """Whether a line may be written at monotonic time `now` (seconds): the number left out before it, or None."""
-        if self._bucket is None:
-            self._bucket = Bucket(_AT_ONCE, _PER_S, now)
         if not self._bucket.take(now):
             self._left_out += 1
             return None

@@ -12,7 +12,7 @@ from xdsbpf.errors import ProtocolError
 from xdsbpf.xds.h2 import frames
 from xdsbpf.xds.h2.events import Opened
 from xdsbpf.xds.h2.faults import ErrorCode as Code
-from xdsbpf.xds.h2.limits import Bucket, Limits
+from xdsbpf.xds.h2.limits import Limits
 
 SMALL = Limits(
     max_streams=8,
@@ -192,10 +192,3 @@ def test_unread_bytes_of_all_streams_are_limited(limit: int, held: int) -> None:
             wire.connection.read(last)
     assert wire.connection.read(wire.connection.streams[1]) == b"x" * 9_995
     assert wire.goaway is None
-
-
-def test_a_bucket_refills_with_time_and_no_further_than_its_size() -> None:
-    bucket = Bucket(3, 1.0, now=0.0)
-    assert [bucket.take(0.0) for _ in range(4)] == [True, True, True, False]
-    assert [bucket.take(2.0) for _ in range(3)] == [True, True, False]
-    assert [bucket.take(100.0) for _ in range(4)] == [True, True, True, False]

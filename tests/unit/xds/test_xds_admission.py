@@ -9,10 +9,10 @@ from collections.abc import Callable
 import pytest
 
 from xdsbpf.errors import ProtocolError
-from xdsbpf.xds import admission
 from xdsbpf.xds.access import AccessControl
 from xdsbpf.xds.admission import Admission, AdmissionLimits, Ticket
 from xdsbpf.xds.peers import PeerRules
+from xdsbpf.xds.token_bucket import TokenBucket
 from xdsbpf.xds.transport import Call, Peer
 
 LIMITS = AdmissionLimits(
@@ -26,7 +26,7 @@ class Line:
 
     def __init__(self, limits: AdmissionLimits = LIMITS) -> None:
         self.now = 100.0
-        self.admission = Admission(limits, self.now)
+        self.admission = Admission(limits)
         self.began: dict[Ticket, float] = {}
         self.refused: list[Ticket] = []
 
@@ -229,7 +229,7 @@ async def test_the_limit_of_an_identity_is_its_own() -> None:
 
 def test_the_order_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a rate of all together, the storm of the first test begins at once."""
-    monkeypatch.setattr(admission._Rate, "ready_at", lambda self, now: now)
+    monkeypatch.setattr(TokenBucket, "ready_at", lambda self, now, cost=1.0: now)
     line = Line()
     tickets = [line.enter() for _ in range(25)]
     line.run()

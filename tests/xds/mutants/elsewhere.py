@@ -7,7 +7,7 @@ import msgspec
 from tests.xds.mutation import Edit, Value
 from xdsbpf.compile.raw import grpc_endpoints, resources
 from xdsbpf.web import rest
-from xdsbpf.xds import admission, exchange, turns
+from xdsbpf.xds import exchange, token_bucket, turns
 
 
 class Broken(msgspec.Struct, frozen=True):
@@ -25,7 +25,7 @@ BROKEN: tuple[Broken, ...] = (
     Broken(
         49,
         "a storm comes in all at once",
-        Edit(admission._Rate, "take", "self._level -= 1.0", "pass"),
+        Edit(token_bucket.TokenBucket, "take", "self._level -= cost", "pass"),
         "tests/unit/xds/test_xds_admission.py::test_a_storm_begins_with_a_burst_and_goes_on_at_the_rate",
         "assert [0.0",
     ),

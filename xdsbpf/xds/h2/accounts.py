@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from xdsbpf.xds.h2 import frames
 from xdsbpf.xds.h2.faults import ConnectionFault, ErrorCode
-from xdsbpf.xds.h2.limits import Bucket, Limits
+from xdsbpf.xds.h2.limits import Limits
+from xdsbpf.xds.token_bucket import TokenBucket
 
 
 class Accounts:
@@ -17,8 +18,8 @@ class Accounts:
 
     def __init__(self, limits: Limits, now: float) -> None:
         self.now = now
-        self._idle = Bucket(limits.idle_frames, limits.idle_frames_per_s, now)
-        self._resets = Bucket(limits.resets, limits.resets_per_s, now)
+        self._idle = TokenBucket(limits.idle_frames, limits.idle_frames_per_s)
+        self._resets = TokenBucket(limits.resets, limits.resets_per_s)
         self._window_size = limits.connection_window
         self._returnable = 0
 

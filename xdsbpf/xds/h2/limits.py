@@ -1,6 +1,6 @@
-"""How much of everything one connection may ask for, for how long, and buckets for what may come only so often.
+"""How much of everything one connection may ask for, and for how long.
 
-Values in, numbers out; time is passed in. Read by every part of the transport. Pure.
+Values; read by every part of the transport. Pure.
 """
 
 from __future__ import annotations
@@ -52,32 +52,3 @@ class Timing(msgspec.Struct, frozen=True):
     goaway_s: float = 0.0
     """Age at which a connection is told to take no new streams, and ended once it has none; 0: never."""
     tick_s: float = 1.0
-
-
-class Bucket:
-    """A token bucket on the caller's clock (seconds); refilled only when it is empty, so that a take costs little."""
-
-    __slots__ = ("_at", "_capacity", "_level", "_per_s")
-
-    def __init__(self, capacity: float, per_s: float, now: float) -> None:
-        self._capacity = capacity
-        self._per_s = per_s
-        self._level = capacity
-        self._at = now
-
-    def take(self, now: float, cost: float = 1.0) -> bool:
-        """Spend `cost` at time `now` (seconds); False if there is not enough."""
-        level = self._level - cost
-        if level < 0.0:
-            level = min(self._capacity, self._level + (now - self._at) * self._per_s) - cost
-            self._at = now
-            if level < 0.0:
-                self._level = level + cost
-                return False
-        self._level = level
-        return True
-
-    def refund(self) -> None:
-        """One more may come: we have caused it."""
-        if self._level < self._capacity:
-            self._level += 1.0
