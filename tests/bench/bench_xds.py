@@ -25,7 +25,7 @@ STREAMS, NAMES, ROUNDS = 1000, 100, 20
 SYNC_STREAMS, SYNC_RESOURCES = 100, 10_000
 SOTW_STREAMS, SOTW_NAMES = 200, 1000
 REPEATS = 3
-PRODUCTS = ("grpcio", "grpcio-uvloop", "fast")
+PRODUCTS = ("grpcio", "grpcio-asyncio", "fast")
 FLOORS = ("bare-grpcio", "bare-sockets")
 PEERS = (PEER,) if PEER_COMMAND in os.environ else ()
 """Another xDS server in the same run: no part of this repository."""
@@ -42,7 +42,7 @@ TARGETS: dict[str, dict[str, Figures]] = {
 }
 """Of the design for grpc.aio; for the built-in HTTP/2 those of the server's specification, where its ratios to a peer
 are turned into figures by what that peer was measured at."""
-FLOOR_OF = {"grpcio": "bare-grpcio", "grpcio-uvloop": "bare-grpcio", "fast": "bare-sockets"}
+FLOOR_OF = {"grpcio": "bare-grpcio", "grpcio-asyncio": "bare-grpcio", "fast": "bare-sockets"}
 
 
 def push(kind: str) -> Figures:

@@ -6,10 +6,12 @@ looks at the server, which only ours allows. Options: see README.md.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from tests.xds.drivers import Directory, Driver, InProcess
 from tests.xds.lab import Lab, running_lab
@@ -30,6 +32,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--xds-resources", metavar="DIRECTORY", type=Path, help="what that server watches")
     group.addoption("--xds-variants", metavar="LIST", help="of sotw-ads,sotw-per-type,delta-ads,delta-per-type")
     group.addoption("--xds-quiet", metavar="SECONDS", type=float, help="how long silence is (0.5 for another server)")
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The loop on which `xdsbpf serve` runs."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

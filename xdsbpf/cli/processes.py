@@ -45,10 +45,9 @@ def configure_logging(level: str) -> None:
     )
 
 
-def run_until_signal(main: Coroutine[Any, Any, None], *, fast: bool = False) -> None:
-    """Run `main`; the first SIGTERM or SIGINT cancels it and lets it clean up, a second one ends at once.
+def run_until_signal(main: Coroutine[Any, Any, None]) -> None:
+    """Run `main` on uvloop; the first SIGTERM or SIGINT cancels it and lets it clean up, a second one ends at once.
 
-    `fast`: on uvloop, which halves what a socket costs that Python itself serves.
     Raises: what a task of `main` raised on purpose, or a CommandError for what the system refused. Anything
     else is a defect and keeps its traceback.
     """
@@ -69,7 +68,7 @@ def run_until_signal(main: Coroutine[Any, Any, None], *, fast: bool = False) -> 
             await task
 
     try:
-        with asyncio.Runner(loop_factory=_uvloop if fast else None) as runner:
+        with asyncio.Runner(loop_factory=_uvloop) as runner:
             runner.run(supervised())
     except BaseExceptionGroup as group:
         raise _expected(group) from group
@@ -150,7 +149,7 @@ def serve(
     from xdsbpf.web.rest import rest_app
     from xdsbpf.xds.admission import AdmissionLimits
     from xdsbpf.xds.peers import parse_allow_rule, parse_identity_pattern
-    from xdsbpf.xds.transports import FAST_TRANSPORT, TRANSPORTS
+    from xdsbpf.xds.transports import TRANSPORTS
 
     if transport not in TRANSPORTS:
         fail(f"--transport {transport!r} is not a transport", Exit.USAGE, hint=" or ".join(sorted(TRANSPORTS)))
@@ -198,7 +197,7 @@ def serve(
                 polling = rest_app(control_plane.server.handlers, control_plane.ready.is_set)
                 tasks.create_task(serve_http(polling, rest_listener))
 
-    run_until_signal(run(), fast=transport == FAST_TRANSPORT)
+    run_until_signal(run())
 
 
 def _tls_files(

@@ -1,7 +1,7 @@
 """The server process of a benchmark: the product's server over a store of made-up resources, or a floor below it.
 
 `python -m tests.bench.load.subject KIND`: `grpcio` and `fast` are the product with that transport, as `xdsbpf serve`
-runs it; `grpcio-uvloop` the first one on another event loop. `bare-grpcio` and `bare-sockets` send bytes made
+runs it; `grpcio-asyncio` the first one on Python's own event loop. `bare-grpcio` and `bare-sockets` send bytes made
 beforehand through grpc.aio and through asyncio's sockets, with no engine at all: what is below them no engine can save.
 Reads commands as lines of JSON and answers with lines of JSON.
 """
@@ -88,12 +88,12 @@ class Product:
 
 SUBJECTS: dict[str, Callable[[], Subject]] = {
     "grpcio": lambda: Product("grpcio"),
-    "grpcio-uvloop": lambda: Product("grpcio"),
+    "grpcio-asyncio": lambda: Product("grpcio"),
     "fast": lambda: Product("fast"),
     "bare-grpcio": lambda: BareGrpc(endpoints),
     "bare-sockets": lambda: BareSockets(endpoints),
 }
-ON_UVLOOP = {"fast", "grpcio-uvloop", "bare-sockets"}
+ON_ASYNCIO = {"grpcio-asyncio"}
 
 
 async def serve(subject: Subject) -> None:
@@ -137,7 +137,7 @@ def main() -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
     )
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop if kind in ON_UVLOOP else None) as runner:
+    with asyncio.Runner(loop_factory=None if kind in ON_ASYNCIO else uvloop.new_event_loop) as runner:
 
         async def run() -> None:
             await serve(SUBJECTS[kind]())
