@@ -1,4 +1,7 @@
-"""Raw Envoy resources as text: a TCP listener, its RBAC, its cluster and endpoints; and a compiler over such files."""
+"""Raw Envoy resources as text: a TCP listener with its RBAC, a web listener with its routes, clusters, endpoints.
+
+And a compiler over files of them.
+"""
 
 from __future__ import annotations
 
@@ -73,16 +76,49 @@ def cluster(*endpoints: str, name: str = "db", extra: str = "", group: str = "")
 """
 
 
-def eds_cluster(*endpoints: str, name: str = "db", source: str = ADS) -> str:
-    """An EDS cluster with its ClusterLoadAssignment."""
+def eds_cluster(*endpoints: str, name: str = "db", source: str = ADS, extra: str = "") -> str:
+    """An EDS cluster with its ClusterLoadAssignment, which has another name."""
     return f"""\
 - "@type": {T}.config.cluster.v3.Cluster
   name: {name}
   type: EDS
+  connect_timeout: 1s
   eds_cluster_config: {{eds_config: {source}, service_name: {name}-endpoints}}
+  {extra}
 - "@type": {T}.config.endpoint.v3.ClusterLoadAssignment
   cluster_name: {name}-endpoints
   endpoints: [{{lb_endpoints: [{", ".join(endpoints or (endpoint(),))}]}}]
+"""
+
+
+def web_listener(port: int, source: str = ADS) -> str:
+    """A listener `web` on a port of loopback, whose routes come by RDS."""
+    return f"""\
+- "@type": {T}.config.listener.v3.Listener
+  name: web
+  address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}
+  filter_chains:
+  - filters:
+    - name: http
+      typed_config:
+        "@type": {T}.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+        stat_prefix: web
+        rds: {{route_config_name: web, config_source: {source}}}
+        http_filters:
+        - name: router
+          typed_config: {{"@type": {T}.extensions.filters.http.router.v3.Router}}
+"""
+
+
+def web_routes(cluster: str) -> str:
+    """The routes of that listener: everything to one cluster."""
+    return f"""\
+- "@type": {T}.config.route.v3.RouteConfiguration
+  name: web
+  virtual_hosts:
+  - name: all
+    domains: ["*"]
+    routes: [{{match: {{prefix: /}}, route: {{cluster: {cluster}}}}}]
 """
 
 

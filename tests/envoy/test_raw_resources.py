@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -12,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.envoy.node_mesh import free_port
 from tests.envoy.real_envoy import until
+from tests.raw_texts import T, eds_cluster, endpoint, raw_file, web_listener, web_routes
 from xdsbpf.model.names import CLUSTER
 from xdsbpf.report.objects import object_rows
 from xdsbpf.serve import ControlPlane, ServeConfig
@@ -23,60 +24,14 @@ pytestmark = pytest.mark.envoy
 
 NODE_ID = "edge-1"
 DEADLINE_S = 20.0
-T = "type.googleapis.com/envoy"
-ADS = "{ads: {}, resource_api_version: V3}"
-
-
-def listener(port: int) -> str:
-    return f"""resources:
-- "@type": {T}.config.listener.v3.Listener
-  name: web
-  address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}
-  filter_chains:
-  - filters:
-    - name: http
-      typed_config:
-        "@type": {T}.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-        stat_prefix: web
-        rds: {{route_config_name: web, config_source: {ADS}}}
-        http_filters:
-        - name: router
-          typed_config: {{"@type": {T}.extensions.filters.http.router.v3.Router}}
-"""
-
-
-def routes(cluster: str) -> str:
-    return f"""resources:
-- "@type": {T}.config.route.v3.RouteConfiguration
-  name: web
-  virtual_hosts:
-  - name: all
-    domains: ["*"]
-    routes:
-    - match: {{prefix: /}}
-      route: {{cluster: {cluster}}}
-"""
 
 
 def cluster(name: str, port: int, extra: str = "") -> str:
-    endpoint = f"{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}"
-    return f"""resources:
-- "@type": {T}.config.cluster.v3.Cluster
-  name: {name}
-  type: EDS
-  connect_timeout: 1s
-  eds_cluster_config: {{eds_config: {ADS}}}{extra}
-- "@type": {T}.config.endpoint.v3.ClusterLoadAssignment
-  cluster_name: {name}
-  endpoints:
-  - lb_endpoints: [{endpoint}]
-"""
+    return raw_file(eds_cluster(endpoint("127.0.0.1", port), name=name, extra=extra))
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def routes(cluster: str) -> str:
+    return raw_file(web_routes(cluster))
 
 
 class Fixture:
@@ -159,7 +114,7 @@ class Fixture:
 async def running(envoy: str, directory: Path, *arguments: str) -> AsyncIterator[Fixture]:
     fixture = Fixture(directory)
     port = await fixture.serve("one")
-    fixture.write("listener.yaml", listener(fixture.port))
+    fixture.write("listener.yaml", raw_file(web_listener(fixture.port)))
     fixture.write("routes.yaml", routes("one"))
     fixture.write("one.yaml", cluster("one", port))
     command = [sys.executable, "-m", "xdsbpf", "bootstrap", "--node-id", NODE_ID, "--xds", fixture.xds]
@@ -256,7 +211,7 @@ async def test_a_broken_edit_changes_nothing_and_a_removed_file_removes(envoy: s
 async def test_what_envoy_refuses_is_rejected_at_its_line(envoy: str, tmp_path: Path, protocol: str) -> None:
     async with running(envoy, tmp_path, protocol) as fixture:
         port = fixture.servers["one"].sockets[0].getsockname()[1]
-        bad = "\n  lb_policy: RING_HASH\n  ring_hash_lb_config: {minimum_ring_size: 9, maximum_ring_size: 3}"
+        bad = "lb_policy: RING_HASH\n  ring_hash_lb_config: {minimum_ring_size: 9, maximum_ring_size: 3}"
         fixture.write("one.yaml", cluster("one", port, bad))
         name = "EnvoyResource/Cluster/one"
         await fixture.until_true(lambda: fixture.rows()[name][0] == "REJECTED")

@@ -14,60 +14,17 @@ import pytest
 from tests.envoy.load import Load, Servers
 from tests.envoy.node_mesh import free_port
 from tests.envoy.real_envoy import admin_get, until
+from tests.raw_texts import eds_cluster, endpoint, raw_file, web_listener, web_routes
 
 pytestmark = pytest.mark.envoy
 
 DEADLINE_S = 30.0
 REFRESH = "0.05"
 FAILED = "update_(failure|rejected)$"
-T = "type.googleapis.com/envoy"
 POLLED = (
     "{resource_api_version: V3, api_config_source: {api_type: REST, transport_api_version: V3, "
     f"cluster_names: [xds], refresh_delay: {REFRESH}s, request_timeout: 5s}}}}"
 )
-
-
-def listener(port: int) -> str:
-    return f"""
-- "@type": {T}.config.listener.v3.Listener
-  name: web
-  address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}
-  filter_chains:
-  - filters:
-    - name: http
-      typed_config:
-        "@type": {T}.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-        stat_prefix: web
-        rds: {{route_config_name: web, config_source: {POLLED}}}
-        http_filters:
-        - name: router
-          typed_config: {{"@type": {T}.extensions.filters.http.router.v3.Router}}
-"""
-
-
-def routes(cluster: str) -> str:
-    return f"""
-- "@type": {T}.config.route.v3.RouteConfiguration
-  name: web
-  virtual_hosts:
-  - name: all
-    domains: ["*"]
-    routes: [{{match: {{prefix: /}}, route: {{cluster: {cluster}}}}}]
-"""
-
-
-def cluster(name: str, port: int) -> str:
-    endpoint = f"{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}"
-    return f"""
-- "@type": {T}.config.cluster.v3.Cluster
-  name: {name}
-  type: EDS
-  connect_timeout: 1s
-  eds_cluster_config: {{eds_config: {POLLED}}}
-- "@type": {T}.config.endpoint.v3.ClusterLoadAssignment
-  cluster_name: {name}
-  endpoints: [{{lb_endpoints: [{endpoint}]}}]
-"""
 
 
 class Polling:
@@ -82,10 +39,10 @@ class Polling:
 
     def write(self, to: str) -> None:
         """Both clusters are there; the route leads to one of them."""
-        parts = [listener(self.port), routes(to)]
-        parts += [cluster(name, port) for name, port in self.servers.ports.items()]
+        ports = self.servers.ports.items()
+        clusters = [eds_cluster(endpoint("127.0.0.1", port), name=name, source=POLLED) for name, port in ports]
         new = self.directory / "new"
-        new.write_text("resources:" + "".join(parts))
+        new.write_text(raw_file(web_listener(self.port, POLLED), web_routes(to), *clusters))
         new.replace(self._file)
 
     async def run(self, *command: str) -> asyncio.subprocess.Process:

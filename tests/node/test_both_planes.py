@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,15 @@ def statuses(answer: dict[str, Any]) -> Counter[int]:
     for entry in answer["by"]:
         counts[entry["status"]] += entry["count"]
     return counts
+
+
+def assert_all_answered(loads: Iterable[subprocess.Popen[str]]) -> None:
+    """Loads that have ended, or are about to, failed no request, and made some."""
+    for load in loads:
+        answer = json.loads(load.communicate(timeout=30)[0])
+        assert answer["errors"] == {}
+        assert set(statuses(answer)) == {200}
+        assert answer["requests"] > 200
 
 
 def versions(answer: dict[str, Any]) -> set[str]:
@@ -226,11 +236,7 @@ def test_a_service_changes_plane_and_back_without_a_failed_request(
             lab.client("client-allowed", "get", DETAILS, "-n", "50", "--close")
     finally:
         stop.touch()
-    for load in loads:
-        answer = json.loads(load.communicate(timeout=30)[0])
-        assert answer["errors"] == {}
-        assert set(statuses(answer)) == {200}
-        assert answer["requests"] > 200
+    assert_all_answered(loads)
 
 
 def test_twelve_changes_of_the_set_of_policies_fail_no_request_and_let_nobody_in(
@@ -268,11 +274,7 @@ def test_twelve_changes_of_the_set_of_policies_fail_no_request_and_let_nobody_in
             lab.client("client-allowed", "get", REVIEWS, "-n", "20", "--close")
     finally:
         stop.touch()
-    for load in loads:
-        answer = json.loads(load.communicate(timeout=30)[0])
-        assert answer["errors"] == {}
-        assert set(statuses(answer)) == {200}
-        assert answer["requests"] > 200
+    assert_all_answered(loads)
     for denied in probes:
         outcomes = json.loads(denied.communicate(timeout=30)[0])["outcomes"]
         assert set(outcomes) == {"EPERM"}

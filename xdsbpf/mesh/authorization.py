@@ -9,6 +9,7 @@ negative one, and every negative one of a DENY. Where it connects from is known 
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -153,24 +154,29 @@ def evaluate(policies: PolicySet, source: Source, port: int) -> Decision:
 
     Port 0 stands for a port that no rule mentions. Cost: O(rules).
     """
+    return decide(policies, lambda term, is_deny: _holds(term, source, port, is_deny=is_deny))
+
+
+def decide(policies: PolicySet, holds: Callable[[Term, bool], bool]) -> Decision:
+    """What `policies` decide where `holds(term, whether the rule denies)` says which conditions a connection meets."""
     for rule in policies.deny:
-        if _matches(rule, source, port, is_deny=True):
+        if _matches(rule, lambda term: holds(term, True)):
             return Decision(Verdict.DENY, rule.origin)
     if not policies.has_allow:
         return Decision(Verdict.ALLOW, f"default: no DENY rule matched ({policies.name})")
     for rule in policies.allow:
-        if _matches(rule, source, port, is_deny=False):
+        if _matches(rule, lambda term: holds(term, False)):
             return Decision(Verdict.ALLOW, rule.origin)
     return Decision(Verdict.DENY, f"default: no ALLOW rule matched ({policies.name})")
 
 
-def _matches(rule: L4Rule, source: Source, port: int, *, is_deny: bool) -> bool:
+def _matches(rule: L4Rule, holds: Callable[[Term], bool]) -> bool:
     def hold(terms: tuple[Term, ...]) -> bool:
-        return all(_holds(term, source, port, is_deny=is_deny) for term in terms)
+        return all(map(holds, terms))
 
     return (
-        (not rule.sources or any(hold(terms) for terms in rule.sources))
-        and (not rule.operations or any(hold(terms) for terms in rule.operations))
+        (not rule.sources or any(map(hold, rule.sources)))
+        and (not rule.operations or any(map(hold, rule.operations)))
         and hold(rule.when)
     )
 

@@ -12,10 +12,10 @@ import msgspec
 
 from xdsbpf.diagnostics import Diagnostic, ObjectId, Severity
 from xdsbpf.incremental import Database
-from xdsbpf.mesh.authorization import Decision, PolicySet, Verdict, is_within
+from xdsbpf.mesh.authorization import Decision, PolicySet, Verdict, decide, is_within
 from xdsbpf.mesh.clients import Client
 from xdsbpf.mesh.policy_groups import policy_set, possible_groups, workload_policies
-from xdsbpf.mesh.policy_rules import L4Rule, Subject, Term
+from xdsbpf.mesh.policy_rules import Subject, Term
 
 UNPROVEN_ALLOW = "XB2060"
 UNPROVEN_DENY = "XB2061"
@@ -66,15 +66,15 @@ def evaluate_unproven(policies: PolicySet, port: int, block: str = "") -> Decisi
 
     `block` is the narrowest one around the peer's address that the policies mention, "" outside of all.
     """
-    for rule in policies.deny:
-        if _matches(rule, port, block, unproven=True):
-            return Decision(Verdict.DENY, rule.origin)
-    if not policies.has_allow:
-        return Decision(Verdict.ALLOW, f"default: no DENY rule matched ({policies.name})")
-    for rule in policies.allow:
-        if _matches(rule, port, block, unproven=False):
-            return Decision(Verdict.ALLOW, rule.origin)
-    return Decision(Verdict.DENY, f"default: no ALLOW rule matched ({policies.name})")
+
+    def holds(term: Term, is_deny: bool) -> bool:
+        if term.subject is Subject.PORT:
+            return (str(port) in term.values) is not term.negated
+        if term.subject is Subject.SOURCE_IP:
+            return is_within(block, term.values) is not term.negated
+        return is_deny  # it asks who the peer is
+
+    return decide(policies, holds)
 
 
 def mentioned_ports(found: tuple[PolicySet, ...]) -> tuple[int, ...]:
@@ -114,23 +114,3 @@ def _report_unproven(db: Database, policies: PolicySet) -> None:
 
 def _asks_who(terms: tuple[Term, ...]) -> bool:
     return any(term.subject not in (Subject.PORT, Subject.SOURCE_IP) for term in terms)
-
-
-def _matches(rule: L4Rule, port: int, block: str, *, unproven: bool) -> bool:
-    """Whether a rule matches a connection; `unproven` is what a question for who the peer is counts as."""
-
-    def holds(term: Term) -> bool:
-        if term.subject is Subject.PORT:
-            return (str(port) in term.values) is not term.negated
-        if term.subject is Subject.SOURCE_IP:
-            return is_within(block, term.values) is not term.negated
-        return unproven
-
-    def hold(terms: tuple[Term, ...]) -> bool:
-        return all(map(holds, terms))
-
-    return (
-        (not rule.sources or any(hold(terms) for terms in rule.sources))
-        and (not rule.operations or any(hold(terms) for terms in rule.operations))
-        and hold(rule.when)
-    )
