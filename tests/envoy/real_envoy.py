@@ -96,7 +96,7 @@ class RealEnvoy:
         self._bootstrap.write_text(json.dumps(bootstrap(directory, sockets, node_id, variant)))
         self._process: asyncio.subprocess.Process | None = None
 
-    async def start(self) -> None:
+    async def start(self, ready_s: float = READY_SECONDS) -> None:
         """Start and wait until Envoy is LIVE: all of its first configuration has arrived."""
         self._process = await asyncio.create_subprocess_exec(
             self.binary,
@@ -105,7 +105,13 @@ class RealEnvoy:
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
         )
-        await until(self._is_live, READY_SECONDS, lambda: f"Envoy is not ready:\n{self.tail()}")
+        await until(self._is_live, ready_s, lambda: f"Envoy is not ready:\n{self.tail()}")
+
+    @property
+    def pid(self) -> int:
+        """Of the process that was started."""
+        assert self._process is not None
+        return self._process.pid
 
     async def stop(self) -> None:
         """End the process; idempotent."""

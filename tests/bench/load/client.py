@@ -7,10 +7,7 @@ Used by the benchmarks and by the tests of faults.
 from __future__ import annotations
 
 import enum
-import functools
 import json
-import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,10 +16,10 @@ from typing import Any, Self
 import msgspec
 
 from tests.bench.load.processes import Lines
+from tests.bench.load.programs import built
 from xdsbpf.xds import protocol
 from xdsbpf.xds.services import METHODS, Variant
 
-HERE = Path(__file__).parent
 NUMBER = "@@@@@@"
 """In a request: six digits, the number of the client."""
 
@@ -46,22 +43,13 @@ class Times(msgspec.Struct, frozen=True):
     max: float
 
 
-@functools.cache
-def _program() -> Path:
-    """The compiled program; built once per process. Raises: CalledProcessError with the compiler's words on stderr."""
-    compiler = shutil.which("cc") or shutil.which("clang") or "cc"
-    found = Path(tempfile.mkdtemp(prefix="xdsbpf-load-")) / "xds_load"
-    subprocess.run([compiler, "-O2", "-o", str(found), str(HERE / "xds_load.c")], check=True)
-    return found
-
-
 class LoadClient:
     """Clients by number, from 0; `with` it, and they are gone at the end."""
 
     def __init__(self, address: str, *, method: str = protocol.DELTA_ADS, cpu: int | None = None) -> None:
         host, _, port = address.rpartition(":")
         variant = "delta" if METHODS[method].variant is Variant.DELTA else "sotw"
-        self._lines = Lines([str(_program()), host, port, method, variant], cpu=cpu)
+        self._lines = Lines([str(built("xds_load")), host, port, method, variant], cpu=cpu)
         self._files = tempfile.TemporaryDirectory()
 
     def __enter__(self) -> Self:

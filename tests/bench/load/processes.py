@@ -16,6 +16,11 @@ from pathlib import Path
 _CPUCLOCK_SCHED = 2
 
 
+def cpu_s_of(pid: int) -> float:
+    """CPU time that a process has used, all threads (its process clock, clock_getcpuclockid(3))."""
+    return time.clock_gettime(~pid << 3 | _CPUCLOCK_SCHED)
+
+
 class Lines:
     """The process. `cpu` pins it, if this machine has that one; `stderr` is where its log goes, else ours."""
 
@@ -32,8 +37,8 @@ class Lines:
 
     @property
     def cpu_s(self) -> float:
-        """CPU time that the process has used, all threads (its process clock, clock_getcpuclockid(3))."""
-        return time.clock_gettime(~self.pid << 3 | _CPUCLOCK_SCHED)
+        """CPU time that the process has used, all threads."""
+        return cpu_s_of(self.pid)
 
     @property
     def rss_bytes(self) -> int:

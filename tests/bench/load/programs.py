@@ -1,0 +1,20 @@
+"""The C programs beside this module, compiled when they are first needed; a C compiler is all that takes."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+@functools.cache
+def built(name: str) -> Path:
+    """The program of `<name>.c`; built once per process. Raises: CalledProcessError, the compiler's words on stderr."""
+    compiler = shutil.which("cc") or shutil.which("clang") or "cc"
+    found = Path(tempfile.mkdtemp(prefix="xdsbpf-load-")) / name
+    subprocess.run([compiler, "-O2", "-o", str(found), str(HERE / f"{name}.c")], check=True)
+    return found
