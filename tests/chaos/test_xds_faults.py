@@ -18,6 +18,8 @@ from tests.bench.load.rig import Rig, named, started
 NAMES = 20
 OTHERS, FAULTY = 20, 20
 CHANGES = 1000
+REFUSING, MEGABYTE = 100, 1 << 20
+KEEPING = "tests.chaos.keeping_server"
 
 
 @pytest.fixture(params=["grpcio", "fast"])
@@ -111,3 +113,23 @@ def test_what_was_refused_is_not_sent_again_and_the_others_are_served(rig: Rig, 
     expected = OTHERS * 5 + FAULTY * (1 if answer is Answer.STALE else 5)
     assert (stat["messages"] - messages, stat["closed"]) == (expected, 0)
     assert rig.log_lines() < 60
+
+
+@pytest.mark.parametrize("kind", ["grpcio", "fast"])
+@pytest.mark.parametrize("module", [None, KEEPING])
+def test_refusals_of_a_megabyte_are_not_kept(kind: str, module: str | None) -> None:
+    """F11, I8: neither by the server nor as freed memory that its process holds. One that keeps them shows in this."""
+    with started(kind, endpoint_sets=NAMES, **({"module": module} if module else {})) as rig:
+        rig.client.requests([named(NAMES)])
+        rig.client.open(0, REFUSING)
+        rig.client.wait(REFUSING * NAMES)
+        rig.client.set(0, REFUSING, Answer.NACK)
+        change_reaches(rig, 1, 0, REFUSING)
+        before = rig.server.rss_bytes
+        rig.client.refusal(b"x" * MEGABYTE)
+        answered = rig.ask("answers")
+        for content in range(2, 5):
+            change_reaches(rig, content, 0, REFUSING)
+        rig.ask("answered", answered + 3 * REFUSING)
+        grown = rig.server.rss_bytes - before
+        assert (grown < REFUSING * MEGABYTE // 3) == (module is None), f"{grown >> 20} MB"

@@ -17,6 +17,7 @@ import typer
 from xdsbpf.cli.exits import CommandError, Exit, fail
 from xdsbpf.cli.manifests import REGISTRY_ONLY, VALIDATE, VALIDATE_BINARY, validating_binary
 from xdsbpf.errors import XdsbpfError
+from xdsbpf.xds.allocator import return_large_blocks
 
 if TYPE_CHECKING:
     from xdsbpf.xds.tls import TlsFiles
@@ -67,6 +68,7 @@ def run_until_signal(main: Coroutine[Any, Any, None]) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             await task
 
+    return_large_blocks()
     try:
         with asyncio.Runner(loop_factory=_uvloop) as runner:
             runner.run(supervised())

@@ -93,21 +93,26 @@ class Exchange:
             self._watchdog = None
 
     async def _read(self, stream: OpenStream) -> None:
-        session = stream.session
         while (data := await stream.call.read()) is not None:
-            request = stream.decode(data)
-            before = self._gate.revision(session.view.node) if stream.ledger is not None else 0
-            session.on_request(request)
-            if session.has_work:
-                self.turns.add(stream)
-            type_url = request.type_url or stream.type_url
-            self._telemetry.received(type_url, len(data))
-            if request.nonce:
-                self._telemetry.count("acked" if request.error is None else "nacked", type_url)
-            if stream.ledger is not None and self._gate.revision(session.view.node) != before:
-                self._gate_moved(session.view.node)
-            if request.error is not None:
-                self._log_refusal(session.node_id, request, request.error)
+            self._take(stream, data)
+            del data  # a stream that waits for the next request keeps no bytes of this one
+
+    def _take(self, stream: OpenStream, data: bytes) -> None:
+        """One request; what the session does not keep of it is gone afterwards."""
+        session = stream.session
+        request = stream.decode(data)
+        before = self._gate.revision(session.view.node) if stream.ledger is not None else 0
+        session.on_request(request)
+        if session.has_work:
+            self.turns.add(stream)
+        type_url = request.type_url or stream.type_url
+        self._telemetry.received(type_url, len(data))
+        if request.nonce:
+            self._telemetry.count("acked" if request.error is None else "nacked", type_url)
+        if stream.ledger is not None and self._gate.revision(session.view.node) != before:
+            self._gate_moved(session.view.node)
+        if request.error is not None:
+            self._log_refusal(session.node_id, request, request.error)
 
     def _log_refusal(self, node_id: str, request: Request, error: str) -> None:
         """A NACK; the status has them all, the log as many as it bears."""

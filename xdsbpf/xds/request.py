@@ -15,6 +15,7 @@ from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
 from xdsbpf.errors import ProtocolError
+from xdsbpf.xds.refusals import with_short_reason
 
 MAX_NAMES = 200_000
 """Names that one request may hold, and that one stream may subscribe to of one type."""
@@ -23,7 +24,8 @@ _SHORT = 0x80  # lengths below this take one byte on the wire
 _WORTH_KEEPING, _KEPT_AT_MOST = 512, 256 << 10
 _VERSION_TAG, _SOTW_TYPE_TAG, _SOTW_NONCE_TAG = 0x0A, 0x22, 0x2A  # of DiscoveryRequest
 _TYPE_PREFIX = b"type.googleapis.com/"
-_NODE_TAG, _TYPE_TAG, _NONCE_TAG = 0x0A, 0x12, 0x32  # of DeltaDiscoveryRequest: (number << 3) | 2
+_SOTW_ERROR_TAG = 0x32
+_NODE_TAG, _TYPE_TAG, _NONCE_TAG, _ERROR_TAG = 0x0A, 0x12, 0x32, 0x3A  # of DeltaDiscoveryRequest: (number << 3) | 2
 
 
 class DeltaRequest(msgspec.Struct, frozen=True):
@@ -94,7 +96,7 @@ def _end_of_node(data: bytes) -> int:
 
 def _decode_message(data: bytes) -> DeltaRequest:
     message = DeltaDiscoveryRequest()
-    _parse(message, data)
+    _parse(message, with_short_reason(data, _ERROR_TAG))
     locators = (message.resource_locators_subscribe, message.resource_locators_unsubscribe)
     subscribe, unsubscribe = message.resource_names_subscribe, message.resource_names_unsubscribe
     _check_sizes(subscribe, unsubscribe, message.initial_resource_versions, *locators)
@@ -119,7 +121,7 @@ def decode_sotw(data: bytes) -> SotwRequest:
         if found is not None:
             return found
     message = DiscoveryRequest()
-    _parse(message, data)
+    _parse(message, with_short_reason(data, _SOTW_ERROR_TAG))
     _check_sizes(message.resource_names, message.resource_locators)
     return SotwRequest(
         message.type_url,

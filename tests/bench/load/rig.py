@@ -64,11 +64,18 @@ class Rig:
 
 
 @contextmanager
-def started(kind: str, *, clusters: int = 0, endpoint_sets: int = 0, method: str = protocol.DELTA_ADS) -> Iterator[Rig]:
-    """A server of that kind (see `subject`, or PEER) that holds so many resources."""
+def started(
+    kind: str,
+    *,
+    clusters: int = 0,
+    endpoint_sets: int = 0,
+    method: str = protocol.DELTA_ADS,
+    module: str = "tests.bench.load.subject",
+) -> Iterator[Rig]:
+    """A server of that kind (see `subject`, or PEER) that holds so many resources; `module` may run it with a fault."""
     with tempfile.TemporaryDirectory() as directory:
         log = Path(directory) / "log"
-        command = [sys.executable, "-m", "tests.bench.load.subject", kind]
+        command = [sys.executable, "-m", module, kind]
         if kind == PEER:
             command = [os.environ[PEER_COMMAND]]
         server = Lines(command, cpu=SERVER_CPU, stderr=log)

@@ -26,6 +26,7 @@ from xdsbpf.compile.envoy import names as envoy_names
 from xdsbpf.model.names import CLUSTER, ENDPOINTS
 from xdsbpf.model.resource import Resource, make_resource
 from xdsbpf.serve import view_of
+from xdsbpf.xds.allocator import return_large_blocks
 from xdsbpf.xds.server import XdsServer
 from xdsbpf.xds.store import ResourceStore
 from xdsbpf.xds.transports import TRANSPORTS
@@ -133,6 +134,7 @@ async def serve(subject: Subject) -> None:
 
 def main() -> None:
     kind = sys.argv[1]
+    return_large_blocks()
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
