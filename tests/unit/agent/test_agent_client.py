@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.waiting import until
 from xdsbpf._pb.xdsbpf.datapath.v1 import datapath_pb2 as pb
 from xdsbpf.agent.client import DatapathClient
 from xdsbpf.agent.enroller import Enroller
@@ -89,13 +90,6 @@ async def running(agent: Agent) -> AsyncIterator[None]:
             await task
     assert not [left for left in asyncio.all_tasks() - before - {task} if "xdsbpf/agent" in repr(left)]
     assert unseen == []
-
-
-async def until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, what
-        await asyncio.sleep(0.005)
 
 
 def addresses(kernel: MemoryTables) -> set[bytes]:

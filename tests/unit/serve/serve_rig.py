@@ -11,6 +11,7 @@ from typing import Any
 
 from grpc import aio
 
+from tests.waiting import until
 from xdsbpf.diagnostics import State
 from xdsbpf.model.names import CLUSTER, DATAPATH_TYPES, EXTENSION, LISTENER, ROUTES, VIRTUAL_HOST
 from xdsbpf.report.objects import object_rows
@@ -80,13 +81,6 @@ MESH = "---\n".join(
         node("node1", "10.0.0.1"),
     ]
 )
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for a condition; fails after a deadline."""
-    async with asyncio.timeout(DEADLINE_S):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 def content(response: protocol.ReceivedResponse) -> list[protocol.ReceivedResource]:

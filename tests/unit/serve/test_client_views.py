@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.compiling import pod, service
-from tests.unit.serve.serve_rig import until
+from tests.waiting import until
 from xdsbpf import client_views
 from xdsbpf.client_views import ClientViews
 from xdsbpf.compile.views import ClientView

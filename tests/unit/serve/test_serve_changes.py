@@ -17,10 +17,10 @@ from serve_rig import (
     node,
     running,
     service,
-    until,
     virtual_service,
 )
 
+from tests.waiting import until
 from xdsbpf.diagnostics import State
 from xdsbpf.model.names import CLUSTER, EXTENSION, FRONTEND, IDENTITY, VIRTUAL_HOST
 from xdsbpf.serve import ControlPlane, ServeConfig

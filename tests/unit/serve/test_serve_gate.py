@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from serve_rig import DETAILS_FRONTEND, MESH, REVIEWS_FRONTEND, REVIEWS_HOST, running, until, virtual_service
+from serve_rig import DETAILS_FRONTEND, MESH, REVIEWS_FRONTEND, REVIEWS_HOST, running, virtual_service
 
+from tests.waiting import until
 from xdsbpf.diagnostics import State
 from xdsbpf.model.names import FRONTEND, VIRTUAL_HOST
 

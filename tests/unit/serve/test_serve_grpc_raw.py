@@ -13,7 +13,8 @@ from envoy.config.listener.v3.listener_pb2 import Listener
 from tests.compiling import service
 from tests.envoy.node_mesh import free_port
 from tests.unit.serve.grpc_rig import backend, peer
-from tests.unit.serve.serve_rig import Rig, running, until
+from tests.unit.serve.serve_rig import Rig, running
+from tests.waiting import until
 from xdsbpf.model.names import LISTENER, ROUTES
 from xdsbpf.xds.resource_status import explain
 from xdsbpf.xds.roster import Roster

@@ -7,7 +7,7 @@ import datetime
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from grpc import aio
 from prometheus_client import generate_latest
 
 from tests.authority import SERVER, Authority, write_files
+from tests.waiting import until
 from xdsbpf.errors import ConfigError
 from xdsbpf.model.names import CLUSTER, SECRET
 from xdsbpf.serve import ControlPlane, ServeConfig
@@ -134,12 +135,6 @@ async def served(directory: Path, transport: str) -> AsyncIterator[Plane]:
     authority = Authority()
     async with serving(directory, transport, write_files(directory, authority), authority) as plane:
         yield plane
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def test_a_node_is_served_as_itself_and_refused_as_another(tmp_path: Path, transport: str) -> None:

@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from serve_rig import MESH, REVIEWS_HOST, Client, Rig, node, running, service, until, virtual_service
+from serve_rig import MESH, REVIEWS_HOST, Client, Rig, node, running, service, virtual_service
 
+from tests.waiting import until
 from tests.xds.mutation import Edit
 from xdsbpf.cli.wait import deleted, present
 from xdsbpf.model.names import FRONTEND, VIRTUAL_HOST

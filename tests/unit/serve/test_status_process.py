@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from serve_rig import REVIEWS_HOST, until, virtual_service
+from serve_rig import REVIEWS_HOST, virtual_service
 from test_serve_process import Serve, serving
 from test_wait_process import NODE, node_envoy
 
+from tests.waiting import until
 from xdsbpf.model.names import CLUSTER, VIRTUAL_HOST
 
 DETAILS_HOST = REVIEWS_HOST.replace("reviews", "details")

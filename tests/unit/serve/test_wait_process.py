@@ -11,9 +11,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from serve_rig import REVIEWS_HOST, Client, until, virtual_service
+from serve_rig import REVIEWS_HOST, Client, virtual_service
 from test_serve_process import Serve, serving
 
+from tests.waiting import until
 from xdsbpf.cli.exits import CommandError, Exit
 from xdsbpf.cli.wait import parse_duration
 from xdsbpf.model.names import CLUSTER, EXTENSION, LISTENER, ROUTES, VIRTUAL_HOST

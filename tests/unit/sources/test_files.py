@@ -5,27 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.manifest_texts import documents, put_names, removed_names, service, service_id, services
+from tests.waiting import until
 from xdsbpf.errors import ConfigError
 from xdsbpf.sources.catalog import HOLD_S, CatalogDelta
 from xdsbpf.sources.files import FileSource, Scanner, merge_deltas
 from xdsbpf.sources.loading import load_once
 
 DEADLINE_S = 20.0
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < end, "the condition never came true"
-        await asyncio.sleep(0.01)
 
 
 class Watched:

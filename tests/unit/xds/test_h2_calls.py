@@ -22,6 +22,7 @@ from tests.unit.xds.h2_serving import (
     collect,
     serving,
 )
+from tests.waiting import until
 from xdsbpf.errors import ConfigError
 from xdsbpf.xds.h2.server import H2Transport
 
@@ -175,10 +176,3 @@ async def test_an_address_that_is_taken_or_not_local_is_refused() -> None:
             await H2Transport({}).start([address])
     with pytest.raises(ConfigError, match="loopback"):
         await H2Transport({}).start(["10.0.0.1:0"])
-
-
-async def until(condition: object, seconds: float = 5.0) -> None:
-    assert callable(condition)
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)

@@ -14,6 +14,7 @@ from grpc import aio
 from h2_wire import REQUEST, block, data, headers, hello, message
 
 from tests.unit.xds.h2_serving import ECHO, FLOOD, HANG, Served, serving
+from tests.waiting import until
 from xdsbpf.xds.h2 import frames
 from xdsbpf.xds.h2.faults import ErrorCode
 from xdsbpf.xds.h2.limits import Limits, Timing
@@ -208,9 +209,3 @@ async def test_an_attack_ends_and_an_honest_client_is_served_meanwhile(name: str
         answered = len(took)
         await until(lambda: len(took) > answered + 5)
         assert max(took) < LATENCY_S
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.01)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 from grpc import aio
 from xds_stream_client import CDS, ENVOY_VIEW, resource, store_with
 
+from tests.waiting import until
 from xdsbpf.xds import grpcio, lifetimes, protocol
 from xdsbpf.xds.h2 import frames
 from xdsbpf.xds.lifetimes import GOAWAY_AGE, drain_delays, lifetime
@@ -158,12 +159,6 @@ async def test_a_stream_of_an_age_ends_and_its_client_comes_back_on_another_conn
 def peers(streams: Streams) -> set[str]:
     """The connections that have a stream."""
     return {stream.call.peer.address for stream in streams.server.streams._open}
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 @pytest.mark.parametrize("answers", [True, False])

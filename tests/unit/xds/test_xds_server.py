@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, Disc
 from grpc import aio
 from xds_stream_client import AGENT_VIEW, CDS, EDS, ENVOY_VIEW, VHDS, need, resource, store_with
 
+from tests.waiting import until
 from xdsbpf.errors import ConfigError, ProtocolError
 from xdsbpf.model import names
 from xdsbpf.model.names import parse_node_id
@@ -91,12 +92,6 @@ async def running(store: ResourceStore, *addresses: str, resolver: ViewResolver 
         for channel in rig.channels:
             await channel.close()
         await rig.server.stop(1.0)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def test_a_stream_gets_answers_and_changes() -> None:
