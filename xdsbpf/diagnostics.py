@@ -82,6 +82,19 @@ class Origin(msgspec.Struct, frozen=True, order=True, gc=False):
         return f"{self.object} {self.path}" if self.path else str(self.object)
 
 
+class Identified(Protocol):
+    """A manifest: what can be named as a whole."""
+
+    @property
+    def id(self) -> ObjectId:
+        """Its kind, namespace and name."""
+
+
+def origin_of(cited: Origin | Identified) -> Origin:
+    """The part that is named; of a manifest, the whole."""
+    return cited if isinstance(cited, Origin) else Origin(cited.id)
+
+
 class Locator(Protocol):
     """Resolves an object and field path to the file position it came from."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from xdsbpf.diagnostics import Diagnostic, Origin
+from xdsbpf.diagnostics import Diagnostic, Identified, Origin
 from xdsbpf.incremental.values import Failure
 
 CLEAN: Final = 0  # the value is that of the present inputs, and so is all below
@@ -19,8 +19,8 @@ CHECKING: Final = 2  # on the stack: its reads are being brought up to date, in 
 RUNNING: Final = 3  # on the stack: its function has started; a read of it closes a cycle
 
 
-FEW: Final = 6
-"""So many readers are kept in a tuple: 100 bytes where a set has 216."""
+FEW: Final = 16
+"""So many readers are kept in a tuple: at most 170 bytes, where a set of five has 730."""
 
 
 class Unset:
@@ -63,7 +63,7 @@ class Cell:
     computed: int = 0
     compute: Callable[..., Any] | None = None
     reads: tuple[Cell, ...] = ()
-    origins: tuple[Origin, ...] = ()
+    cited: tuple[Origin | Identified, ...] = ()
     reports: tuple[Diagnostic, ...] = ()
     watch: Watch | None = None
 
@@ -83,7 +83,7 @@ class QueryCell(Cell):
     if no read changed since it was computed.
     """
 
-    __slots__ = ("compute", "computed", "origins", "reads", "reports", "state", "watch")
+    __slots__ = ("cited", "compute", "computed", "reads", "reports", "state", "watch")
 
     def __init__(self, home: dict[Any, Cell], key: Any, compute: Callable[..., Any]) -> None:
         super().__init__(home, key)
@@ -91,7 +91,7 @@ class QueryCell(Cell):
         self.state = DIRTY
         self.reads = ()
         self.computed = 0
-        self.origins = ()
+        self.cited = ()
         self.reports = ()
         self.watch = None
 
@@ -99,12 +99,12 @@ class QueryCell(Cell):
 class Run:
     """What one run of a query has read, cited and reported so far, and the cycle it met, if any."""
 
-    __slots__ = ("cell", "cycle", "origins", "reads", "reports")
+    __slots__ = ("cell", "cited", "cycle", "reads", "reports")
 
     def __init__(self, cell: Cell) -> None:
         self.cell = cell
         self.reads: dict[Cell, None] = {}
-        self.origins: dict[Origin, None] | None = None
+        self.cited: list[Origin | Identified] = []
         self.reports: dict[Diagnostic, None] | None = None
         self.cycle: Failure | None = None
 

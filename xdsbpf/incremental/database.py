@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Set
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from xdsbpf.diagnostics import Diagnostic, Origin
+from xdsbpf.diagnostics import Diagnostic, Identified, Origin, origin_of
 from xdsbpf.errors import InvariantError
 from xdsbpf.incremental.cells import Cell, Watch
 from xdsbpf.incremental.inputs import Inputs
@@ -37,14 +37,12 @@ class Database(Inputs):
 
     # Side channels of a query
 
-    def cite(self, origin: Origin) -> None:
-        """Name a part of a manifest that the running query used; no part of its value."""
+    def cite(self, cited: Origin | Identified) -> None:
+        """Name a part of a manifest, or a manifest, that the running query used; no part of its value."""
         run = self.running
         if run is None:
             raise InvariantError("cite outside a query")
-        if run.origins is None:
-            run.origins = {}
-        run.origins[origin] = None
+        run.cited.append(cited)
 
     def report(self, diagnostic: Diagnostic) -> None:
         """Add a finding of the running query; no part of its value."""
@@ -141,7 +139,7 @@ class Database(Inputs):
         """
         found: set[Origin] = set()
         for cell in self._below(query, args, kwargs):
-            found.update(cell.origins)
+            found.update(map(origin_of, cell.cited))
         return tuple(sorted(found))
 
     def diagnostics(
@@ -179,7 +177,7 @@ class Database(Inputs):
         """
         self.refuse_in_query("origins and diagnostics")
         roots = {cell for key in keys for cell in self.cells_reading(table, key)}
-        citing = [cell for cell in self.above(roots) if any(origin.object in keys for origin in cell.origins)]
+        citing = [cell for cell in self.above(roots) if any(origin_of(cited).object in keys for cited in cell.cited)]
         return {(cell.watch.query, cell.key) for cell in self.above(citing) if cell.watch is not None}
 
     @property

@@ -193,7 +193,7 @@ class Engine(Graph):
         if cell.value.__class__ is not value.__class__ or cell.value != value:
             cell.value = value  # else the old object stays: cut-off, and one copy in memory
             cell.changed = self.clock
-        cell.origins = tuple(run.origins) if run.origins else ()
+        cell.cited = tuple(run.cited)
         cell.reports = tuple(run.reports) if run.reports else ()
         if error is not None:
             self._errors[cell] = without_frames(error)

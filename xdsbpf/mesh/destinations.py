@@ -67,8 +67,9 @@ def _listed(numbers: tuple[int, ...]) -> str:
 
 
 def _has_subset(db: Database, owner: ObjectId, path: str, host: str, subset: str) -> bool:
-    known = tuple(rule.name for rule in subsets(db, host))
+    known = {rule.name: rule for rule in subsets(db, host)}
     if subset in known:
+        db.cite(known[subset].origin)
         return True
     refuse(
         db,

@@ -1,6 +1,6 @@
 """Endpoints of a service port: EndpointSlices joined with Pods.
 
-The slices say which addresses are ready, the pods add labels (subsets, policies), node and identity.
+The slices say which addresses are ready, the pods add namespace and labels (subsets, policies).
 One query per (service, port): a changed slice recomputes its own service and no other.
 """
 
@@ -13,27 +13,22 @@ from xdsbpf.incremental import ABSENT, Database, query
 from xdsbpf.mesh.addresses import packed, refusal
 from xdsbpf.mesh.codes import refuse, warn
 from xdsbpf.mesh.destination_rules import subsets
-from xdsbpf.mesh.inputs import PODS, PODS_BY_BLOCK, SLICES_BY_SERVICE, address_block, object_id, settings
+from xdsbpf.mesh.inputs import PODS, PODS_BY_BLOCK, SLICES_BY_SERVICE, address_block, object_id
 from xdsbpf.mesh.services import PortInfo, service
 from xdsbpf.model.kube import EndpointSlice, Pod, SliceEndpoint, SlicePort
-from xdsbpf.model.names import spiffe_id
 from xdsbpf.model.scalars import Labels, is_subset
 
 
 class Endpoint(msgspec.Struct, frozen=True, gc=False):
     """A ready server of one service port, `port` being the port of the workload.
 
-    `workload` is "<namespace>/<pod>"; it, labels, node and identity are empty if no pod has the address.
+    `namespace` and `labels` are those of the pod behind it; empty if no pod has the address.
     """
 
     address: str
     port: int
-    workload: str = ""
     namespace: str = ""
     labels: Labels = ()
-    node: str = ""
-    zone: str = ""
-    identity: str = ""
 
 
 @query
@@ -46,7 +41,6 @@ def endpoints(db: Database, host: str, port: int) -> tuple[Endpoint, ...]:
     info = owner.port(port) if owner else None
     if owner is None or info is None:
         return ()
-    trust_domain = settings(db).trust_domain
     found: dict[tuple[bytes, int], Endpoint] = {}
     for slice_ in db.bucket(SLICES_BY_SERVICE, (owner.namespace, owner.name)):
         number = _slice_port(slice_, info)
@@ -66,7 +60,7 @@ def endpoints(db: Database, host: str, port: int) -> tuple[Endpoint, ...]:
                 pod = _pod(db, slice_, entry, path, address)
                 key = (packed(address), number)
                 if key not in found:
-                    found[key] = _endpoint(db, pod, entry, address, number, trust_domain)
+                    found[key] = _endpoint(db, pod, address, number)
     return tuple(found[key] for key in sorted(found))
 
 
@@ -84,22 +78,11 @@ def _slice_port(slice_: EndpointSlice, info: PortInfo) -> int | None:
     return None
 
 
-def _endpoint(
-    db: Database, pod: Pod | None, entry: SliceEndpoint, address: str, number: int, trust_domain: str
-) -> Endpoint:
+def _endpoint(db: Database, pod: Pod | None, address: str, number: int) -> Endpoint:
     if pod is None:
-        return Endpoint(address, number, node=entry.node_name, zone=entry.zone)
-    db.cite(Origin(pod.id))
-    return Endpoint(
-        address,
-        number,
-        f"{pod.namespace}/{pod.name}",
-        pod.namespace,
-        pod.metadata.labels,
-        pod.spec.node_name or entry.node_name,
-        entry.zone,
-        spiffe_id(trust_domain, pod.namespace, pod.service_account),
-    )
+        return Endpoint(address, number)
+    db.cite(pod)
+    return Endpoint(address, number, pod.metadata.namespace, pod.metadata.labels)
 
 
 def _pod(db: Database, slice_: EndpointSlice, entry: SliceEndpoint, path: str, address: str) -> Pod | None:

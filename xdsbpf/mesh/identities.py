@@ -7,7 +7,7 @@ cannot be told apart is not trusted (fail closed).
 
 from __future__ import annotations
 
-import bisect
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -38,16 +38,21 @@ PROXY_ADDRESS: Final = "xdsbpf.io/proxy-address"
 """Annotation of a Node: source address of its proxy."""
 
 
-class Workload(msgspec.Struct, frozen=True):
-    """A pod with an address of its own. `name` is "<namespace>/<pod>", `identity` its SPIFFE id."""
+class Workload(msgspec.Struct, frozen=True, gc=False):
+    """A pod with an address of its own; `identity` is its SPIFFE id."""
 
-    name: str
     namespace: str
+    pod: str
     uid: str
     labels: Labels
     addresses: tuple[str, ...]
     identity: str
-    node: str
+    is_running: bool
+
+    @property
+    def name(self) -> str:
+        """`<namespace>/<pod>`; made when asked for, so that it costs no memory."""
+        return f"{self.namespace}/{self.pod}"
 
 
 def _workloads(db: Database, pods: tuple[Pod, ...]) -> tuple[Workload, ...]:
@@ -58,19 +63,11 @@ def _workloads(db: Database, pods: tuple[Pod, ...]) -> tuple[Workload, ...]:
         addresses = _own_addresses(pod)
         if not addresses:
             continue
-        db.cite(Origin(pod.id))
+        db.cite(pod)
         meta = pod.metadata
-        found.append(
-            Workload(
-                f"{pod.namespace}/{pod.name}",
-                pod.namespace,
-                meta.uid,
-                meta.labels,
-                addresses,
-                spiffe_id(trust_domain, pod.namespace, pod.service_account),
-                pod.spec.node_name,
-            )
-        )
+        identity = spiffe_id(trust_domain, meta.namespace, pod.service_account)
+        is_running = pod.status.phase == "Running"
+        found.append(Workload(meta.namespace, meta.name, meta.uid, meta.labels, addresses, identity, is_running))
     return tuple(sorted(found, key=lambda workload: workload.name))
 
 
@@ -97,20 +94,37 @@ def workload_namespaces(db: Database) -> tuple[str, ...]:
     return db.bucket_keys(PODS_BY_NAMESPACE)
 
 
-def identity_at(db: Database, address: str) -> str:
-    """The one identity that running pods have at an address; "" if there is none or more than one."""
-    table = _identities_of_block(db, address_block(address))
-    position = bisect.bisect_left(table, (address,))
-    found = position < len(table) and table[position][0] == address
-    return table[position][1] if found else ""
+def contested(db: Database, addresses: Iterable[str]) -> frozenset[str]:
+    """Those of some addresses, and of others near them, that running pods of several identities claim."""
+    blocks = dict.fromkeys(map(address_block, addresses))
+    return frozenset(address for block in blocks for address in _contested_addresses(db, block))
+
+
+def is_seen_at(db: Database, workload: Workload, address: str) -> bool:
+    """Whether a running pod has a workload's identity at an address, if that is not `contested`."""
+    return workload.is_running or any(
+        address in pod.addresses and _identity_of(db, pod) == workload.identity
+        for pod in _running_pods(db, address_block(address))
+    )
+
+
+def _running_pods(db: Database, block: str) -> list[Pod]:
+    return [pod for pod in db.bucket(PODS_BY_BLOCK, block) if pod.status.phase == "Running"]
+
+
+def _identity_of(db: Database, pod: Pod) -> str:
+    return spiffe_id(settings(db).trust_domain, pod.namespace, pod.service_account)
 
 
 @query
-def _identities_of_block(db: Database, block: str) -> tuple[tuple[str, str], ...]:
-    """(address, identity) of a block's running pods, sorted; contested addresses are absent and reported."""
+def _contested_addresses(db: Database, block: str) -> tuple[str, ...]:
+    """Addresses of a block's running pods that have no identity (reported), sorted; mostly none.
+
+    An identity depends on these only: a pod that comes or goes leaves the other identities of its block alone.
+    """
     trust_domain = settings(db).trust_domain
     claims: dict[str, set[str]] = {}
-    running = tuple(pod for pod in db.bucket(PODS_BY_BLOCK, block) if pod.status.phase == "Running")
+    running = _running_pods(db, block)
     for pod in running:
         name = spiffe_id(trust_domain, pod.namespace, pod.service_account)
         for address in pod.addresses:
@@ -120,23 +134,12 @@ def _identities_of_block(db: Database, block: str) -> tuple[tuple[str, str], ...
         if address in claims:
             # Security: the proxies' identity passes every policy, no pod may share their address.
             claims[address].add(NODE_PROXY)
-    contested = {address: names for address, names in claims.items() if len(names) > 1}
-    for pod in running if contested else ():
+    several = {address: names for address, names in claims.items() if len(names) > 1}
+    for pod in running if several else ():
         for address in pod.addresses:
-            if address in contested:
-                _report_contested(db, pod.id, address, contested[address])
-    return tuple(sorted((address, next(iter(names))) for address, names in claims.items() if len(names) == 1))
-
-
-@query
-def _contested_addresses(db: Database, block: str) -> tuple[str, ...]:
-    """Addresses of a block's running pods that have no identity, mostly none.
-
-    An identity depends on these only: a pod that comes or goes leaves the other identities of its block alone.
-    """
-    running = (pod for pod in db.bucket(PODS_BY_BLOCK, block) if pod.status.phase == "Running")
-    taken = {address for pod in running for address in pod.addresses if address_block(address) == block}
-    return tuple(sorted(taken.difference(address for address, _ in _identities_of_block(db, block))))
+            if address in several:
+                _report_contested(db, pod.id, address, several[address])
+    return tuple(sorted(several))
 
 
 def _report_contested(db: Database, id: ObjectId, address: str, names: set[str]) -> None:
@@ -163,9 +166,9 @@ def identity(db: Database, name: str) -> tuple[str, ...]:
     for pod in db.bucket(PODS_BY_ACCOUNT, (namespace, name.rpartition("/")[2])):
         usable = _own_addresses(pod) if pod.status.phase == "Running" else ()
         if usable:
-            db.cite(Origin(pod.id))
-            found.update(a for a in usable if a not in _contested_addresses(db, address_block(a)))
-    return tuple(sorted(found, key=packed))
+            db.cite(pod)
+            found.update(usable)
+    return tuple(sorted(found - contested(db, sorted(found)), key=packed))
 
 
 def namespace_of_identity(name: str) -> str:

@@ -136,15 +136,27 @@ def policy_set(db: Database, group: str) -> PolicySet:
     return build_policy_set(db, group, objects, block)
 
 
-@query
 def destination_groups(db: Database, host: str, port: int, subset: str) -> tuple[GroupPort, ...]:
-    """The groups and workload ports of a destination's endpoints, sorted; "" stands for unguarded ones."""
+    """The groups and workload ports of a destination's endpoints, sorted; "" stands for unguarded ones.
+
+    () without any policy in the mesh: what asks for groups then has nothing to do with endpoints.
+    """
+    return _destination_groups(db, host, port, subset) if _are_there_policies(db) else ()
+
+
+@query
+def _are_there_policies(db: Database) -> bool:
+    return bool(db.bucket_keys(POLICIES_BY_NAMESPACE))
+
+
+@query
+def _destination_groups(db: Database, host: str, port: int, subset: str) -> tuple[GroupPort, ...]:
     members = subset_endpoints(db, host, port, subset)
-    found = {GroupPort("", endpoint.port) for endpoint in members if not endpoint.workload}
+    found = {GroupPort("", endpoint.port) for endpoint in members if not endpoint.namespace}
     # Endpoints of one service are mostly alike: ask once for each kind of them.
     kinds: dict[tuple[str, Labels], list[Endpoint]] = {}
     for entry in members:
-        if entry.workload:
+        if entry.namespace:
             kinds.setdefault((entry.namespace, entry.labels), []).append(entry)
     for (namespace, labels), alike in kinds.items():
         name = group_naming(db, workload_policies(db, namespace, labels))

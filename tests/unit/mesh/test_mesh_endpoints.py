@@ -22,12 +22,10 @@ def addresses(mesh: Mesh, name: str, subset: str = "", port: int = 9080) -> list
     return [entry.address for entry in subset_endpoints(mesh.db, host(name), port, subset)]
 
 
-def test_an_endpoint_has_the_labels_node_and_identity_of_its_pod() -> None:
+def test_an_endpoint_has_the_labels_and_namespace_of_its_pod() -> None:
     (first, *_) = endpoints(Mesh(*bookinfo()).db, host("reviews"), 9080)
-    assert first.workload == "default/reviews-v1"
+    assert first.namespace == "default"
     assert first.labels == (("app", "reviews"), ("version", "v1"))
-    assert first.node == "node1"
-    assert first.identity == "spiffe://cluster.local/ns/default/sa/bookinfo-reviews"
 
 
 def test_endpoints_are_sorted_by_address_as_a_number() -> None:
@@ -81,14 +79,14 @@ def test_a_slice_cannot_lend_a_pods_labels_to_another_address() -> None:
         endpoint_slice("a", endpoint("10.0.0.1", "a-v1"), endpoint("10.0.0.66", "a-v1")),
     )
     honest, liar = endpoints(mesh.db, host("a"), 9080)
-    assert honest.identity
-    assert (liar.identity, liar.labels, liar.workload) == ("", (), "")
+    assert honest.labels
+    assert (liar.labels, liar.namespace) == ((), "")
     assert [found.path for found in mesh.findings("XB2011")] == ["endpoints[1].targetRef"]
 
 
 def test_without_a_target_the_pod_is_found_by_address() -> None:
     mesh = Mesh(service("a"), workload("a", "v1", "10.0.0.1"), endpoint_slice("a", endpoint("10.0.0.1")))
-    assert endpoints(mesh.db, host("a"), 9080)[0].workload == "default/a-v1"
+    assert endpoints(mesh.db, host("a"), 9080)[0].labels == (("app", "a"), ("version", "v1"))
 
 
 def test_subsets_select_by_labels_and_an_unknown_subset_has_no_endpoints() -> None:
@@ -134,4 +132,4 @@ def test_a_finished_pod_does_not_name_an_address_that_another_pod_has_now() -> N
         pod("new", "10.0.0.1", labels={"app": "a"}),
         endpoint_slice("a", endpoint("10.0.0.1")),
     )
-    assert endpoints(mesh.db, host("a"), 9080)[0].workload == "default/new"
+    assert endpoints(mesh.db, host("a"), 9080)[0].labels == (("app", "a"),)

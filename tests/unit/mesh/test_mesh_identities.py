@@ -8,9 +8,9 @@ from tests.builders import Mesh, bookinfo, node, pod, workload
 from xdsbpf.incremental.cells import Cell
 from xdsbpf.mesh.identities import (
     NODE_PROXY,
+    contested,
     identities,
     identity,
-    identity_at,
     known_nodes,
     proxy_address,
     proxy_addresses,
@@ -46,7 +46,7 @@ def test_the_trust_domain_is_a_setting() -> None:
 def test_an_address_that_two_identities_claim_has_none() -> None:
     mesh = Mesh(pod("a", "10.0.0.1", account="a"), pod("b", "10.0.0.1", account="b"))
     assert identities(mesh.db) == ()
-    assert identity_at(mesh.db, "10.0.0.1") == ""
+    assert contested(mesh.db, ["10.0.0.1"]) == {"10.0.0.1"}
     assert len(mesh.findings("XB2012")) == 2
     mesh.remove(pod("b", "").id)
     assert identity(mesh.db, A) == ("10.0.0.1",)

@@ -21,7 +21,7 @@ from xdsbpf.compile.envoy.encoding import resource
 from xdsbpf.compile.envoy.newer_messages import cel_formatter, set_filter_state
 from xdsbpf.diagnostics import Origin
 from xdsbpf.incremental import ABSENT, Absent, Database, query
-from xdsbpf.mesh.identities import Workload, identity_at, workloads_of_node
+from xdsbpf.mesh.identities import Workload, contested, is_seen_at, workloads_of_node
 from xdsbpf.mesh.inputs import object_id
 from xdsbpf.model.names import EXTENSION
 from xdsbpf.model.resource import Resource
@@ -50,7 +50,9 @@ def table(db: Database, node: str, name: str) -> Resource | Absent:
     """The identity table of a node's pods; ABSENT for any other name."""
     if name != names.SOURCE_IDENTITY:
         return ABSENT
-    found = [(entry, workload) for workload in workloads_of_node(db, node) for entry in _entries(db, workload)]
+    workloads = workloads_of_node(db, node)
+    unknown = contested(db, (address for workload in workloads for address in workload.addresses))
+    found = [(entry, workload) for workload in workloads for entry in _entries(db, workload, unknown)]
     entries: dict[str, Entry] = {}
     # A key given twice is an error of the whole CEL map: every source of the node would be unknown.
     shared = {entry.address for entry, _ in found if entries.setdefault(entry.address, entry) != entry}
@@ -64,11 +66,11 @@ def table(db: Database, node: str, name: str) -> Resource | Absent:
 
 
 def _origin(workload: Workload) -> Origin:
-    return Origin(object_id("Pod", workload.namespace, workload.name.partition("/")[2]), "metadata.labels")
+    return Origin(object_id("Pod", workload.namespace, workload.pod), "metadata.labels")
 
 
-def _entries(db: Database, workload: Workload) -> list[Entry]:
-    """Entries of one pod: its addresses that are its own and whose identity can be written safely."""
+def _entries(db: Database, workload: Workload, unknown: frozenset[str]) -> list[Entry]:
+    """Entries of one pod: its addresses but for `unknown` ones, if its identity can be written safely."""
     account = workload.identity.rpartition("/")[2]
     text = attributes(workload.namespace, account, workload.labels)
     if not is_safe(workload.identity) or not is_safe(text):
@@ -79,8 +81,11 @@ def _entries(db: Database, workload: Workload) -> list[Entry]:
             "a label or the identity holds an unsafe character: the pod is an unknown source to the proxy",
         )
         return []
-    owned = (address for address in workload.addresses if identity_at(db, address) == workload.identity)
-    return [Entry(address, workload.identity, text) for address in owned]
+    return [
+        Entry(address, workload.identity, text)
+        for address in workload.addresses
+        if address not in unknown and is_seen_at(db, workload, address)
+    ]
 
 
 def identity_table(entries: tuple[Entry, ...]) -> TypedExtensionConfig:
