@@ -22,6 +22,7 @@ import structlog
 from xdsbpf import __version__
 from xdsbpf._pb.xdsbpf.agent.v1 import agent_pb2
 from xdsbpf.agent.client import DatapathClient, check_address
+from xdsbpf.agent.credentials import Credentials, envoy_files, remove_sets
 from xdsbpf.agent.enroller import Enroller
 from xdsbpf.agent.envoy import EnvoyOptions, EnvoySupervisor
 from xdsbpf.agent.loop import AgentLoop
@@ -35,6 +36,7 @@ from xdsbpf.datapath.namespaces import cgroup_id
 from xdsbpf.envoy_binary import find_binary
 from xdsbpf.errors import ConfigError, DatapathError
 from xdsbpf.model.names import NodeId
+from xdsbpf.xds.tls import TlsFiles
 
 _LOG = structlog.get_logger()
 PROXY_CGROUP = "proxy"
@@ -44,7 +46,8 @@ STATUS_SOCKET = "agent.sock"
 class NodeAgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What an agent is started with.
 
-    `xds`: unix:/path or loopback host:port. `cgroup_root`: cgroup v2 directory above this node's
+    `xds`: unix:/path or loopback host:port; with `tls` any host:port, whose certificate bears `tls_server_name` or
+    else that host. `cgroup_root`: cgroup v2 directory above this node's
     workloads; Envoy runs in its child `proxy`. `pin_root`: directory inside a BPF file system.
     `envoy` off: the user runs Envoy (the bootstrap is written all the same). `strict_envoy` makes
     deprecated Envoy fields an error.
@@ -62,6 +65,8 @@ class NodeAgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     stop_envoy: bool = False
     strict_envoy: bool = False
     node_address: str = "127.0.0.1"
+    tls: TlsFiles | None = None
+    tls_server_name: str = ""
 
     @property
     def status_socket(self) -> Path:
@@ -73,20 +78,32 @@ class NodeAgentConfig(msgspec.Struct, frozen=True, kw_only=True):
         """Cgroup of the node's Envoy."""
         return self.cgroup_root / PROXY_CGROUP
 
+    @property
+    def envoy_tls(self) -> Path:
+        """Where the node's Envoy finds its certificate for the control plane."""
+        return self.state_dir / "envoy" / "tls"
+
 
 def run(config: NodeAgentConfig) -> int:
     """Run the agent until SIGTERM or SIGINT. Returns: the exit code, 0.
 
     Raises: ConfigError before anything is touched; DatapathError if the kernel refuses the programs.
     """
-    check_address(config.xds)
+    check_address(config.xds, is_secure=config.tls is not None)
+    credentials = None
+    if config.tls is not None:
+        credentials = Credentials(config.tls, config.xds, config.tls_server_name, config.envoy_tls)
     _check_node_name(config.node)
     if not (config.cgroup_root / "cgroup.procs").exists():
         raise ConfigError(f"{config.cgroup_root} is no cgroup v2 directory")
     options = _envoy_options(config)
     config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _only_agent(config.state_dir):
-        asyncio.run(_run(config, options))
+        if credentials is None:
+            remove_sets(config.envoy_tls)
+        else:
+            credentials.install()
+        asyncio.run(_run(config, options, credentials))
     return 0
 
 
@@ -101,6 +118,7 @@ def detach(config: NodeAgentConfig) -> None:
         return
     with _only_agent(config.state_dir):
         detach_all(config.pin_root)
+        remove_sets(config.envoy_tls)
         asyncio.run(EnvoySupervisor(_envoy_options(msgspec.structs.replace(config, envoy=False))).stop())
     with contextlib.suppress(FileNotFoundError):
         config.proxy_cgroup.rmdir()
@@ -116,6 +134,7 @@ def _envoy_options(config: NodeAgentConfig) -> EnvoyOptions:
         concurrency=config.concurrency,
         domain=config.domain,
         strict=config.strict_envoy,
+        tls=None if config.tls is None else envoy_files(config.envoy_tls, config.tls_server_name),
     )
 
 
@@ -138,7 +157,7 @@ def _only_agent(state_dir: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-async def _run(config: NodeAgentConfig, options: EnvoyOptions) -> None:
+async def _run(config: NodeAgentConfig, options: EnvoyOptions, credentials: Credentials | None) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -148,18 +167,19 @@ async def _run(config: NodeAgentConfig, options: EnvoyOptions) -> None:
         changed = asyncio.Event()
         received = Received(config.node)
         node_id = str(NodeId("agent", config.node_address, config.node, config.domain))
-        client = DatapathClient(config.xds, node_id, received, changed)
+        client = DatapathClient(config.xds, node_id, received, changed, credentials)
         enroller = Enroller(config.cgroup_root, changed)
         envoy = EnvoySupervisor(options)
         loop = AgentLoop(received, reconciler, client, enroller, envoy, changed)
 
         async def status() -> agent_pb2.Status:
-            return await _status(config, loop, client, enroller, envoy, reconciler)
+            return await _status(config, loop, client, enroller, envoy, reconciler, credentials)
 
         server = StatusServer(config.status_socket, datapath.tables, status, loop.nobodies)
         await server.start()
         try:
-            await _until(stop, client.run(), enroller.run(), envoy.run(), loop.run())
+            watching = () if credentials is None else (credentials.run(),)
+            await _until(stop, client.run(), enroller.run(), envoy.run(), loop.run(), *watching)
         finally:
             await server.stop()
             if config.stop_envoy:
@@ -222,6 +242,7 @@ async def _status(
     enroller: Enroller,
     envoy: EnvoySupervisor,
     reconciler: Reconciler,
+    credentials: Credentials | None,
 ) -> agent_pb2.Status:
     findings = enroller.findings
     problems = [
@@ -238,6 +259,8 @@ async def _status(
     if reconciler.drift:
         message = f"{reconciler.drift} entries were changed by somebody else and repaired"
         problems.append(agent_pb2.Problem(subject="maps", message=message))
+    if credentials is not None:
+        problems += [agent_pb2.Problem(subject="certificate", message=message) for message in credentials.problems()]
     return agent_pb2.Status(
         node=config.node,
         version=__version__,
@@ -248,4 +271,5 @@ async def _status(
         problems=problems,
         enrolled=sorted(found.workload for found in findings.enrolled),
         not_enrolled=sorted(findings.missing),
+        certificate=None if credentials is None else credentials.status(),
     )

@@ -1,4 +1,4 @@
-"""The bootstrap of the node's Envoy: delta ADS to the same control plane, and nothing else that is static.
+"""The bootstrap of the node's Envoy: delta ADS to the agent's control plane, and nothing else that is static.
 
 Values in, proto3 JSON out, built from the API's own messages. Written by the supervisor, or for a user
 who runs Envoy himself. Pure.
@@ -6,24 +6,20 @@ who runs Envoy himself. Pure.
 
 from __future__ import annotations
 
-import ipaddress
 import json
 from pathlib import Path
 
 import msgspec
 from envoy.config.bootstrap.v3 import bootstrap_pb2
-from envoy.config.cluster.v3 import cluster_pb2
-from envoy.config.core.v3 import address_pb2, config_source_pb2
+from envoy.config.core.v3 import config_source_pb2
 from envoy.extensions.resource_monitors.downstream_connections.v3 import downstream_connections_pb2
-from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from google.protobuf import json_format
 
+from xdsbpf.control_plane_cluster import XDS_CLUSTER, ClientTls, set_cluster
 from xdsbpf.datapath.address import address_text
 from xdsbpf.model.names import NodeId
 
-XDS_CLUSTER = "xds"
 MAX_DOWNSTREAM_CONNECTIONS = 50_000
-_HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _CONNECTION_LIMIT = "envoy.resource_monitors.global_downstream_max_connections"
 
 # 112 lines per cluster without a matcher (shared-envoy section 7): only what people look at.
@@ -58,7 +54,7 @@ STATS_SUFFIXES = (
 
 
 class BootstrapOptions(msgspec.Struct, frozen=True):
-    """What a bootstrap depends on. `proxy_address`: 16 bytes; `xds`: unix:/path or host:port."""
+    """What a bootstrap depends on. `proxy_address`: 16 bytes; `xds`: unix:/path or host:port; `tls`: paths only."""
 
     node: str
     proxy_address: bytes
@@ -66,6 +62,7 @@ class BootstrapOptions(msgspec.Struct, frozen=True):
     admin_socket: Path
     domain: str = "cluster.local"
     strict: bool = False
+    tls: ClientTls | None = None
 
 
 def build_bootstrap(options: BootstrapOptions) -> str:
@@ -73,6 +70,7 @@ def build_bootstrap(options: BootstrapOptions) -> str:
 
     `strict` makes every deprecated field an error (for tests). Every upstream connection leaves from
     the proxy's address: destinations admit node proxies by it (end-to-end.md 2.6).
+    Raises: ConfigError for an address of the control plane without a port.
     """
     proxy = address_text(options.proxy_address)
     bootstrap = bootstrap_pb2.Bootstrap()
@@ -81,7 +79,10 @@ def build_bootstrap(options: BootstrapOptions) -> str:
     bootstrap.admin.address.pipe.path = str(options.admin_socket)
     bootstrap.admin.address.pipe.mode = 0o600
     _dynamic_resources(bootstrap.dynamic_resources)
-    _xds_cluster(bootstrap.static_resources.clusters.add(), options.xds)
+    xds = bootstrap.static_resources.clusters.add()
+    set_cluster(xds, options.xds, options.tls)
+    # Its own, empty bind: the control plane is no destination that admits proxies by their address.
+    xds.upstream_bind_config.SetInParent()
     source = bootstrap.cluster_manager.upstream_bind_config.source_address
     source.address, source.port_value = proxy, 0
     matcher = bootstrap.stats_config.stats_matcher.inclusion_list
@@ -115,28 +116,3 @@ def _dynamic_resources(dynamic: bootstrap_pb2.Bootstrap.DynamicResources) -> Non
         source.resource_api_version = config_source_pb2.V3
         # Zero: wait for ever. A proxy that went LIVE without configuration would refuse or 404.
         source.initial_fetch_timeout.seconds = 0
-
-
-def _xds_cluster(cluster: cluster_pb2.Cluster, xds: str) -> None:
-    cluster.name = XDS_CLUSTER
-    cluster.type = cluster_pb2.Cluster.STATIC
-    cluster.connect_timeout.seconds = 1
-    # Its own, empty bind: the control plane is reached over a pipe or loopback, not from the proxy's address.
-    cluster.upstream_bind_config.SetInParent()
-    http = http_protocol_options_pb2.HttpProtocolOptions()
-    keepalive = http.explicit_http_config.http2_protocol_options.connection_keepalive
-    keepalive.interval.seconds, keepalive.timeout.seconds = 30, 5
-    cluster.typed_extension_protocol_options[_HTTP_OPTIONS].Pack(http)
-    cluster.load_assignment.cluster_name = XDS_CLUSTER
-    endpoint = cluster.load_assignment.endpoints.add().lb_endpoints.add().endpoint
-    _endpoint_address(endpoint.address, xds)
-
-
-def _endpoint_address(address: address_pb2.Address, xds: str) -> None:
-    if xds.startswith("unix:"):
-        address.pipe.path = xds.removeprefix("unix:")
-        return
-    host, _, port = xds.rpartition(":")
-    text = "127.0.0.1" if host == "localhost" else host.strip("[]")
-    address.socket_address.address = str(ipaddress.ip_address(text))
-    address.socket_address.port_value = int(port)

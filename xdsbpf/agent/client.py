@@ -18,9 +18,11 @@ import msgspec
 import structlog
 
 from xdsbpf import __version__
+from xdsbpf.agent.credentials import Credentials
 from xdsbpf.agent.ops import Cause
 from xdsbpf.agent.received import Received
 from xdsbpf.agent.reconcile import Outcome, failures_of
+from xdsbpf.control_plane_cluster import host_and_port
 from xdsbpf.errors import ConfigError, ProtocolError
 from xdsbpf.model.names import DATAPATH_TYPES
 from xdsbpf.xds import protocol
@@ -39,12 +41,13 @@ class Pending(msgspec.Struct, frozen=True):
     rejected: dict[str, str]
 
 
-def check_address(address: str) -> str:
-    """The gRPC target of `unix:/path` or a loopback `host:port`.
+def check_address(address: str, *, is_secure: bool = False) -> str:
+    """The gRPC target of `unix:/path` or a loopback `host:port`; of any host:port with mutual TLS, and nothing else.
 
-    Raises: ConfigError for anything else: the stream is plaintext, and whoever answers it decides what
-    this node's policies are.
+    Raises: ConfigError. Plaintext stays on the machine: whoever answers it decides what this node's policies are.
     """
+    if is_secure:
+        return _secure_target(address)
     if address.startswith("unix:/"):
         return address
     host, separator, port = address.rpartition(":")
@@ -52,16 +55,31 @@ def check_address(address: str) -> str:
         return address
     raise ConfigError(
         f"xDS address {address!r} is neither unix:/path nor a loopback host:port",
-        hint="plaintext xDS stays on the machine",
+        hint="plaintext xDS stays on the machine; others are dialled with --tls-cert, --tls-key and --tls-ca",
     )
+
+
+def _secure_target(address: str) -> str:
+    if address.startswith("unix:"):
+        raise ConfigError(f"{address!r} takes no mutual TLS", hint="leave out --tls-cert, --tls-key and --tls-ca")
+    host, port = host_and_port(address)
+    return f"[{host}]:{port}" if ":" in host else f"dns:///{host}:{port}"
 
 
 class DatapathClient:
     """Keeps one stream open; `changed` is set whenever there is something new to apply."""
 
-    def __init__(self, address: str, node_id: str, received: Received, changed: asyncio.Event) -> None:
-        """`address`: see `check_address` (ConfigError)."""
-        self._target = check_address(address)
+    def __init__(
+        self,
+        address: str,
+        node_id: str,
+        received: Received,
+        changed: asyncio.Event,
+        credentials: Credentials | None = None,
+    ) -> None:
+        """`address`: see `check_address` (ConfigError); plaintext without `credentials`."""
+        self._target = check_address(address, is_secure=credentials is not None)
+        self._credentials = credentials
         self._node_id = node_id
         self._received = received
         self._changed = changed
@@ -100,30 +118,19 @@ class DatapathClient:
             backoff = min(backoff * 2, _LAST_BACKOFF)
 
     async def _session(self) -> None:
-        options = [
-            ("grpc.max_receive_message_length", _MAX_MESSAGE),
-            ("grpc.keepalive_time_ms", 30_000),
-            ("grpc.keepalive_timeout_ms", 10_000),
-            ("grpc.enable_http_proxy", 0),
-            ("grpc.use_local_subchannel_pool", 1),
-        ]
         self._outbox = asyncio.Queue()
-        for index, type_url in enumerate(DATAPATH_TYPES):
-            self._outbox.put_nowait(
-                protocol.encode_request(
-                    type_url,
-                    node_id=self._node_id if index == 0 else "",
-                    user_agent=f"xdsbpf-agent/{__version__}",
-                    subscribe=(protocol.WILDCARD,),
-                    initial_versions=self._received.claims(type_url, self._failed),
-                )
-            )
-        async with grpc.aio.insecure_channel(self._target, options=options) as channel:
+        # The others follow the first response. A refusal comes before it, and gRPC would put the failure of a write
+        # that is under way in the place of the server's words.
+        later: tuple[str, ...] = DATAPATH_TYPES[1:]
+        self._subscribe(DATAPATH_TYPES[:1], self._node_id)
+        async with self._channel() as channel:
             # Bytes in, bytes out; the stubs want serialisers and a request iterator, grpc.aio does not.
             call = cast(Any, channel).stream_stream(protocol.DELTA_ADS)()
             writer = asyncio.create_task(self._write(call))
             try:
                 while isinstance(message := await call.read(), bytes):
+                    self._subscribe(later)
+                    later = ()
                     self._take(protocol.decode_response(message))
                 status = await call.code()
                 if status is not grpc.StatusCode.OK:
@@ -132,6 +139,33 @@ class DatapathClient:
                 call.cancel()
                 writer.cancel()
                 await asyncio.gather(writer, return_exceptions=True)
+
+    def _subscribe(self, type_urls: tuple[str, ...], node_id: str = "") -> None:
+        for type_url in type_urls:
+            self._outbox.put_nowait(
+                protocol.encode_request(
+                    type_url,
+                    node_id=node_id,
+                    user_agent=f"xdsbpf-agent/{__version__}",
+                    subscribe=(protocol.WILDCARD,),
+                    initial_versions=self._received.claims(type_url, self._failed),
+                )
+            )
+
+    def _channel(self) -> grpc.aio.Channel:
+        """A channel for one stream, so that every dial has the certificate that is in force by then."""
+        options: list[tuple[str, Any]] = [
+            ("grpc.max_receive_message_length", _MAX_MESSAGE),
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.enable_http_proxy", 0),
+            ("grpc.use_local_subchannel_pool", 1),
+        ]
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(self._target, options=options)
+        # What Envoy checks as well, whatever the address resolves to.
+        options.append(("grpc.ssl_target_name_override", self._credentials.server_name))
+        return grpc.aio.secure_channel(self._target, self._credentials.channel(), options=options)
 
     async def _write(self, call: Any) -> None:
         while True:

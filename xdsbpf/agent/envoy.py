@@ -20,6 +20,7 @@ import structlog
 from xdsbpf.agent import process
 from xdsbpf.agent.bootstrap import BootstrapOptions, build_bootstrap
 from xdsbpf.agent.process import ProcessRecord
+from xdsbpf.control_plane_cluster import ClientTls
 from xdsbpf.errors import ConfigError
 from xdsbpf.unix_http import UnixConnection
 
@@ -40,7 +41,8 @@ echo $!
 
 
 class EnvoyOptions(msgspec.Struct, frozen=True):
-    """How Envoy is run. `binary` None: the user runs it, only the bootstrap is written."""
+    """How Envoy is run. `binary` None: the user runs it, only the bootstrap is written. `tls`: the paths of its
+    certificate for the control plane, None for plaintext."""
 
     node: str
     xds: str
@@ -50,6 +52,7 @@ class EnvoyOptions(msgspec.Struct, frozen=True):
     concurrency: int
     domain: str
     strict: bool
+    tls: ClientTls | None = None
 
 
 class EnvoySupervisor:
@@ -156,6 +159,7 @@ class EnvoySupervisor:
                 admin_socket=self.admin_socket,
                 domain=options.domain,
                 strict=options.strict,
+                tls=options.tls,
             )
         )
         (options.directory / "bootstrap.json").write_text(text)

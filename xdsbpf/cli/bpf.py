@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import urllib.parse
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,20 @@ def agent_sockets(chosen: list[str]) -> list[str]:
             hint="is `xdsbpf agent` or a lab running? --agent names a status socket",
         )
     return [path.removeprefix("unix:") for path in found]
+
+
+def read_states(chosen: list[str], node: str) -> list[agent_pb2.Status]:
+    """Status of each agent; raises CommandError(UNREACHABLE) if one does not answer."""
+    from xdsbpf.agent.status import fetch_status
+
+    try:
+        found = [fetch_status(Path(path)) for path in agent_sockets(chosen)]
+    except SourceError as error:
+        raise CommandError(str(error), Exit.UNREACHABLE, hint=error.hint) from error
+    answers = [status for status in found if node in ("", status.node)]
+    if not answers:
+        fail(f"no agent of node {node!r} found", Exit.UNREACHABLE)
+    return answers
 
 
 def read_agents(chosen: list[str], node: str) -> list[tuple[str, agent_pb2.Tables]]:
@@ -91,6 +106,35 @@ def _show(output: Output, kind: str, header: tuple[str, ...], rows: list[tuple[o
         write_names(str(row[1]) for row in rows)
     else:
         write_table(header, [[cell if cell not in ("", None) else "-" for cell in row] for row in rows])
+
+
+@app.command()
+def agents(agent: list[str] = AGENT, node: str = NODE, output: Output = OUTPUT) -> None:
+    """Show how the node agents are.
+
+    Whether they reach the control plane and with which certificate, their Envoys, and what is wrong.
+    """
+    from google.protobuf import json_format
+
+    found = read_states(agent, node)
+    items = [json_format.MessageToDict(status, preserving_proto_field_name=True) for status in found]
+    if write_document(output, "Agents", {"items": items}):
+        return
+    if output is Output.NAME:
+        write_names(status.node for status in found)
+        return
+    header = ("NODE", "SYNCED", "CONTROL PLANE", "ENVOY", "CERTIFICATE", "UNTIL")
+    write_table(header, [_agent_row(status) for status in found])
+    for status in found:
+        for problem in status.problems:
+            sys.stderr.write(f"{status.node}: {problem.subject}: {problem.message}\n")
+
+
+def _agent_row(status: agent_pb2.Status) -> tuple[str, ...]:
+    held = status.certificate
+    until = datetime.fromtimestamp(held.not_after, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if held.serial else "-"
+    synced = "yes" if status.synced else "no"
+    return (status.node, synced, status.xds_state, status.envoy_state or "-", ", ".join(held.names) or "-", until)
 
 
 @app.command()

@@ -217,7 +217,15 @@ def _tls_files(
 
 def agent(
     node: str = typer.Option(..., "--node", help="name of this node"),
-    xds: str = typer.Option("127.0.0.1:15010", "--xds", help="control plane: loopback host:port or unix:PATH"),
+    xds: str = typer.Option(
+        "127.0.0.1:15010", "--xds", help="control plane: loopback host:port or unix:PATH; any host:port with --tls-cert"
+    ),
+    tls_cert: Path | None = typer.Option(None, "--tls-cert", help="this node's certificate chain (PEM)"),
+    tls_key: Path | None = typer.Option(None, "--tls-key", help="its private key (PEM)"),
+    tls_ca: Path | None = typer.Option(None, "--tls-ca", help="CA of the control plane (PEM)"),
+    tls_server_name: str = typer.Option(
+        "", "--tls-server-name", help="DNS name or address in its certificate; default: the host"
+    ),
     cgroup_root: Path | None = typer.Option(None, help="cgroup whose processes are served; default: all"),
     pin_root: Path = typer.Option(Path("/sys/fs/bpf/xdsbpf"), help="where programs and maps are pinned"),
     state_dir: Path = typer.Option(Path("/run/xdsbpf"), help="sockets and files of this agent"),
@@ -234,8 +242,17 @@ def agent(
     Loads the eBPF programs, keeps their maps, and runs the node's Envoy; needs root.
 
     Programs, maps and Envoy outlive the agent, so that a restart or an upgrade drops nothing; --detach removes them.
+    A control plane on another machine is dialled with mutual TLS (--tls-cert, --tls-key, --tls-ca), by the agent and
+    by its Envoy; replaced files are taken up within about a second.
     """
     configure_logging(log_level)
+    from xdsbpf.xds.tls import TlsFiles
+
+    tls = None
+    if tls_cert is not None and tls_key is not None and tls_ca is not None:
+        tls = TlsFiles(tls_cert, tls_key, tls_ca)
+    elif tls_server_name or any((tls_cert, tls_key, tls_ca)):
+        fail("mutual TLS needs --tls-cert, --tls-key and --tls-ca", Exit.USAGE)
     if os.geteuid() != 0:
         fail("the agent needs root: it loads BPF programs", Exit.NOT_PERMITTED)
     from xdsbpf import node as node_agent
@@ -251,6 +268,8 @@ def agent(
         concurrency=concurrency,
         stop_envoy=stop_envoy,
         strict_envoy=strict_envoy,
+        tls=tls,
+        tls_server_name=tls_server_name,
         **options,
     )
     if detach:

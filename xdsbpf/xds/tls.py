@@ -60,8 +60,8 @@ def read_material(files: TlsFiles, now: float) -> Material:
         raise ConfigError(f"cannot use {files.certificate} with {files.key}: the key is another certificate's")
     starts, ends = leaf.not_valid_before_utc.timestamp(), leaf.not_valid_after_utc.timestamp()
     if not starts <= now < ends:
-        span = f"{_date(starts)} to {_date(ends)}"
-        raise ConfigError(f"cannot use {files.certificate}: it is valid from {span}, and now it is {_date(now)}")
+        span = f"{date_text(starts)} to {date_text(ends)}"
+        raise ConfigError(f"cannot use {files.certificate}: it is valid from {span}, and now it is {date_text(now)}")
     authorities = b"".join(found.public_bytes(Encoding.PEM) for found in _certificates(files.authorities, trusted))
     return Material(certificate, key, authorities, _names(leaf), ends, f"{leaf.serial_number:x}")
 
@@ -72,6 +72,11 @@ def has_ended(certificate: bytes, now: float) -> bool:
         return x509.load_pem_x509_certificate(certificate).not_valid_after_utc.timestamp() <= now
     except ValueError:
         return True
+
+
+def date_text(seconds: float) -> str:
+    """Seconds since the epoch as people read them, in UTC."""
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _read(path: Path) -> bytes:
@@ -104,7 +109,3 @@ def _fingerprint(path: Path) -> tuple[int, ...]:
     except OSError:
         return (0,) * 5
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-
-
-def _date(seconds: float) -> str:
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -63,8 +63,22 @@ def test_the_control_plane_is_reached_over_a_socket_or_loopback(xds: str, addres
 
 @pytest.mark.parametrize("address", ["10.0.0.1:15010", "xds.example:15010", "127.0.0.1", "unix:relative", ""])
 def test_plaintext_to_another_machine_is_refused(address: str) -> None:
-    with pytest.raises(ConfigError, match="neither unix:/path nor a loopback"):
+    with pytest.raises(ConfigError, match="neither unix:/path nor a loopback") as refused:
         check_address(address)
+    assert "--tls-cert, --tls-key and --tls-ca" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("address", "target"),
+    [
+        ("xds.example:15012", "dns:///xds.example:15012"),
+        ("10.0.0.1:15012", "dns:///10.0.0.1:15012"),
+        ("localhost:15012", "dns:///127.0.0.1:15012"),
+        ("[fd00::1]:15012", "[fd00::1]:15012"),
+    ],
+)
+def test_mutual_tls_reaches_any_machine(address: str, target: str) -> None:
+    assert check_address(address, is_secure=True) == target
 
 
 def test_statistics_are_an_inclusion_list_and_connections_are_limited() -> None:

@@ -261,6 +261,7 @@ class Status(_message.Message):
     PROBLEMS_FIELD_NUMBER: _builtins.int
     ENROLLED_FIELD_NUMBER: _builtins.int
     NOT_ENROLLED_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     version: _builtins.str
     synced: _builtins.bool
@@ -276,6 +277,10 @@ class Status(_message.Message):
 
     @_builtins.property
     def not_enrolled(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def certificate(self) -> Global___Certificate:
+        """Of mutual TLS with the control plane; absent in plaintext."""
+
     def __init__(
         self,
         *,
@@ -288,14 +293,53 @@ class Status(_message.Message):
         problems: _abc.Iterable[Global___Problem] | None = ...,
         enrolled: _abc.Iterable[_builtins.str] | None = ...,
         not_enrolled: _abc.Iterable[_builtins.str] | None = ...,
+        certificate: Global___Certificate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["enrolled", b"enrolled", "envoy_pid", b"envoy_pid", "envoy_state", b"envoy_state", "node", b"node", "not_enrolled", b"not_enrolled", "problems", b"problems", "synced", b"synced", "version", b"version", "xds_state", b"xds_state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "enrolled", b"enrolled", "envoy_pid", b"envoy_pid", "envoy_state", b"envoy_state", "node", b"node", "not_enrolled", b"not_enrolled", "problems", b"problems", "synced", b"synced", "version", b"version", "xds_state", b"xds_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Status: _TypeAlias = Status  # noqa: Y015
+
+@_typing.final
+class Certificate(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERIAL_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
+    NOT_AFTER_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    TAKEN_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    serial: _builtins.str
+    """In force: serial number in hexadecimal digits, names, and end in seconds since the epoch."""
+    not_after: _builtins.int
+    error: _builtins.str
+    """Why newer files are not in force, empty if they are."""
+    taken: _builtins.int
+    """Replaced files that were taken, and that were refused, since the agent started."""
+    refused: _builtins.int
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        serial: _builtins.str = ...,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+        not_after: _builtins.int = ...,
+        error: _builtins.str = ...,
+        taken: _builtins.int = ...,
+        refused: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "names", b"names", "not_after", b"not_after", "refused", b"refused", "serial", b"serial", "taken", b"taken"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Certificate: _TypeAlias = Certificate  # noqa: Y015
 
 @_typing.final
 class Problem(_message.Message):
