@@ -66,6 +66,10 @@ class _Call:
         message, self._message = self._message, None
         return message
 
+    async def read_all(self, handle: Callable[[bytes], None]) -> None:
+        while (message := await self.read()) is not None:
+            handle(message)
+
     def write_now(self, message: bytes) -> bool:
         self.answer = message
         return True

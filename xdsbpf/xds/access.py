@@ -183,6 +183,11 @@ class _FirstAnswer:
             self._look_in(ANSWER_S)
         return await self._call.read()
 
+    async def read_all(self, handle: Callable[[bytes], None]) -> None:
+        """Every request behind the first one."""
+        self._look_in(ANSWER_S)
+        await self._call.read_all(handle)
+
     async def _write(self, message: bytes) -> None:
         self._writes += 1
         try:

@@ -8,6 +8,7 @@ ends the streams; holds no protocol logic.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable
 
 import structlog
@@ -63,7 +64,7 @@ class Exchange:
         writer = asyncio.create_task(self._write(stream))
         writer.add_done_callback(interrupt)
         try:
-            await self._read(stream)
+            await stream.call.read_all(functools.partial(self._take, stream))
             self.send(stream)
             stream.is_half_closed = True
             stream.wake.set()
@@ -92,13 +93,8 @@ class Exchange:
             self._watchdog.cancel()
             self._watchdog = None
 
-    async def _read(self, stream: OpenStream) -> None:
-        while (data := await stream.call.read()) is not None:
-            self._take(stream, data)
-            del data  # a stream that waits for the next request keeps no bytes of this one
-
     def _take(self, stream: OpenStream, data: bytes) -> None:
-        """One request; what the session does not keep of it is gone afterwards."""
+        """A request behind the first one; what its session does not keep is gone afterwards. Raises: ProtocolError."""
         session = stream.session
         request = stream.decode(data)
         before = self._gate.revision(session.view.node) if stream.ledger is not None else 0

@@ -70,6 +70,11 @@ class _GrpcCall:
         message = await self._context.read()
         return None if message is _EOF else message
 
+    async def read_all(self, handle: Callable[[bytes], None]) -> None:
+        while (message := await self._context.read()) is not _EOF:
+            handle(message)
+            del message  # a stream that waits for the next request keeps no bytes of this one
+
     def write_now(self, message: bytes) -> bool:  # noqa: ARG002  # of every transport
         """gRPC takes messages from a coroutine only."""
         return False

@@ -43,6 +43,12 @@ class Call(Protocol):
     async def read(self) -> bytes | None:
         """The next message, or None when the client has half-closed. Raises: ProtocolError for a broken one."""
 
+    async def read_all(self, handle: Callable[[bytes], None]) -> None:
+        """Call `handle` with every message until the client half-closes. Raises: as `read`, and what `handle` raises.
+
+        A transport that can does so where it receives them, without a switch to the task that waits here.
+        """
+
     def write_now(self, message: bytes) -> bool:
         """Send a message if the transport takes it at once; False if not, and then `write` it. Nobody else is writing.
 

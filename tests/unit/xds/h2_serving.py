@@ -13,8 +13,8 @@ from xdsbpf.xds.h2.limits import Limits, Timing
 from xdsbpf.xds.h2.server import H2Transport
 from xdsbpf.xds.transport import Call, Handler
 
-ECHO, ONCE, FAIL, CRASH, HANG, FLOOD, WHO = (
-    f"/test.Echo/{name}" for name in ("Echo", "Once", "Fail", "Crash", "Hang", "Flood", "Who")
+ECHO, ONCE, FAIL, CRASH, HANG, FLOOD, WHO, GATHER = (
+    f"/test.Echo/{name}" for name in ("Echo", "Once", "Fail", "Crash", "Hang", "Flood", "Who", "Gather")
 )
 FLOOD_BYTES = 200_000
 FLOOD_COUNT = 150
@@ -65,6 +65,20 @@ class Served:
         await call.read()
         await call.write(repr((call.peer.address.split(":")[0], call.peer.identities, call.peer.is_encrypted)).encode())
 
+    async def gather(self, call: Call) -> None:
+        """All messages in one, at the end; `no` is refused, and `crash` is a bug of ours."""
+        gathered: list[bytes] = []
+
+        def take(message: bytes) -> None:
+            if message == b"no":
+                raise ProtocolError("PERMISSION_DENIED", "no")
+            if message == b"crash":
+                raise ZeroDivisionError("a bug of ours")
+            gathered.append(message)
+
+        await call.read_all(take)
+        await call.write(b",".join(gathered))
+
     def handlers(self) -> dict[str, Handler]:
         return {
             ECHO: self.echo,
@@ -74,6 +88,7 @@ class Served:
             HANG: self.hang,
             FLOOD: self.flood,
             WHO: self.who,
+            GATHER: self.gather,
         }
 
 

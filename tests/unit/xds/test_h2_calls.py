@@ -16,6 +16,7 @@ from tests.unit.xds.h2_serving import (
     FLOOD,
     FLOOD_BYTES,
     FLOOD_COUNT,
+    GATHER,
     HANG,
     ONCE,
     Served,
@@ -69,6 +70,36 @@ async def test_a_bug_in_a_handler_tells_the_client_nothing() -> None:
     async with serving(Served().handlers()) as (_, address), aio.insecure_channel(address) as channel:
         call = channel.stream_stream(CRASH)()
         assert await status_of(call) == (grpc.StatusCode.INTERNAL, "internal error")
+        assert await channel.unary_unary(ONCE)(b"ab") == b"ba"
+
+
+async def test_messages_that_are_handled_where_they_are_received_come_all_and_in_order() -> None:
+    async with serving(Served().handlers()) as (_, address), aio.insecure_channel(address) as channel:
+        sent = [b"%d" % number for number in range(300)]
+        assert await collect(channel.stream_stream(GATHER)(iter(sent))) == [b",".join(sent)]
+        slowly = channel.stream_stream(GATHER)()
+        for message in (b"a", b"b" * 100_000, b"c"):
+            await slowly.write(message)
+            await asyncio.sleep(0)
+        await slowly.done_writing()
+        assert await collect(slowly) == [b"a," + b"b" * 100_000 + b",c"]
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["with the first message", "later"])
+async def test_what_handling_a_message_raises_ends_the_call(late: bool) -> None:
+    expected = {
+        b"no": (grpc.StatusCode.PERMISSION_DENIED, "no"),
+        b"crash": (grpc.StatusCode.INTERNAL, "internal error"),
+    }
+    async with serving(Served().handlers()) as (_, address), aio.insecure_channel(address) as channel:
+        for message, ending in expected.items():
+            call = channel.stream_stream(GATHER)()
+            if late:
+                await call.write(b"a")
+                assert await channel.unary_unary(ONCE)(b"ab") == b"ba"  # behind it on the same connection
+            await call.write(message)
+            await call.write(b"and more")
+            assert await status_of(call) == ending
         assert await channel.unary_unary(ONCE)(b"ab") == b"ba"
 
 

@@ -159,6 +159,10 @@ class SilentCall:
         self._requests -= 1
         return b"request"
 
+    async def read_all(self, handle: Callable[[bytes], None]) -> None:
+        while (message := await self.read()) is not None:
+            handle(message)
+
     def write_now(self, message: bytes) -> bool:
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -95,6 +96,9 @@ class OneCall:
     async def read(self) -> bytes | None:
         request, self._request = self._request, None
         return request
+
+    async def read_all(self, handle: Callable[[bytes], None]) -> None:
+        raise AssertionError("unary methods read one message")
 
     def write_now(self, message: bytes) -> bool:
         self.written = message

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 import pytest
 import structlog
@@ -31,6 +32,10 @@ class ScriptedCall:
 
     async def read(self) -> bytes | None:
         return await self.to_server.get()
+
+    async def read_all(self, handle: Callable[[bytes], None]) -> None:
+        while (message := await self.read()) is not None:
+            handle(message)
 
     def write_now(self, message: bytes) -> bool:
         if self.takes_at_once and not self.is_stalled:

@@ -125,9 +125,9 @@ MUTANTS: tuple[Mutant, ...] = (
         "responses are built before the client takes them",
         Edit(
             exchange.Exchange,
-            "_read",
+            "_take",
             "session.on_request(request)",
-            "session.on_request(request)\n        "
+            "session.on_request(request)\n    "
             "self.__dict__.setdefault('kept', []).extend(map(session.encode, session.poll()))",
         ),
         a5.test_clients_that_do_not_read_cost_names_and_no_bytes,

@@ -7,6 +7,7 @@ tasks.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 from xdsbpf.errors import ProtocolError
@@ -30,7 +31,7 @@ class Carrier(Protocol):
 class H2Call:
     """One call. `ending` is the status it gets if its handler is cancelled by us."""
 
-    __slots__ = ("_carrier", "_reader", "_writer", "deadline", "ending", "method", "peer", "stream", "task")
+    __slots__ = ("_carrier", "_handle", "_reader", "_writer", "deadline", "ending", "method", "peer", "stream", "task")
 
     def __init__(self, carrier: Carrier, stream: Stream, method: str, peer: Peer) -> None:
         self.method = method
@@ -40,23 +41,27 @@ class H2Call:
         self.deadline: asyncio.TimerHandle | None = None
         self.ending: ProtocolError | None = None
         self._carrier = carrier
+        self._handle: Callable[[bytes], None] | None = None
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
 
     async def read(self) -> bytes | None:
         """See `Call.read`; one reader at a time. Raises: ProtocolError for a message that can never be complete."""
-        stream = self.stream
-        while (message := self._carrier.read(stream)) is None:
-            if stream.is_remote_ended:
-                if len(stream.inbox):
-                    raise ProtocolError("INTERNAL", "the request ends inside a message")
+        while (message := self._carrier.read(self.stream)) is None:
+            if self._is_read():
                 return None
-            self._reader = asyncio.get_running_loop().create_future()
-            try:
-                await self._reader
-            finally:
-                self._reader = None
+            await self._until_readable()
         return message
+
+    async def read_all(self, handle: Callable[[bytes], None]) -> None:
+        """See `Call.read_all`."""
+        if self._hand_over(handle):
+            return
+        self._handle = handle
+        try:
+            await self._until_readable()
+        finally:
+            self._handle = None
 
     def write_now(self, message: bytes) -> bool:
         """See `Call.write_now`."""
@@ -85,9 +90,34 @@ class H2Call:
         return self.task
 
     def readable(self) -> None:
-        """Wake the reader: there is a message, a failure or the end."""
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
+        """There is a message, a failure or the end: wake the reader, or hand over what it wants handled here."""
+        reader = self._reader
+        if reader is None or reader.done():
+            return
+        try:
+            if self._handle is None or self._hand_over(self._handle):
+                reader.set_result(None)
+        except Exception as error:  # noqa: BLE001  the reader's task raises it, whatever it is
+            reader.set_exception(error)
+
+    def _hand_over(self, handle: Callable[[bytes], None]) -> bool:
+        """Handle what has come; True if there will be no more."""
+        while (message := self._carrier.read(self.stream)) is not None:
+            handle(message)
+        return self._is_read()
+
+    def _is_read(self) -> bool:
+        """Nothing is left of the request, and there will be no more. Raises: ProtocolError for half a message."""
+        if self.stream.is_remote_ended and len(self.stream.inbox):
+            raise ProtocolError("INTERNAL", "the request ends inside a message")
+        return self.stream.is_remote_ended
+
+    async def _until_readable(self) -> None:
+        self._reader = asyncio.get_running_loop().create_future()
+        try:
+            await self._reader
+        finally:
+            self._reader = None
 
     def message_sent(self) -> None:
         """Wake the writer."""
