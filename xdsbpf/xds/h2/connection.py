@@ -54,6 +54,12 @@ class Connection:
         """Bytes of the peer's that this connection keeps."""
         return len(self._partial) + len(self._blocks) + self.buffered
 
+    def is_arriving(self, size: int) -> bool:
+        """Whether a request of which more than so many bytes are there is not complete."""
+        if self.is_failed:
+            return False
+        return any(len(stream.inbox) > size and not stream.inbox.is_ready for stream in self.streams.values())
+
     def receive(self, data: bytes, now: float) -> list[Event]:
         """Take bytes from the peer at monotonic time `now` (seconds). Raises: nothing, whatever the peer sends."""
         events: list[Event] = []

@@ -45,6 +45,8 @@ class Timing(msgspec.Struct, frozen=True):
     keepalive_timeout_s: float = 10.0
     stall_s: float = 60.0
     """How long the peer may leave a full socket unread."""
+    arrival_s: float = 30.0
+    """How long a large request may take to arrive while others wait for their turn to."""
     idle_s: float = 300.0
     """A connection without calls is ended gracefully."""
     close_s: float = 5.0

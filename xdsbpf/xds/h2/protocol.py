@@ -13,6 +13,7 @@ from typing import Protocol, cast
 import structlog
 
 from xdsbpf.errors import ProtocolError
+from xdsbpf.xds.h2.arrivals import LARGE_BYTES, Arrivals
 from xdsbpf.xds.h2.call import H2Call
 from xdsbpf.xds.h2.connection import Connection
 from xdsbpf.xds.h2.events import Ended, Event, Failed, Opened, Readable
@@ -39,6 +40,7 @@ class Owner(Protocol):
     limits: Limits
     timing: Timing
     frame_cache: FrameCache
+    arrivals: Arrivals
 
     def handler(self, method: str) -> Handler | None:
         """The handler of a method."""
@@ -72,6 +74,8 @@ class H2Protocol(asyncio.Protocol):
         now = self._loop.time()
         self._opened_at = self._heard_at = self._busy_at = now
         self._ping_at = self._paused_at = self._closing_at = self._aged_at = 0.0
+        self._arriving_at = 0.0
+        self._is_reading = True
         self.peer, refusal = peer_of(transport)
         if refusal or not self._owner.accept(self):
             self._owner.failed(self.peer.address, refusal or "too many connections")
@@ -88,6 +92,8 @@ class H2Protocol(asyncio.Protocol):
         for event in self._connection.receive(data, self._heard_at):
             self._on_event(event)
         self._flush()
+        if self._arriving_at or self._connection.bytes_held > LARGE_BYTES:
+            self._take_turns()
 
     def pause_writing(self) -> None:
         self._connection.is_writable = False
@@ -100,7 +106,36 @@ class H2Protocol(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
         self._connection.is_failed = True
         self._cancel_calls(ProtocolError("CANCELLED", "the connection is over"))
+        if self._arriving_at:
+            self._owner.arrivals.leave(self)
         self._owner.lost(self)
+
+    # Arriving, for large requests
+
+    def stop_reading(self) -> None:
+        """See `Arriving.stop_reading`."""
+        self._is_reading = False
+        if not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def go_on_reading(self) -> None:
+        """See `Arriving.go_on_reading`."""
+        self._is_reading = True
+        self._heard_at = self._arriving_at = self._loop.time()
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def _take_turns(self) -> None:
+        """A large request is coming, or has come."""
+        is_arriving = self._connection.is_arriving(LARGE_BYTES)
+        if is_arriving and not self._arriving_at:
+            self._arriving_at = self._heard_at
+            self._owner.arrivals.enter(self)
+        elif self._arriving_at and not is_arriving:
+            self._owner.arrivals.leave(self)
+            if not self._is_reading:
+                self.go_on_reading()
+            self._arriving_at = 0.0
 
     # Carrier, for the calls
 
@@ -130,6 +165,8 @@ class H2Protocol(asyncio.Protocol):
     def tick(self, now: float) -> None:
         """Look at the clock, about once a second: who does not speak, does not read or does nothing is let go."""
         timing = self._owner.timing
+        if self._arriving_at:
+            self._take_turns()  # the call that it is for may be over
         if self._closing_at:
             if now - self._closing_at > timing.close_s:
                 self._transport.abort()
@@ -138,6 +175,10 @@ class H2Protocol(asyncio.Protocol):
                 self._abort("no HTTP/2 SETTINGS in time")
         elif not self._connection.is_writable and now - self._paused_at > timing.stall_s:
             self._abort("the peer reads nothing")
+        elif not self._is_reading:
+            pass  # it is others that keep it waiting
+        elif self._arriving_at and self._owner.arrivals.waiting and now - self._arriving_at > timing.arrival_s:
+            self._abort("a request takes too long to arrive, and others wait for it")
         elif self._ping_at and self._heard_at < self._ping_at:
             if now - self._ping_at > timing.keepalive_timeout_s:
                 self._abort("the peer does not answer PING")

@@ -19,6 +19,7 @@ import structlog
 from xdsbpf.errors import ConfigError, ProtocolError
 from xdsbpf.unix_listener import bind_unix
 from xdsbpf.xds.addresses import listen_target, tls_target
+from xdsbpf.xds.h2.arrivals import Arrivals
 from xdsbpf.xds.h2.limits import Limits, Timing
 from xdsbpf.xds.h2.protocol import H2Protocol
 from xdsbpf.xds.h2.sender import FrameCache
@@ -59,6 +60,7 @@ class H2Transport:
         self.limits = limits or Limits()
         self.timing = timing or Timing(goaway_s=max_age_s * GOAWAY_AGE)
         self.frame_cache = FrameCache()
+        self.arrivals = Arrivals()
         self.events: Counter[str] = Counter()
         """"accepted", "closed" and "failed" connections, for the metrics."""
         self._handlers = handlers
