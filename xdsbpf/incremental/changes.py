@@ -8,8 +8,8 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from xdsbpf.incremental.tables import K, Table, V
-from xdsbpf.incremental.values import ABSENT, check_value
+from xdsbpf.incremental.tables import K, Row, Table, V
+from xdsbpf.incremental.values import check_value
 
 if TYPE_CHECKING:
     from xdsbpf.incremental.inputs import Inputs
@@ -20,7 +20,7 @@ class Change:
 
     def __init__(self, database: Inputs) -> None:
         self._database = database
-        self._sets: dict[tuple[Table[Any, Any], Any], Any] = {}
+        self._sets: dict[Table[Any, Any], dict[Any, Row | None]] = {}
 
     def put(self, table: Table[K, V], key: K, value: V) -> None:
         """Set the value of `key`, last one wins; raises what the table's `order` and `keys` raise."""
@@ -28,17 +28,13 @@ class Change:
         if self._database.check_values:
             check_value(key, f"{table.name} key")
             check_value(value, f"{table.name}[{key}]")
-        hash(key)
-        if table.indexes:
-            table.order(value)
-            for index in table.indexes:
-                dict.fromkeys(index.keys(value))
-        self._sets[table, key] = value
+        row = table.row(value)
+        self._sets.setdefault(table, {})[key] = row
 
     def remove(self, table: Table[K, V], key: K) -> None:
         """Make `key` absent; nothing happens if it is."""
         self._database.refuse_in_query("remove")
-        self._sets[table, key] = ABSENT
+        self._sets.setdefault(table, {})[key] = None
 
     def __enter__(self) -> Change:
         return self

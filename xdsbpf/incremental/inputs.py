@@ -13,7 +13,7 @@ from xdsbpf.errors import InvariantError
 from xdsbpf.incremental.cells import Cell
 from xdsbpf.incremental.changes import Change
 from xdsbpf.incremental.engine import Engine
-from xdsbpf.incremental.tables import B, Buckets, Index, K, Store, Table, V
+from xdsbpf.incremental.tables import B, Buckets, Index, K, Row, Store, Table, V
 from xdsbpf.incremental.values import ABSENT, Absent
 
 
@@ -70,7 +70,8 @@ class Inputs(Engine):
         store = self._store(table)
         found = [store.cells.get(key)]
         for buckets in store.indexes.values():
-            found += [buckets.cells.get(bucket) for bucket in buckets.keys_of(store.rows.get(key, ABSENT))]
+            if key in store.rows:
+                found += [buckets.cells.get(bucket) for bucket in buckets.index.buckets_of(store.rows[key])]
         return (cell for cell in found if cell is not None)
 
     # Changes
@@ -80,14 +81,12 @@ class Inputs(Engine):
         self.refuse_in_query("change")
         return Change(self)
 
-    def apply(self, sets: dict[tuple[Table[Any, Any], Any], Any]) -> None:
+    def apply(self, sets: dict[Table[Any, Any], dict[Any, Row | None]]) -> None:
         """Make the sets of a finished `Change` at once and spoil what read them."""
         self.refuse_in_query("change")
         self.clock += 1
-        by_store: dict[Store, list[tuple[Any, Any]]] = {}
-        for (table, key), value in sets.items():
-            by_store.setdefault(self._store(table), []).append((key, value))
-        for store, rows in by_store.items():
+        for table, rows in sets.items():
+            store = self._store(table)
             for key in store.replace(rows):
                 cell = store.cells.get(key)
                 if cell is not None:

@@ -9,14 +9,23 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 from xdsbpf.incremental.cells import Cell
-from xdsbpf.incremental.values import ABSENT, Absent
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 B = TypeVar("B", bound=Hashable)
+_Groups: TypeAlias = dict[Any, list[Any]]
+"""Bucket key -> table keys"""
+
+
+class Row(NamedTuple):
+    """A value on its way into a table: its sort key, and its buckets in each index, in their order."""
+
+    value: Any
+    order: Any
+    buckets: tuple[tuple[Any, ...], ...]
 
 
 class Table(Generic[K, V]):
@@ -36,6 +45,14 @@ class Table(Generic[K, V]):
     def __repr__(self) -> str:
         return f"Table({self.name})"
 
+    def row(self, value: V) -> Row:
+        """The row of a value; raises what `order` and the `keys` of an index raise, TypeError for no bucket key."""
+        if not self.indexes:
+            return Row(value, (), ())
+        buckets = tuple([index.buckets_of(value) for index in self.indexes])
+        hash(buckets)
+        return Row(value, self.order(value), buckets)
+
 
 class Index(Generic[V, B]):
     """Declared buckets over a table: `keys` (pure) names the buckets that a value is in.
@@ -53,6 +70,11 @@ class Index(Generic[V, B]):
 
     def __repr__(self) -> str:
         return f"Index({self.table.name}.{self.name})"
+
+    def buckets_of(self, value: V) -> tuple[B, ...]:
+        """The buckets that a value is in, each once."""
+        keys = tuple(self.keys(value))
+        return keys if len(keys) < 2 else tuple(dict.fromkeys(keys))
 
 
 BULK: Final = 16
@@ -77,23 +99,18 @@ class Buckets:
         self.touched: dict[Any, None] = {}
         self.moved = False
 
-    def keys_of(self, value: Any) -> dict[Any, None]:
-        """The buckets that a value is in, each once; none for ABSENT."""
-        return dict.fromkeys(self.index.keys(value)) if value is not ABSENT else {}
-
     def add(self, key: Any, members: list[Any]) -> None:
-        """Put table keys into bucket `key`; their rows are in the store already."""
+        """Put table keys, sorted by rank, into bucket `key`; their rows are in the store already."""
         bucket = self.members.get(key)
         rank = self.store.rank
         if bucket is None:
-            bucket = self.members[key] = []
+            self.members[key] = members
             self.moved = True
             if self.names is not None:
                 insort(self.names, key)
-        if len(members) * BULK > len(bucket):
+        elif len(members) * BULK > len(bucket):
             bucket += members
-            if len(bucket) > 1:
-                bucket.sort(key=rank)
+            bucket.sort(key=rank)
         else:
             for member in members:
                 insort(bucket, member, key=rank)
@@ -113,6 +130,34 @@ class Buckets:
             self.moved = True
             if self.names is not None:
                 del self.names[bisect_left(self.names, key)]
+
+    def move_out(self, position: int, gone: list[Any], fresh: list[tuple[Any, Row]], stays: set[Any]) -> _Groups:
+        """Take rows out of the buckets that they leave; bucket key -> the table keys that are to enter it, in order.
+
+        `position` is that of the index in its table, `stays` has the keys of rows that keep their rank.
+        """
+        rows, buckets_of = self.store.rows, self.index.buckets_of
+        leaving: _Groups = {}
+        entering: _Groups = {}
+        for key in gone:
+            for bucket in buckets_of(rows[key]):
+                leaving.setdefault(bucket, []).append(key)
+        for key, row in fresh:
+            after = row.buckets[position]
+            if key in rows:
+                before = buckets_of(rows[key])
+                if before == after and key in stays:
+                    self.touch(before)
+                    continue
+                for bucket in before:
+                    leaving.setdefault(bucket, []).append(key)
+            for bucket in after:
+                entering.setdefault(bucket, []).append(key)
+        self.touch(leaving)
+        self.touch(entering)
+        for bucket, members in leaving.items():
+            self.discard(bucket, members)
+        return entering
 
     def touch(self, keys: Iterable[Any]) -> None:
         """Note buckets whose contents may differ; `settle` compares those that somebody reads."""
@@ -169,55 +214,48 @@ class Store:
         for index in self.table.indexes:
             if index not in self.indexes:
                 buckets = self.indexes[index] = Buckets(index, self)
-                everything = [(key, ABSENT, value) for key, value in self.rows.items()]
-                for key, members in _move_out(buckets, everything, set()).items():
-                    buckets.add(key, members)
+                entering: _Groups = {}
+                for key in sorted(self.rows, key=self.rank):
+                    for bucket in index.buckets_of(self.rows[key]):
+                        entering.setdefault(bucket, []).append(key)
+                for bucket, members in entering.items():
+                    buckets.add(bucket, members)
 
-    def replace(self, sets: list[tuple[Any, Any | Absent]]) -> list[Any]:
-        """Put values under their keys (ABSENT: remove); the keys whose value is not equal to what was there.
+    def replace(self, sets: dict[Any, Row | None]) -> list[Any]:
+        """Put rows under their keys (None: remove); the keys whose value is not equal to what was there.
 
-        Buckets change in two passes, old rows out, new rows in, so that ranks always fit the rows.
+        Buckets change in two passes, old rows out, new rows in, so that ranks always fit the rows. Cost: one sort
+        for all indexes.
         """
         if len(self.indexes) != len(self.table.indexes):
             self.adopt_indexes()
-        rows = self.rows
+        rows, order = self.rows, self.table.order
+        gone = [key for key, row in sets.items() if row is None and key in rows]
         fresh = [
-            (key, rows.get(key, ABSENT), value) for key, value in sets if not _is_equal(rows.get(key, ABSENT), value)
+            (key, row)
+            for key, row in sets.items()
+            if row is not None and (key not in rows or not _is_equal(rows[key], row.value))
         ]
-        stays = {key for key, old, new in fresh if self._has_equal_order(old, new)}
-        entering = [(buckets, _move_out(buckets, fresh, stays)) for buckets in self.indexes.values()]
-        for key, _, value in fresh:
-            if value is ABSENT:
-                del rows[key]
-            else:
-                rows[key] = value
+        if self.indexes:
+            fresh.sort(key=_rank_of)
+        stays = {key for key, row in fresh if key in rows and order(rows[key]) == row.order}
+        entering = [
+            (buckets, buckets.move_out(position, gone, fresh, stays))
+            for position, buckets in enumerate(self.indexes.values())
+        ]
+        for key in gone:
+            del rows[key]
+        for key, row in fresh:
+            rows[key] = row.value
         for buckets, groups in entering:
             for bucket, members in groups.items():
                 buckets.add(bucket, members)
-        return [key for key, _, _ in fresh]
+        return gone + [key for key, _ in fresh]
 
-    def _has_equal_order(self, old: Any, new: Any) -> bool:
-        return old is not ABSENT and new is not ABSENT and bool(self.table.order(old) == self.table.order(new))
+
+def _rank_of(entry: tuple[Any, Row]) -> tuple[Any, Any]:
+    return (entry[1].order, entry[0])
 
 
 def _is_equal(old: Any, new: Any) -> bool:
     return old is new or (old.__class__ is new.__class__ and old == new)
-
-
-def _move_out(buckets: Buckets, fresh: list[tuple[Any, Any, Any]], stays: set[Any]) -> dict[Any, list[Any]]:
-    """Take rows out of the buckets that they leave; bucket key -> the table keys that are to enter it."""
-    leaving: dict[Any, list[Any]] = {}
-    entering: dict[Any, list[Any]] = {}
-    for key, old, new in fresh:
-        before, after = buckets.keys_of(old), buckets.keys_of(new)
-        buckets.touch(before)
-        if key in stays and before == after:
-            continue
-        buckets.touch(after)
-        for bucket in before:
-            leaving.setdefault(bucket, []).append(key)
-        for bucket in after:
-            entering.setdefault(bucket, []).append(key)
-    for bucket, members in leaving.items():
-        buckets.discard(bucket, members)
-    return entering

@@ -1,4 +1,8 @@
-"""Core Kubernetes kinds: only the fields that xdsbpf reads; others are ignored when read."""
+"""Core Kubernetes kinds: only the fields that xdsbpf reads; others are ignored when read.
+
+There are several of these per pod, and values without cycles: the collector need not know them (`gc=False`), which
+saves a header each.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from xdsbpf.model.meta import Manifest, ObjectMeta
 from xdsbpf.model.scalars import Count, IntOrString, Labels, Port
 
 
-class ServicePort(msgspec.Struct, frozen=True, rename="camel"):
+class ServicePort(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     """One port; `target_port` defaults to `port`."""
 
     port: Port
@@ -21,7 +25,7 @@ class ServicePort(msgspec.Struct, frozen=True, rename="camel"):
     node_port: Port | None = None
 
 
-class ServiceSpec(msgspec.Struct, frozen=True, rename="camel"):
+class ServiceSpec(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     ports: tuple[ServicePort, ...] = ()
     selector: Labels = ()
     cluster_ip: str = msgspec.field(default="", name="clusterIP")
@@ -34,11 +38,11 @@ class ServiceSpec(msgspec.Struct, frozen=True, rename="camel"):
     internal_traffic_policy: Literal["Cluster", "Local"] = "Cluster"
 
 
-class Service(Manifest, frozen=True, kw_only=True):
+class Service(Manifest, frozen=True, gc=False, kw_only=True):
     spec: ServiceSpec = ServiceSpec()
 
 
-class EndpointConditions(msgspec.Struct, frozen=True):
+class EndpointConditions(msgspec.Struct, frozen=True, gc=False):
     """Absent conditions mean ready (Kubernetes: nil is to be read as true)."""
 
     ready: bool | None = None
@@ -46,13 +50,13 @@ class EndpointConditions(msgspec.Struct, frozen=True):
     terminating: bool | None = None
 
 
-class TargetRef(msgspec.Struct, frozen=True):
+class TargetRef(msgspec.Struct, frozen=True, gc=False):
     kind: str = ""
     name: str = ""
     namespace: str = ""
 
 
-class SliceEndpoint(msgspec.Struct, frozen=True, rename="camel"):
+class SliceEndpoint(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     addresses: tuple[str, ...]
     conditions: EndpointConditions = EndpointConditions()
     node_name: str = ""
@@ -60,14 +64,14 @@ class SliceEndpoint(msgspec.Struct, frozen=True, rename="camel"):
     target_ref: TargetRef | None = None
 
 
-class SlicePort(msgspec.Struct, frozen=True, rename="camel"):
+class SlicePort(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     port: Port | None = None
     name: str = ""
     protocol: Literal["TCP", "UDP", "SCTP"] = "TCP"
     app_protocol: str = ""
 
 
-class EndpointSlice(Manifest, frozen=True, kw_only=True, rename="camel"):
+class EndpointSlice(Manifest, frozen=True, gc=False, kw_only=True, rename="camel"):
     """The label `kubernetes.io/service-name` says which service it belongs to."""
 
     address_type: Literal["IPv4", "IPv6", "FQDN"] = "IPv4"
@@ -75,18 +79,18 @@ class EndpointSlice(Manifest, frozen=True, kw_only=True, rename="camel"):
     ports: tuple[SlicePort, ...] = ()
 
 
-class ContainerPort(msgspec.Struct, frozen=True, rename="camel"):
+class ContainerPort(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     container_port: Port
     name: str = ""
     protocol: Literal["TCP", "UDP", "SCTP"] = "TCP"
 
 
-class EnvVar(msgspec.Struct, frozen=True):
+class EnvVar(msgspec.Struct, frozen=True, gc=False):
     name: str
     value: str = ""
 
 
-class Container(msgspec.Struct, frozen=True):
+class Container(msgspec.Struct, frozen=True, gc=False):
     name: str
     image: str = ""
     ports: tuple[ContainerPort, ...] = ()
@@ -94,25 +98,25 @@ class Container(msgspec.Struct, frozen=True):
     env: tuple[EnvVar, ...] = ()
 
 
-class PodSpec(msgspec.Struct, frozen=True, rename="camel"):
+class PodSpec(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     node_name: str = ""
     service_account_name: str = ""
     host_network: bool = False
     containers: tuple[Container, ...] = ()
 
 
-class PodIP(msgspec.Struct, frozen=True):
+class PodIP(msgspec.Struct, frozen=True, gc=False):
     ip: str
 
 
-class PodStatus(msgspec.Struct, frozen=True, rename="camel"):
+class PodStatus(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     phase: Literal["Pending", "Running", "Succeeded", "Failed", "Unknown"] = "Pending"
     pod_ip: str = msgspec.field(default="", name="podIP")
     pod_ips: tuple[PodIP, ...] = msgspec.field(default=(), name="podIPs")
     host_ip: str = msgspec.field(default="", name="hostIP")
 
 
-class Pod(Manifest, frozen=True, kw_only=True):
+class Pod(Manifest, frozen=True, gc=False, kw_only=True):
     spec: PodSpec = PodSpec()
     status: PodStatus = PodStatus()
 
@@ -131,50 +135,50 @@ class Pod(Manifest, frozen=True, kw_only=True):
         return (first, *rest) if first else rest
 
 
-class LabelSelector(msgspec.Struct, frozen=True, rename="camel"):
+class LabelSelector(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     match_labels: Labels = ()
 
 
-class TemplateMeta(msgspec.Struct, frozen=True):
+class TemplateMeta(msgspec.Struct, frozen=True, gc=False):
     labels: Labels = ()
     annotations: Labels = ()
 
 
-class PodTemplate(msgspec.Struct, frozen=True):
+class PodTemplate(msgspec.Struct, frozen=True, gc=False):
     metadata: TemplateMeta = TemplateMeta()
     spec: PodSpec = PodSpec()
 
 
-class DeploymentSpec(msgspec.Struct, frozen=True):
+class DeploymentSpec(msgspec.Struct, frozen=True, gc=False):
     template: PodTemplate
     replicas: Count = 1
     selector: LabelSelector = LabelSelector()
 
 
-class Deployment(Manifest, frozen=True, kw_only=True):
+class Deployment(Manifest, frozen=True, gc=False, kw_only=True):
     """Read by the lab, which is what turns Deployments into pods; the mesh reads Pods only."""
 
     spec: DeploymentSpec
 
 
-class Namespace(Manifest, frozen=True, kw_only=True):
+class Namespace(Manifest, frozen=True, gc=False, kw_only=True):
     pass
 
 
-class ServiceAccount(Manifest, frozen=True, kw_only=True):
+class ServiceAccount(Manifest, frozen=True, gc=False, kw_only=True):
     pass
 
 
-class NodeAddress(msgspec.Struct, frozen=True):
+class NodeAddress(msgspec.Struct, frozen=True, gc=False):
     type: str
     address: str
 
 
-class NodeStatus(msgspec.Struct, frozen=True):
+class NodeStatus(msgspec.Struct, frozen=True, gc=False):
     addresses: tuple[NodeAddress, ...] = ()
 
 
-class Node(Manifest, frozen=True, kw_only=True):
+class Node(Manifest, frozen=True, gc=False, kw_only=True):
     """The annotation `xdsbpf.io/proxy-address` names the source address of the node's proxy."""
 
     status: NodeStatus = NodeStatus()

@@ -8,7 +8,7 @@ from xdsbpf.diagnostics import ObjectId
 from xdsbpf.model.scalars import Labels, Timestamp
 
 
-class ObjectMeta(msgspec.Struct, frozen=True, rename="camel"):
+class ObjectMeta(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     """The part of Kubernetes' metadata that is read; the rest is ignored."""
 
     name: str
