@@ -87,13 +87,16 @@ class DatapathClient:
         self._outbox: asyncio.Queue[bytes] = asyncio.Queue()
         self._answered: set[str] = set()
         self._failed: Container[Cause] = ()
-        self._last_response = 0.0
+        self._news_at = 0.0
         self.state = "connecting"
 
     @property
     def answered_at(self) -> float | None:
-        """When the last response came (monotonic seconds), if all types are answered on this stream."""
-        return self._last_response if self._answered == set(DATAPATH_TYPES) else None
+        """When the last response came that may be a page of the first state, if all types are answered on this stream.
+
+        Monotonic seconds. A page names what was not known; changes of what is known may come for ever.
+        """
+        return self._news_at if self._answered == set(DATAPATH_TYPES) else None
 
     async def run(self) -> None:
         """Connect, and again when the stream ends; returns only when cancelled."""
@@ -176,11 +179,12 @@ class DatapathClient:
                 return
 
     def _take(self, response: protocol.ReceivedResponse) -> None:
+        if response.type_url not in self._answered or self._received.is_news(response):
+            self._news_at = time.monotonic()
         rejected = self._received.accept(response)
         names = tuple(resource.name for resource in response.resources)
         self._pending.append(Pending(response.type_url, response.nonce, names, rejected))
         self._answered.add(response.type_url)
-        self._last_response = time.monotonic()
         self.state = "connected"
         self._changed.set()
 

@@ -22,8 +22,8 @@ from xdsbpf.agent.reconcile import VERIFY_INTERVAL, Outcome, Reconciler
 
 _LOG = structlog.get_logger()
 SETTLE = 0.5
-"""Seconds without another page after which the first state counts as complete (only if there is
-something of an earlier agent to prune: the protocol has no mark for the last page)."""
+"""Seconds without a resource that was not known after which the first state counts as complete (only if there
+is something of an earlier agent to prune: the protocol has no mark for the last page)."""
 
 
 class AgentLoop:

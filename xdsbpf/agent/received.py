@@ -44,6 +44,11 @@ class Received:
         self._kept: set[str] = set()
         self._changed: set[Cause] = set()
 
+    def is_news(self, response: ReceivedResponse) -> bool:
+        """Whether it names a resource of which nothing is known; ask before `accept`."""
+        values = self._values.get(response.type_url, {})
+        return any(item.name not in values and item.name not in self._kept for item in response.resources)
+
     def accept(self, response: ReceivedResponse) -> dict[str, str]:
         """Take over one response. Returns: reason by name of each resource that was rejected."""
         if response.type_url not in self._values:

@@ -123,6 +123,32 @@ async def test_servers_that_end_while_everything_changes_leave_the_agent_with_th
     await control.server.stop(0)
 
 
+async def test_an_agent_prunes_what_went_while_it_was_away_though_changes_never_pause(tmp_path: Path) -> None:
+    control, kernel = Control(tmp_path), MemoryTables()
+    await control.start()
+    first = Agent(control, tmp_path, kernel)
+    async with running(first):
+        await until(lambda: first.loop.synced, "synced")
+    assert addresses(kernel) == wanted(0)
+    control.server.changed(control.store.apply("agent", (), ((IDENTITY, "spiffe://t/0"),)))
+
+    async def change_for_ever() -> None:
+        generation = 0
+        while True:
+            generation += 1
+            control.put(identity(1, generation))
+            await asyncio.sleep(0.05)
+
+    second = Agent(control, tmp_path, kernel)
+    changes = asyncio.create_task(change_for_ever())
+    async with running(second):
+        await until(lambda: second.loop.synced, "synced, though changes come more often than it waits for pages")
+        await until(lambda: bytes((10, 0, 0, 1)) not in addresses(kernel), "the address that went to be gone")
+        assert len(addresses(kernel)) == 49
+        changes.cancel()
+    await control.server.stop(0)
+
+
 @pytest.mark.parametrize("server_ends_first", [False, True])
 async def test_the_end_in_the_middle_of_a_flood_is_clean(tmp_path: Path, server_ends_first: bool) -> None:
     control, kernel = Control(tmp_path), MemoryTables()
