@@ -18,14 +18,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from tests.conftest import LONG
-from tests.property.xds_world import PAGE, World
+from tests.property.xds_checks import PAGE
+from tests.property.xds_client import STAR
+from tests.property.xds_world import World
 from tests.xds.mutation import Edit
+from tests.xds.resources import CDS, RDS
 from xdsbpf.xds import shared
 from xdsbpf.xds.delta import DeltaSession
 from xdsbpf.xds.guard import ClusterGuard
 from xdsbpf.xds.response import Page
 from xdsbpf.xds.session import Session
 from xdsbpf.xds.sotw import SotwSession
+from xdsbpf.xds.store import Batch
 from xdsbpf.xds.subscription import Subscription
 
 STEPS = 60
@@ -160,6 +164,11 @@ BROKEN = (
         Edit(ClusterGuard, "holds_back", "if not missing:", "if True:"),
         "go before their cluster",
     ),
+    Broken(
+        "what was claimed in an older version keeps clusters for ever",
+        Edit(ClusterGuard, "took", "subscription.unknown_uses.difference_update(uses)", "pass"),
+        "holds",
+    ),
     Broken("endpoints do not follow", Edit(Session, "_owe", "if not wanted:", "if True:"), "do not follow"),
     Broken("pages have no limit", Edit(Page, "fits", "return self._whole or", "return True or"), "more than a page"),
     Broken(
@@ -170,7 +179,7 @@ BROKEN = (
     ),
     Broken(
         "a set without a refused resource is not sent",
-        Edit(SotwSession, "_refuse", "subscription.answer_due = ", "_ = "),
+        Edit(SotwSession, "_refuse", "subscription.mark(name, self._stamp)", "pass"),
         "holds",
         is_delta=False,
     ),
@@ -178,6 +187,18 @@ BROKEN = (
         "a client of another stream loses what it refuses",
         Edit(SotwSession, "_first_request", "subscription.accepted = None", "pass"),
         "was not sent before",
+        is_delta=False,
+    ),
+    Broken(
+        "any version spares the whole set",
+        Edit(SotwSession, "_first_request", "if content_version(state.values()) == request.version:", "if True:"),
+        "holds",
+        is_delta=False,
+    ),
+    Broken(
+        "an older stream keeps clusters for ever",
+        Edit(ClusterGuard, "took", "subscription.unknown_uses.difference_update(uses)", "pass"),
+        "holds",
         is_delta=False,
     ),
     Broken(
@@ -213,3 +234,33 @@ def test_a_broken_session_is_seen(broken: Broken, monkeypatch: pytest.MonkeyPatc
                 return
             seen[str(error)] += 1
     raise AssertionError(f"not seen in {SOON} cases, but {seen.most_common(3)}")
+
+
+def a_wildcard_given_up_and_taken_back(*, is_read: bool) -> World:
+    """Routes use a cluster, the client gives up all clusters and takes them back, and the routes change."""
+    world = World(is_delta=True)
+    world.client.subscribe(RDS, "b")
+    world.apply(Batch("all", (world.fresh(CDS, "a", ""), world.fresh(RDS, "b", "a"))))
+    world.settle()
+    world.client.unsubscribe(CDS, STAR)
+    world.client.subscribe(CDS, STAR)
+    while is_read and world.read_one():
+        pass
+    world.apply(Batch("all", (world.fresh(RDS, "b", "a"),)))
+    return world
+
+
+def test_routes_may_go_before_their_cluster_only_while_the_server_has_not_read_that_it_was_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    unread = a_wildcard_given_up_and_taken_back(is_read=False)
+    assert unread.send_one(), "the routes: what is on its way no server can know"
+    read = a_wildcard_given_up_and_taken_back(is_read=True)
+    assert read.send_one(), "the cluster"
+    assert not read.send_one()
+    edit = Edit(Subscription, "unsubscribe", "self.forget(name)", "self.forced.pop(name, None)")
+    monkeypatch.setattr(edit.owner, edit.name, edit.apply())
+    broken = a_wildcard_given_up_and_taken_back(is_read=True)
+    assert broken.send_one()
+    with pytest.raises(AssertionError, match="go before their cluster a"):
+        broken.send_one()

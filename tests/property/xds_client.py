@@ -65,6 +65,8 @@ class TypeState:
         self.held: dict[str, int] = {}
         """What is in force."""
         self.versions: dict[str, str] = {}
+        self.whole: dict[str, int] = {}
+        """What `version` stands for, if it is of a whole set."""
         self.refused: dict[str, set[int]] = {}
         """Editions on this stream."""
 
@@ -192,7 +194,7 @@ class ModelClient(abc.ABC):
             state.forget(name)
         if accused is None:
             if self.is_whole(response.type_url):
-                state.held, state.versions = {}, {}
+                state.held, state.versions, state.whole = {}, {}, response.holds
             self.accept(response, covered, state)
             state.version = response.version
         else:
@@ -240,6 +242,12 @@ class SotwClient(ModelClient):
     variant = Variant.SOTW_ADS
 
     def first(self, type_url: str, names: list[str], state: TypeState) -> None:
+        """A version is a claim to the whole set that had it, and spares the set of a wildcard.
+
+        What of it a client gave up later, on a stream that is no more, no server can know: one that did starts anew.
+        """
+        if self.is_whole(type_url) and not names and state.held != state.whole:
+            state.held, state.versions, state.whole, state.version = {}, {}, {}, ""
         self.send(type_url, is_first=True, resource_names=names, version_info=state.version)
 
     def change_names(self, type_url: str, added: str = "", dropped: str = "") -> None:

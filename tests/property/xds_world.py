@@ -11,13 +11,13 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from tests.property.xds_client import NAMES, STAR, TYPES, WILD, Asked, DeltaClient, ModelClient, Sent, SotwClient
+from tests.property.xds_checks import Checks
+from tests.property.xds_client import NAMES, STAR, TYPES, WILD, DeltaClient, ModelClient, Sent, SotwClient
 from tests.property.xds_stream import Stream
 from tests.xds.resources import BUILDERS, CDS, EDS, LDS, RDS
 from tests.xds.wire import Response, decode
 from xdsbpf.model.resource import Resource, make_resource
 from xdsbpf.xds.delta import DeltaSession
-from xdsbpf.xds.guard import UNKNOWN_S
 from xdsbpf.xds.request import decode_delta, decode_sotw
 from xdsbpf.xds.session import Session
 from xdsbpf.xds.sotw import SotwSession
@@ -25,11 +25,9 @@ from xdsbpf.xds.store import ENVOY, Batch, ResourceStore, View
 
 VIEWS = (View(("all", "blue"), "", ENVOY), View(("all", "green"), "", ENVOY))
 SCOPES = ("all", "all", "blue", "green")
-PAGE = 2
-"""Resources on a page: the tests set it, so that paging happens."""
 
 
-class World:
+class World(Checks):
     """`events` counts what has happened."""
 
     def __init__(self, *, is_delta: bool) -> None:
@@ -191,59 +189,82 @@ class World:
         request = self.client.to_server.popleft()
         self.stream.session.on_request((decode_delta if self.is_delta else decode_sotw)(request.raw))
         is_current = request.is_first or request.nonce == self.stream.nonce.get(request.type_url, "")
-        if self.is_delta or is_current:  # else it is of an older response: ignored, with its names
+        if self.is_delta or is_current:
             self.note_request(request)
+        else:  # it crossed a response: of its names only those count that it gives up
+            before, crossed = self.asked(request.type_url), self.stream.crossed[request.type_url]
+            crossed |= {name for name in NAMES if before.covers(name) and not request.asked.covers(name)}
         return True
 
     def note_request(self, request: Sent) -> None:
         """What the server may and must do from now on."""
-        stream, type_url = self.stream, request.type_url
-        before = stream.asked.get(type_url, Asked())
+        stream, type_url, claims = self.stream, request.type_url, request.claims
+        before = self.asked(type_url)
         stream.asked[type_url] = request.asked
-        self.note_answer(request)
+        lost = stream.crossed.pop(type_url) - self.note_answer(request)
+        stream.crossed[type_url] = set()
         if request.is_first and not request.version:
             stream.knows_accepted.add(type_url)
-        due = stream.due[type_url]
+        due, current = stream.due[type_url], self.current(type_url)
         if self.is_delta:
-            due |= set(NAMES) if STAR in request.subscribed else request.subscribed - request.claims.keys()
-            due |= request.claims.keys() - self.current(type_url).keys()
+            outdated = {name for name in current.keys() & claims if claims[name] != current[name]}
+            stream.unknown[type_url] |= {name: claims[name] for name in outdated}
+            due |= set(NAMES) if STAR in request.subscribed else request.subscribed - claims.keys()
+            due |= claims.keys() - current.keys()
             due |= {name for name in before.names - request.asked.names if request.asked.wild}
-            given = {name: edition for name, edition in request.claims.items() if request.asked.covers(name)}
+            given = {name: edition for name, edition in claims.items() if request.asked.covers(name)}
             stream.given[type_url].update(given)
         else:
-            is_spared = self.client.is_whole(type_url) and request.claims == self.current(type_url)
-            if request.is_first and request.version and is_spared and not request.asked.names:
-                stream.given[type_url] = dict(request.claims)  # the version was equal, and spared a response
+            is_back, is_whole = request.is_first and bool(request.version), self.client.is_whole(type_url)
+            if is_back and is_whole and claims == current and not request.asked.names:
+                stream.given[type_url] = dict(claims)  # the version was equal, and spared a response
+                stream.taken[type_url] = dict(claims)
                 stream.knows_accepted.add(type_url)
-            due |= request.asked.names - before.names
+            elif is_back:
+                unknown = {STAR} if is_whole else request.asked.names & current.keys()
+                stream.unknown[type_url] = dict.fromkeys(unknown, 0)
+            due |= (request.asked.names - before.names) | lost
             due |= set(NAMES) if request.asked.wild and not before.wild else set()
-            stream.is_due[type_url] |= request.is_first or request.asked != before
+            stream.is_due[type_url] |= request.is_first or request.asked != before or bool(lost)
         for name in NAMES:
+            if name in lost or not request.asked.covers(name):
+                for book in (stream.given, stream.taken, stream.refused):
+                    book[type_url].pop(name, None)
             if not request.asked.covers(name):
-                stream.given[type_url].pop(name, None)
-                stream.refused[type_url].pop(name, None)
                 due.discard(name)
+                stream.unknown[type_url].pop(name, None)
 
-    def note_answer(self, request: Sent) -> None:
-        """An ACK or a NACK: what came with a refused resource may come again, and it may not."""
+    def note_answer(self, request: Sent) -> set[str]:
+        """An ACK or a NACK: what came with a refused resource may come again, and it may not.
+
+        Returns what was taken.
+        """
         stream, type_url = self.stream, request.type_url
         waiting = stream.unanswered[type_url]
         answered = next((sent for sent in waiting if sent.nonce == request.nonce), None)
         if answered is None:
-            return
+            return set()
         del waiting[: waiting.index(answered) + 1]
         if request.accused is None:
             stream.knows_accepted.add(type_url)
             stream.frozen.discard(type_url)
-        elif self.client.is_whole(type_url) and type_url not in stream.knows_accepted:
+            for name in (*answered.holds, STAR):
+                stream.unknown[type_url].pop(name, None)
+            stream.taken[type_url] = answered.holds
+            return set(answered.holds)
+        if self.client.is_whole(type_url) and type_url not in stream.knows_accepted:
             stream.frozen.add(type_url)
-        elif not self.client.is_whole(type_url) or (request.is_certain and type_url in stream.knows_accepted):
+        else:
             given = stream.given[type_url]
             fresh = {name: edition for name, edition in answered.holds.items() if given.get(name) == edition}
-            stream.refused[type_url].update({name: fresh[name] for name in fresh if name in request.accused})
             stream.withheld |= {(type_url, fresh[name]) for name in fresh if name in request.accused}
+            if request.is_certain or not self.client.is_whole(type_url):
+                stream.refused[type_url].update({name: fresh[name] for name in fresh if name in request.accused})
             stream.due[type_url] |= fresh.keys() - request.accused
             stream.is_due[type_url] = True
+            if self.client.is_whole(type_url):
+                stream.given[type_url] = dict(stream.taken[type_url])
+        return set()
 
     def send_one(self) -> bool:
         """The server sends one response, if it has one."""
@@ -272,80 +293,6 @@ class World:
                 return
         raise AssertionError("the stream never comes to rest")
 
-    # What must hold
-
-    def check_pacing(self, sent: Response) -> None:
-        """One response of a type at most waits for its answer, but for answers to questions; pages are small."""
-        names = {*(item.name for item in sent.items), *sent.removed}
-        if self.stream.unanswered[sent.type_url]:
-            assert self.is_delta, f"a second response without an ACK: {sent}"
-            assert names <= self.stream.due[sent.type_url], f"sent while a response is out: {sent}"
-        if not self.client.is_whole(sent.type_url):
-            assert len(names) <= PAGE, f"more than a page: {sent}"
-
-    def check_reasons(self, sent: Response) -> None:
-        """Nothing is sent without a change or a question, and what was refused only if it is asked for."""
-        type_url = sent.type_url
-        stream = self.stream
-        given, gone, due = stream.given[type_url], stream.gone[type_url], stream.due[type_url]
-        refused = stream.refused[type_url]
-        for name, edition in sent.holds.items():
-            assert refused.get(name) != edition or name in due | gone, f"{name} was refused, and is sent again: {sent}"
-            if not self.client.is_whole(type_url):
-                assert given.get(name) != edition or name in due | gone, f"{name} twice for one change: {sent}"
-        if self.client.is_whole(type_url):
-            assert sent.holds != given or self.stream.is_due[type_url], f"the set twice for one change: {sent}"
-        for name in sent.removed:
-            assert name in given or name in due, f"{name} was never sent, and is removed: {sent}"
-
-    def check_order(self, sent: Response) -> None:
-        """Nothing is sent before what it refers to, and no cluster leaves before the routes that used it."""
-        given, type_url = self.stream.given, sent.type_url
-        changed = {name for name, edition in sent.holds.items() if given[type_url].get(name) != edition}
-        if changed:
-            for earlier in TYPES[: TYPES.index(type_url)]:
-                if not self.stream.unanswered[earlier]:
-                    behind = self.behind(earlier)
-                    assert not behind, f"{earlier} of {behind} was not sent before {sent}"
-        if type_url == RDS and self.asked(CDS).wild and self.client.types[CDS].asked.wild:
-            self.check_targets({sent.holds[name] for name in changed})
-        if type_url == CDS:
-            held = self.client.types[CDS].held.keys()
-            gone = held & set(sent.removed) if self.is_delta else held - set(sent.holds)
-            self.check_removals(gone - self.stream.due[CDS])
-
-    def behind(self, type_url: str) -> set[str]:
-        """Names whose current content the client has not been sent."""
-        given, withheld = self.stream.given[type_url], self.stream.withheld
-        current = self.current(type_url)
-        behind = {name for name, now in current.items() if now != given.get(name) and (type_url, now) not in withheld}
-        return {name for name in behind if type_url != RDS or not self.may_wait(current[name])}
-
-    def may_wait(self, edition: int) -> bool:
-        """Whether these routes may wait for their cluster: as far as the server knows, the client has not got it."""
-        target = self.target[edition]
-        is_out = CDS in self.stream.frozen or any(target in sent.holds for sent in self.stream.unanswered[CDS])
-        is_sent = target in self.stream.given[CDS] and target in self.current(CDS)
-        return is_out or not is_sent or target not in self.client.types[CDS].held or bool(self.client.to_server)
-
-    def check_targets(self, routes: set[int]) -> None:
-        """Routes go to a client that has their clusters, or after a while."""
-        ready = self.client.types[CDS].held.keys()
-        for edition in routes:
-            is_new = self.now - self.made_at[edition] < UNKNOWN_S
-            late = is_new and self.target[edition] in self.current(CDS).keys() - ready
-            assert not late, f"routes {edition} go before their cluster {self.target[edition]}"
-
-    def check_removals(self, gone: set[str]) -> None:
-        """A route that leaves a cluster, and is not refused, goes first, and its ACK has come."""
-        state = self.client.types[RDS]
-        for name in self.asked(RDS).names & state.held.keys():
-            now = self.current(RDS).get(name)
-            uses = self.target[state.held[name]]
-            is_later = now is not None and now > self.gone_since.get(uses, self.edition)
-            if now is not None and not is_later and self.target[now] != uses and not state.refused.get(name):
-                assert uses not in gone, f"cluster {uses} leaves before the routes {name} that use it"
-
     def note_response(self, sent: Response) -> None:
         stream, type_url = self.stream, sent.type_url
         changed = {name for name, edition in sent.holds.items() if stream.given[type_url].get(name) != edition}
@@ -358,6 +305,7 @@ class World:
         stream.given[type_url].update(sent.holds)
         for name in sent.removed:
             stream.given[type_url].pop(name, None)
+            stream.unknown[type_url].pop(name, None)
         stream.due[type_url] -= {*sent.holds, *sent.removed}
         stream.gone[type_url] -= sent.holds.keys()
         stream.unanswered[type_url].append(sent)
@@ -369,32 +317,3 @@ class World:
             stream.due[EDS] |= set(sent.holds)
         elif type_url == EDS:
             stream.owed -= {*sent.holds, *sent.removed}
-
-    def asked(self, type_url: str) -> Asked:
-        """What the server has been asked for."""
-        return self.stream.asked.get(type_url, Asked())
-
-    def current(self, type_url: str) -> dict[str, int]:
-        """What the client should have, by what it has asked the server for."""
-        asked = self.asked(type_url)
-        found = {name: self.store.get(self.view, type_url, name) for name in NAMES if asked.covers(name)}
-        return {name: self.edition_of[type_url, item.version] for name, item in found.items() if item is not None}
-
-    def compare(self, type_url: str, *, without_refused: bool) -> None:
-        """The client holds exactly what is current, or (`without_refused`) all of it that it did not refuse."""
-        held, current = dict(self.client.types[type_url].held), self.current(type_url)
-        if not self.is_delta and not self.client.is_whole(type_url):
-            held = {name: edition for name, edition in held.items() if name in current}  # nothing says what is gone
-        refused = self.client.types[type_url].refused
-        if type_url == CDS:
-            used = {self.target[edition] for edition in self.client.types[RDS].held.values()}
-            held = {name: edition for name, edition in held.items() if name in current or name not in used}
-        if type_url == RDS and without_refused:
-            clusters = self.client.types[CDS].refused
-            for name in [name for name in current if clusters.get(self.target[current[name]])]:
-                held.pop(name, None)
-                current.pop(name, None)
-        for name in [name for name in current if without_refused and current[name] in refused.get(name, ())]:
-            held.pop(name, None)
-            current.pop(name, None)
-        assert held == current, f"{type_url}: holds {held}, is {current}, refused {refused}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from xdsbpf.model import names
 from xdsbpf.model.resource import Resource
 from xdsbpf.xds import protocol, shared
-from xdsbpf.xds.references import REFERRING_TYPES, merged, uses_of
+from xdsbpf.xds.references import REFERRING_TYPES, USING_TYPES, merged, uses_of
 from xdsbpf.xds.request import DeltaRequest, Request
 from xdsbpf.xds.response import Page, Response, encode
 from xdsbpf.xds.session import Session
@@ -121,6 +121,8 @@ class DeltaSession(Session):
                 unchanged.append(current)
             else:
                 subscription.mark(name, self._stamp)
+                if subscription.type_url in USING_TYPES:
+                    subscription.unknown_uses.add(name)
         self._guard.took(subscription, uses_of(unchanged, self._reader.references))
         if self._ledger is not None:
             self._ledger.accept(subscription.type_url, accepted)

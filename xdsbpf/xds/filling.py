@@ -137,6 +137,8 @@ class PageFiller(abc.ABC):
         if not is_new:
             subscription.withheld.pop(name, None)
             subscription.waiting.pop(name, None)
+            if name in subscription.unknown_uses:  # what the client has of another stream is there again
+                self._guard.took(subscription, {name: self._reader.references(resource).clusters})
             if not forced:
                 return True
         unmet = self._unmet(resource) if is_new else ()

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from xdsbpf.model.names import CLUSTER
 from xdsbpf.model.resource import Resource
 from xdsbpf.xds import protocol
-from xdsbpf.xds.references import REFERRING_TYPES, merged, uses_of
+from xdsbpf.xds.references import REFERRING_TYPES, USING_TYPES, merged, uses_of
 from xdsbpf.xds.request import Request, SotwRequest
 from xdsbpf.xds.response import Page, Response, content_version, encode_sotw
 from xdsbpf.xds.session import Session
@@ -32,7 +33,7 @@ class SotwSession(Session):
     def whole(self, type_url: str) -> tuple[Resource, ...]:
         """Everything that the client subscribes to of a type it has asked for, sorted by name."""
         subscription = self._subscriptions[type_url]
-        return tuple(self._state(subscription).values()) if self._is_served(subscription) else ()
+        return tuple(self._state(subscription, retries=True).values()) if self._is_served(subscription) else ()
 
     def _first_request(self, subscription: Subscription, request: Request) -> None:
         """Nonce and error are of an older stream; an equal version may spare a whole set that was asked for as `*`."""
@@ -42,17 +43,22 @@ class SotwSession(Session):
         if not request.names and subscription.type_url not in protocol.NAMED_ONLY:
             subscription.wildcard = Wildcard.LEGACY
         self._take_names(subscription, request.names)
+        if request.version and subscription.type_url in USING_TYPES:
+            is_whole = _is_whole(subscription)
+            known = (name for name in subscription.names if self._visible(subscription, name) is not None)
+            subscription.unknown_uses.update((WHOLE_SET,) if is_whole else known)
         if not subscription.is_wildcard:
             return
         subscription.answer_due = True
         self._mark_all(subscription)
         if _is_whole(subscription) and request.version and not subscription.names:
-            state = self._state(subscription)
+            state = self._state(subscription, retries=True)
             if content_version(state.values()) == request.version:
                 subscription.state = subscription.accepted = state
                 subscription.held = {name: item.version for name, item in state.items()}
                 self._guard.took(subscription, uses_of(tuple(state.values()), self._reader.references))
                 subscription.dirty.clear()
+                subscription.unknown_uses.clear()
                 subscription.answer_due = False
                 if self._ledger is not None:
                     self._ledger.accept(subscription.type_url, subscription.held)
@@ -60,16 +66,61 @@ class SotwSession(Session):
     def _later_request(self, subscription: Subscription, request: Request) -> None:
         assert isinstance(request, SotwRequest)
         if request.nonce != subscription.last_nonce:
-            return  # Older knowledge, the names too: the client repeats them with its answer to the newest response.
+            # Older knowledge, the names too: the client repeats them with its answer to the newest response.
+            if subscription.in_flight:
+                self._note_crossed(subscription, request.names)
+            return
         sent = subscription.answered(request.nonce)
+        taken: Iterable[str] = ()
         if sent is not None and request.error is None:
             self._accepted(subscription, sent)
+            taken = sent.versions
             if sent.state is not None:
-                subscription.accepted = sent.state
+                taken = subscription.accepted = sent.state
                 self._settle_nacks(subscription, sent.state)
+                subscription.unknown_uses.clear()
+                self._guard.uses_changed()
         elif sent is not None and request.error is not None:
             self._refuse(subscription, sent, request.error)
         self._take_names(subscription, request.names)
+        if subscription.crossed:
+            self._send_crossed(subscription, taken)
+
+    def _note_crossed(self, subscription: Subscription, asked: tuple[str, ...]) -> None:
+        """What a request gives up that the client sent before it saw the newest response, and may take back."""
+        wanted = set(asked)
+        if subscription.wildcard is Wildcard.LEGACY:
+            if not wanted:
+                return
+            # From now on an empty list means nothing; the next list is to be looked at, whatever it is.
+            subscription.wildcard, subscription.asked = Wildcard.EXPLICIT, None
+        if subscription.is_wildcard and protocol.WILDCARD in wanted:
+            return
+        globs = subscription.globs & wanted
+        for name in subscription.held.keys() - wanted:
+            if not any(protocol.glob_matches(glob, name) for glob in globs):
+                subscription.crossed.add(name)
+        if subscription.type_url == CLUSTER:
+            subscription.unusable.update(subscription.crossed)
+
+    def _send_crossed(self, subscription: Subscription, taken: Iterable[str]) -> None:
+        """The client forgot what it gave up, though it asks for it again: only what the newest response had it has."""
+        lost = [name for name in subscription.crossed.difference(taken) if subscription.covers(name)]
+        subscription.crossed.clear()
+        self._forget(subscription, lost)
+        for name in lost:
+            subscription.force(name, self._stamp)
+
+    def _forget(self, subscription: Subscription, names: Iterable[str]) -> None:
+        """The client gave these up."""
+        for name in names:
+            subscription.forget(name)
+            subscription.state.pop(name, None)
+            if subscription.accepted:
+                subscription.accepted.pop(name, None)
+        self._guard.uses_changed()
+        if self._ledger is not None:
+            self._ledger.forget(subscription.type_url, names)
 
     def _settle_nacks(self, subscription: Subscription, taken: dict[str, Resource]) -> None:
         """A set was accepted as a whole: what is in it was not refused after all, and is in force."""
@@ -81,13 +132,19 @@ class SotwSession(Session):
     def _refuse(self, subscription: Subscription, sent: Sent, error: str) -> None:
         """A client that stops at the first bad resource took none of the others: they go again without it."""
         others = self._refused(subscription, sent, error)
-        if not self._quarantine or not others:
+        if not self._quarantine:
             return
-        if sent.state is not None:
-            subscription.answer_due = subscription.accepted is not None
-        else:
+        if sent.state is None:
             for name in others:
                 subscription.force(name, self._stamp)
+        elif subscription.accepted is not None:
+            # It goes on with the set before: what came with a refused resource is as new as it was.
+            subscription.state = subscription.accepted
+            for name in others:
+                subscription.held.pop(name, None)
+                if name in subscription.accepted:
+                    subscription.held[name] = subscription.accepted[name].version
+                subscription.mark(name, self._stamp)
 
     def _take_names(self, subscription: Subscription, asked: tuple[str, ...]) -> None:
         """The names of a request are the whole subscription; new ones are answered, dropped ones are forgotten."""
@@ -108,11 +165,7 @@ class SotwSession(Session):
             subscription.wildcard = Wildcard.EXPLICIT
         owed = set(subscription.forced)
         forgotten = subscription.unsubscribe(gone, self._stamp)
-        self._guard.uses_changed()
-        for name in forgotten:
-            subscription.state.pop(name, None)
-        if self._ledger is not None:
-            self._ledger.forget(subscription.type_url, forgotten)
+        self._forget(subscription, forgotten)
         for name in dropped & (subscription.forced.keys() - owed):
             # Still covered by the wildcard: a whole set follows only if that makes a difference.
             subscription.dirty[name] = subscription.forced.pop(name)
@@ -157,6 +210,7 @@ class SotwSession(Session):
         """A whole set, if anything in it is new to the client; what is gone stays in it until it may leave."""
         stamp = min((*subscription.forced.values(), *subscription.dirty.values()), default=self._stamp)
         is_asked = is_due = subscription.answer_due or bool(subscription.forced or subscription.too_large)
+        retries = bool(subscription.forced)
         for name, since in (*subscription.forced.items(), *subscription.dirty.items()):
             resource = self._visible(subscription, name)
             if resource is None:
@@ -168,13 +222,14 @@ class SotwSession(Session):
             elif not self._guard.holds_back(subscription, resource, since, self._clock()):
                 waited = subscription.waiting.pop(name, None)
                 stamp = stamp if waited is None else min(stamp, waited.stamp)
-                is_due = True
+                is_due = retries = True
         subscription.forced.clear()
         subscription.dirty.clear()
         subscription.changed_again.clear()
-        if not is_due or (not is_asked and self._state(subscription) == subscription.state):
+        state = self._state(subscription, retries=retries) if is_due else {}
+        if not is_due or (not is_asked and state == subscription.state):
             return None
-        return self._send_state(subscription, stamp)
+        return self._send_state(subscription, state, stamp)
 
     def _heartbeat(self, subscription: Subscription, resources: list[Resource]) -> Response | None:
         """Under the version of the last response, or the client takes it for an update.
@@ -184,7 +239,7 @@ class SotwSession(Session):
         if subscription.in_flight:
             return None
         if _is_whole(subscription):
-            return self._send_state(subscription, NO_CHANGE)
+            return self._send_state(subscription, self._state(subscription, retries=False), NO_CHANGE)
         version = subscription.last_version
         nonce = self._take_off(subscription, Sent({}, (), NO_CHANGE, self._clock(), None, version, {}))
         return Response(
@@ -210,11 +265,12 @@ class SotwSession(Session):
                 subscription.nacks.pop(name, None)
         if subscription.state.keys().isdisjoint(leaving):
             return None
-        return self._send_state(subscription, min(leaving.values()), leaving)
+        return self._send_state(subscription, self._state(subscription, retries=False), min(leaving.values()), leaving)
 
-    def _send_state(self, subscription: Subscription, stamp: int, leaving: Iterable[str] = ()) -> Response | None:
+    def _send_state(
+        self, subscription: Subscription, state: dict[str, Resource], stamp: int, leaving: Iterable[str] = ()
+    ) -> Response | None:
         """Send it, unless it is more than the client takes: it cannot be paged, so the last one stays in force."""
-        state = self._state(subscription)
         head = len(subscription.type_url) + _ANY_HEAD
         if self._exceeds(subscription, WHOLE_SET, sum(len(item.body) + head for item in state.values())):
             subscription.answer_due = False
@@ -234,13 +290,14 @@ class SotwSession(Session):
         subscription.held.update((item.name, item.version) for item in current)  # what it had before, too
         return response
 
-    def _state(self, subscription: Subscription) -> dict[str, Resource]:
+    def _state(self, subscription: Subscription, *, retries: bool) -> dict[str, Resource]:
         """The whole set as the client should have it now, sorted by name.
 
         The place of a refused version is taken by the one that was accepted before, that of a version that waits for
-        clusters by the one that was sent before, if there was one. A client that has a set of another stream gets what
-        it refused once more with the next change: it would take the absence of a resource for its deletion, and nobody
-        knows what it accepted.
+        clusters by the one that was sent before, if there was one. What was refused without a word on which of several
+        is bad goes once more with a change of any of them (`retries`), not with what only takes away. A client that has
+        a set of another stream gets what it refused once more with the next change: it would take the absence of a
+        resource for its deletion, and nobody knows what it accepted.
         """
         found: dict[str, Resource] = {}
         if subscription.is_wildcard or subscription.globs:
@@ -257,7 +314,7 @@ class SotwSession(Session):
                 found[name] = subscription.state[name]
         accepted = subscription.accepted or {}
         for name in subscription.nacks:
-            if name in found and not self._is_wanted(subscription, found[name]):
+            if name in found and not self._is_wanted(subscription, found[name], retries=retries):
                 del found[name]
                 if name in accepted:
                     found[name] = accepted[name]
@@ -270,13 +327,14 @@ class SotwSession(Session):
         accepted = subscription.accepted.get(resource.name)
         return accepted is None or accepted.version != resource.version
 
-    def _is_wanted(self, subscription: Subscription, resource: Resource) -> bool:
+    def _is_wanted(self, subscription: Subscription, resource: Resource, *, retries: bool = True) -> bool:
         """Whether this version may be sent: the client has not refused it, or nothing is to be kept from it."""
         nack = subscription.nacks.get(resource.name)
-        if nack is None or not nack.is_certain or not self._quarantine or subscription.accepted is None:
+        if nack is None or not self._quarantine or subscription.accepted is None:
             return True
-        current = self._reader.get(self.view, subscription.type_url, resource.name)
-        return nack.version != resource.version and current == resource
+        if self._reader.get(self.view, subscription.type_url, resource.name) != resource:
+            return False
+        return nack.version != resource.version or (retries and not nack.is_certain)
 
     def _send(
         self, subscription: Subscription, resources: list[Resource], stamp: int, versions: dict[str, str] | None

@@ -44,10 +44,6 @@ class Reason(enum.Enum):
     UNSENT = "has not been sent to the client"
     WARMING = "is not acknowledged yet"
     REFUSED = "was refused by the client"
-    AWAY = "exists, and the client's stream for clusters is not there"
-    LAGGING = "is not acknowledged yet on every stream that the client has for clusters"
-    UNFED = "is acknowledged a moment ago: the client may still warm it"
-    INCOMPLETE = "is acknowledged, and its endpoints or secrets are not yet: the client warms it"
 
 
 class Missing(msgspec.Struct, frozen=True):
@@ -127,6 +123,11 @@ class Subscription:
         """Listeners and routes that wait for clusters, see `xds.guard`."""
         self.uses: dict[str, frozenset[str]] = {}
         """Clusters that the accepted version of a listener or route names."""
+        self.unknown_uses: set[str] = set()
+        """Listeners and routes that the client has from another stream in a version that nobody knows any more, so that
+        they may name any cluster; WHOLE_SET for a whole set."""
+        self.crossed: set[str] = set()
+        """State of the world only: names given up in a request that crossed the response which is out."""
         self.unusable: set[str] = set()
         """Clusters only: sent for the first time, and not accepted yet."""
         self.kept: dict[str, str] = {}
@@ -197,9 +198,9 @@ class Subscription:
         """The name must be answered, even if the client holds the current version; once, so not on a page as well."""
         if self.backlog and any(name in page.versions or name in page.missing for page in self.backlog):
             self.unfold_backlog()
-        self.dirty.pop(name, None)
         self._is_back(name)
-        self.forced.setdefault(name, stamp)
+        # An answer to a question takes along the change that waited: removals that belong to it wait for the answer.
+        self.forced.setdefault(name, min(stamp, self.dirty.pop(name, stamp)))
 
     def _is_back(self, name: str) -> None:
         """What was known to be gone is to be looked at anew."""
@@ -284,8 +285,8 @@ class Subscription:
             queue.pop(name, None)
         for record in (self.waiting, self.uses, self.kept, self.too_large):
             record.pop(name, None)
-        self.announced.discard(name)
-        self.unusable.discard(name)
+        for names in (self.announced, self.unusable, self.unknown_uses):
+            names.discard(name)
 
     def oldest_unacked(self) -> int | None:
         """Stamp of the oldest change that was not sent, or sent and not answered; None if all is settled.
@@ -293,7 +294,7 @@ class Subscription:
         What waits for a refused cluster may wait for ever: it keeps no removal, but those of what the client uses.
         """
         stamps = [sent.stamp for sent in self.in_flight.values() if sent.versions]
-        stamps.extend(next(iter(queue.values())) for queue in (self.forced, self.dirty) if queue)
+        stamps.extend(min(queue.values()) for queue in (self.forced, self.dirty) if queue)
         stamps.extend(entry.stamp for entry in self.waiting.values() if entry.until != math.inf)
         if self.backlog:
             stamps.append(self.backlog_stamp)
@@ -303,16 +304,6 @@ class Subscription:
         """Stamp of the oldest change or question that waits to be sent, but for removals; infinity if none does."""
         oldest = min((min(queue.values()) for queue in (self.forced, self.dirty) if queue), default=math.inf)
         return min(oldest, self.backlog_stamp) if self.backlog else oldest
-
-    def is_asked(self, name: str) -> bool:
-        """Whether an answer about `name` is still to be sent."""
-        return name in self.forced or any(name in page.versions or name in page.missing for page in self.backlog or ())
-
-    def is_settled(self, name: str) -> bool:
-        """Whether the client owes no answer about `name`, and did not refuse it."""
-        if name in self.nacks:
-            return False
-        return not any(name in sent.versions or name in sent.removed for sent in self.in_flight.values())
 
     def answered(self, nonce: str) -> Sent | None:
         """Take the response of that nonce out of flight; None if the nonce is stale.

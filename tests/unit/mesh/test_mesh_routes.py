@@ -15,7 +15,7 @@ from tests.builders import (
     virtual_service,
 )
 from xdsbpf.mesh.route_values import RouteRule, RuleKind, SourceGuard
-from xdsbpf.mesh.routes import covers, http_routes
+from xdsbpf.mesh.routes import covers, has_http_rules, http_routes
 from xdsbpf.model.kube import ServicePort
 from xdsbpf.model.matching import PortSelector, StringMatch
 from xdsbpf.model.meta import Manifest
@@ -65,6 +65,7 @@ def seen_by(mesh: Mesh, namespace: str, labels: tuple[tuple[str, str], ...] = ()
 def test_a_service_without_routes_has_its_default_route() -> None:
     mesh = mesh_with()
     assert shape(rules(mesh)) == ["default:all@"]
+    assert not has_http_rules(mesh.db, REVIEWS, 9080)
 
 
 def test_a_host_that_is_no_service_has_no_routes() -> None:
@@ -85,6 +86,7 @@ def test_there_is_one_rule_per_route_and_match_in_order() -> None:
     assert [rule.match_path for rule in found] == ["spec.http[0].match[0]", "spec.http[0].match[1]", ""]
     assert [rule.catch_all for rule in found] == [False, False, True]
     assert found[0].name == "people"
+    assert has_http_rules(mesh.db, REVIEWS, 9080)
 
 
 def test_nothing_follows_a_catch_all() -> None:

@@ -272,6 +272,61 @@ def test_a_cluster_goes_with_the_route_that_the_client_gives_up(make: MakeClient
     assert CDS in types(gone)
 
 
+@pytest.mark.parametrize("asked", [(), ("*", "a")], ids=["wildcard", "by_name_too"])
+@each
+def test_clusters_stay_while_nobody_knows_what_a_route_of_an_older_stream_names(
+    make: MakeClient, asked: tuple[str, ...]
+) -> None:
+    """The client is back with a version that is not there any more: each cluster that goes may be its own."""
+    client = make(store_with(cluster("a"), cluster("b"), route("r", "b", 2)))
+    client.ack_all(client.on(CDS, *asked))
+    (busy,) = client.put(cluster("x"))
+    assert client.remove(CDS, "a") == ()
+    older = route("r", "a").version
+    (update,) = client.on(RDS, "r", claims={"r": older}) if isinstance(client, StreamClient) else back(client, RDS, "r")
+    assert client.ack(busy) == ()
+    assert client.session.subscriptions()[0].kept == {"a": "perhaps RouteConfiguration r of an older stream"}
+    assert client.nack(update, "r: refused") == ()
+    (repaired,) = client.put(route("r", "b", 3))
+    assert types(client.ack(repaired)) == [CDS]
+
+
+def back(client: SotwClient, type_url: str, *asked: str) -> tuple[Response, ...]:
+    """The first request of a client that has something of an older stream."""
+    return client.on(type_url, *asked, version="older")
+
+
+def test_a_route_of_an_older_stream_is_known_again_when_its_version_is_back() -> None:
+    client = StreamClient(store_with(cluster("a"), cluster("b"), route("r", "new", 2)))
+    client.ack_all(client.on(CDS))
+    assert client.on(RDS, "r", claims={"r": route("r", "a").version}) == (), "`new` is not there yet"
+    assert client.put(route("r", "a")) == ()
+    assert sent(client.remove(CDS, "b")) == [(CDS, [], ["b"])]
+    assert client.remove(CDS, "a") == ()
+
+
+def test_listeners_of_an_older_stream_keep_clusters_until_a_set_is_accepted() -> None:
+    client = SotwClient(store_with(cluster("a"), cluster("b"), listener("l", "b")))
+    client.ack_all(client.on(CDS))
+    (busy,) = client.put(cluster("x"))
+    assert client.remove(CDS, "a") == ()
+    (update,) = back(client, LDS)
+    assert client.ack(busy) == ()
+    assert types(client.ack(update)) == [CDS]
+
+
+def test_a_route_that_is_asked_for_again_does_not_lose_its_place_before_a_removal() -> None:
+    client = connected(StreamClient, cluster("x"), route("r", "a"), route("q", "x"))
+    client.ack_all(client.on(CDS, "a"))
+    client.ack_all(client.put(cluster("a")))
+    (busy,) = client.put(route("q", "x", 2))
+    changes = client.store.apply_all([Batch(SCOPE, (route("r", "gone", 2),), ((CDS, "a"),))])
+    assert client.changed(changes) == ()
+    assert client.on(RDS, "r") == (), "the cluster that it names is not there"
+    assert client.ack(busy) == (), "`a` is still in use"
+    assert sent(later(client, UNKNOWN_S))[:1] == [(RDS, ["r"], [])]
+
+
 def test_a_cluster_that_was_asked_for_by_name_goes_at_once() -> None:
     client = connected(StreamClient, cluster("a", on_demand=True), route("r", "a"))
     client.ack_all(client.on(CDS, "a"))
