@@ -15,7 +15,7 @@ import msgspec
 from xdsbpf.diagnostics import ObjectId, Origin
 from xdsbpf.incremental import Database, query
 from xdsbpf.mesh.codes import warn
-from xdsbpf.mesh.inputs import DESTINATION_RULES_BY_HOST, host_keys, settings, suffix_keys
+from xdsbpf.mesh.inputs import DESTINATION_RULES_BY_HOST, exact_key, parent_suffix, settings, suffix_keys
 from xdsbpf.mesh.services import host_namespace
 from xdsbpf.model.destination_rule import (
     ClientTLSSettings,
@@ -29,6 +29,7 @@ from xdsbpf.model.destination_rule import (
     TrafficPolicy,
     TunnelSettings,
 )
+from xdsbpf.model.names import full_host
 from xdsbpf.model.scalars import Labels
 
 
@@ -106,10 +107,10 @@ def destination_rule(db: Database, host: str) -> MergedRule | None:
     """The rule in force for a host, or None. Losing rules are reported as shadowed."""
     namespace = host_namespace(db, host)
     root = settings(db).root_namespace
-    keys = host_keys(host, settings(db).domain)
-    # Exact and short form are one specificity.
-    wildcard = next(key for key in keys if key[0] == "suffix")
-    groups = (_usable(db, keys[: keys.index(wildcard)]), *_wildcard_rules(db, wildcard[1]))
+    domain = settings(db).domain
+    near = db.bucket(DESTINATION_RULES_BY_HOST, exact_key(host))
+    exact = tuple(rule for rule in near if full_host(rule.spec.host, rule.namespace, domain) == host)
+    groups = (_usable(db, exact), *_wildcard_rules(db, parent_suffix(host)))
     if not any(groups):
         return None
     found = (
@@ -127,13 +128,13 @@ def destination_rule(db: Database, host: str) -> MergedRule | None:
 @query
 def _wildcard_rules(db: Database, suffix: str) -> tuple[tuple[DestinationRule, ...], ...]:
     """Usable rules for wildcards that cover `*<suffix>`, by pattern, the most specific first."""
-    return tuple(_usable(db, (key,)) for key in suffix_keys(suffix))
+    return tuple(_usable(db, db.bucket(DESTINATION_RULES_BY_HOST, key)) for key in suffix_keys(suffix))
 
 
-def _usable(db: Database, keys: tuple[tuple[str, str], ...]) -> tuple[DestinationRule, ...]:
-    """Usable rules of some buckets, oldest first. Rules that select clients are not supported yet."""
+def _usable(db: Database, rules: tuple[DestinationRule, ...]) -> tuple[DestinationRule, ...]:
+    """Those of some rules that are usable, oldest first. Rules that select clients are not supported yet."""
     usable = []
-    for rule in (rule for key in keys for rule in db.bucket(DESTINATION_RULES_BY_HOST, key)):
+    for rule in rules:
         names = rule.spec.export_to
         if rule.spec.workload_selector is not None:
             text = "rules for selected clients are not supported yet: the rule has no effect"

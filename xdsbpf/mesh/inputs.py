@@ -64,40 +64,32 @@ SERVICE_NAME_LABEL: Final = "kubernetes.io/service-name"
 def host_key(host: str, namespace: str) -> tuple[str, str]:
     """Bucket key of a host as written in an object of `namespace`.
 
-    ("short", "reviews.default") for a short name, whose full form depends on a setting;
-    ("suffix", ".example.com") for `*.example.com`, ("suffix", "") for `*`; ("exact", host) otherwise.
+    ("suffix", ".example.com") for `*.example.com`, ("suffix", "") for `*`; ("host", "reviews.default") for any host
+    with these first two labels, and for the short name `reviews`: its full form depends on a setting. So who reads
+    that bucket compares with `full_host`. One bucket per host, as each costs a cell.
     """
     host = host.lower()
     if host.startswith("*"):
         return ("suffix", host[1:])
-    if "." not in host:
-        return ("short", f"{host}.{namespace}")
-    return ("exact", host)
+    return exact_key(host if "." in host else f"{host}.{namespace}")
 
 
-def host_keys(host: str, domain: str) -> tuple[tuple[str, str], ...]:
-    """All bucket keys under which an object for `host` may be found, the most specific first.
+def exact_key(host: str) -> tuple[str, str]:
+    """Bucket key of the objects that name a full host itself."""
+    first, _, rest = host.partition(".")
+    return ("host", f"{first}.{rest.partition('.')[0]}")
 
-    Wildcards are looked up at label boundaries: one bucket per suffix label. Exact and short form
-    are the same specificity: both come first.
-    """
-    keys: list[tuple[str, str]] = []
-    ending = f".svc.{domain}"
-    if host.startswith("*"):
-        rest = host[1:]
-    else:
-        keys.append(("exact", host))
-        if host.endswith(ending) and host.count(".") == ending.count(".") + 1:
-            keys.append(("short", host.removesuffix(ending)))
-        dot = host.find(".")
-        rest = host[dot:] if dot >= 0 else ""
-    return (*keys, *suffix_keys(rest))
+
+def parent_suffix(host: str) -> str:
+    """What the wildcards that cover a host have in common: `.default.svc.cluster.local`."""
+    return host[host.index(".") :] if "." in host else ""
 
 
 def suffix_keys(suffix: str) -> tuple[tuple[str, str], ...]:
     """Bucket keys of the wildcards that cover `*<suffix>`, the most specific first.
 
-    Hosts of one namespace share a suffix: a query of it spares each of them the reads of all its buckets.
+    Wildcards are looked up at label boundaries: one bucket per suffix label. Hosts of one namespace share a suffix:
+    a query of it spares each of them the reads of all its buckets.
     """
     keys: list[tuple[str, str]] = []
     while suffix:

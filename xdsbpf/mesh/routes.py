@@ -24,7 +24,6 @@ ALL_REQUESTS = 1_000_000
 """Share of a mirror without a percentage, in millionths."""
 
 
-@query
 def http_routes(db: Database, host: str, port: int) -> tuple[RouteRule, ...]:
     """The whole route list of a service port, in order; () for a host that is not a service.
 
@@ -34,6 +33,16 @@ def http_routes(db: Database, host: str, port: int) -> tuple[RouteRule, ...]:
     """
     if service(db, host) is None:
         return ()
+    # Most services have no VirtualService: they need no cell for their one rule.
+    return _rules_of_owners(db, host, port) if owners(db, host) else (_default_rule(host, port),)
+
+
+def _default_rule(host: str, port: int) -> RouteRule:
+    return RouteRule(RuleKind.DEFAULT, SourceGuard(), (RouteTarget(host, port),), catch_all=True)
+
+
+@query
+def _rules_of_owners(db: Database, host: str, port: int) -> tuple[RouteRule, ...]:
     rules: list[RouteRule] = []
     for owner in owners(db, host):
         routes = tuple(_owner_rules(db, owner, port))
@@ -44,9 +53,7 @@ def http_routes(db: Database, host: str, port: int) -> tuple[RouteRule, ...]:
             rules += _not_found(routes)
         elif routes:
             return tuple(rules)
-    default = RouteTarget(host, port)
-    rules.append(RouteRule(RuleKind.DEFAULT, SourceGuard(), (default,), catch_all=True))
-    return tuple(rules)
+    return (*rules, _default_rule(host, port))
 
 
 @query

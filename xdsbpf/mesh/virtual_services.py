@@ -12,7 +12,8 @@ import msgspec
 from xdsbpf.diagnostics import ObjectId, Origin
 from xdsbpf.incremental import Database, query
 from xdsbpf.mesh.codes import warn
-from xdsbpf.mesh.inputs import VIRTUAL_SERVICES_BY_HOST, host_keys, settings, suffix_keys
+from xdsbpf.mesh.inputs import VIRTUAL_SERVICES_BY_HOST, exact_key, parent_suffix, settings, suffix_keys
+from xdsbpf.model.names import full_host
 from xdsbpf.model.virtual_service import VirtualService
 
 MESH_GATEWAY = "mesh"
@@ -47,12 +48,17 @@ def _visible_to(virtual_service: VirtualService) -> tuple[str, ...]:
     return tuple(sorted({virtual_service.namespace if name == "." else name for name in names} - {"~"}))
 
 
-@query
 def owners(db: Database, host: str) -> tuple[Owner, ...]:
     """Owners of a host: those for named client namespaces first, the one for all others last.
 
     A named namespace without an owner of its own follows the last entry; (() if nobody owns the host).
     """
+    # Most services have no VirtualService: they need no cell for it.
+    return _owners(db, host) if any(_covering(db, host)) else ()
+
+
+@query
+def _owners(db: Database, host: str) -> tuple[Owner, ...]:
     candidates = _candidates(db, host)
     if not candidates:
         return ()
@@ -80,10 +86,7 @@ def _candidates(db: Database, host: str) -> list[_Candidate]:
     """Mesh VirtualServices with a host that covers `host`, by specificity, then age."""
     candidates: list[_Candidate] = []
     seen: set[ObjectId] = set()
-    keys = host_keys(host, settings(db).domain)
-    wildcard = next(key for key in keys if key[0] == "suffix")
-    exact = [found for key in keys[: keys.index(wildcard)] for found in db.bucket(VIRTUAL_SERVICES_BY_HOST, key)]
-    for specificity, group in enumerate((exact, *_wildcards(db, wildcard[1]))):
+    for specificity, group in enumerate(_covering(db, host)):
         for virtual_service in group:
             visible_to = _visible_to(virtual_service)
             if virtual_service.id in seen or not visible_to or not is_for_mesh(virtual_service):
@@ -91,6 +94,18 @@ def _candidates(db: Database, host: str) -> list[_Candidate]:
             seen.add(virtual_service.id)
             candidates.append(_Candidate(virtual_service, specificity, visible_to))
     return sorted(candidates, key=lambda candidate: (candidate.specificity, *_age(candidate.virtual_service)))
+
+
+def _covering(db: Database, host: str) -> tuple[tuple[VirtualService, ...], ...]:
+    """VirtualServices for a host itself, then those for each wildcard that covers it, the most specific first."""
+    near = db.bucket(VIRTUAL_SERVICES_BY_HOST, exact_key(host))
+    return (tuple(found for found in near if _names(db, found, host)), *_wildcards(db, parent_suffix(host)))
+
+
+def _names(db: Database, virtual_service: VirtualService, host: str) -> bool:
+    domain = settings(db).domain
+    hosts = virtual_service.spec.hosts
+    return any(full_host(written, virtual_service.namespace, domain) == host for written in hosts)
 
 
 @query

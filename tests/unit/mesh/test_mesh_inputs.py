@@ -12,11 +12,13 @@ from xdsbpf.mesh.codes import CODES, did_you_mean
 from xdsbpf.mesh.inputs import (
     VIRTUAL_SERVICES_BY_HOST,
     MeshSettings,
+    exact_key,
     host_key,
-    host_keys,
+    parent_suffix,
     put_object,
     remove_object,
     settings,
+    suffix_keys,
 )
 from xdsbpf.model.kube import ServiceAccount
 from xdsbpf.model.registry import KINDS
@@ -45,10 +47,10 @@ def test_settings_have_defaults() -> None:
 
 
 def test_a_host_is_looked_up_under_every_form_it_may_be_written_in() -> None:
-    keys = host_keys("reviews.default.svc.cluster.local", "cluster.local")
+    host = "reviews.default.svc.cluster.local"
+    keys = (exact_key(host), *suffix_keys(parent_suffix(host)))
     assert keys == (
-        ("exact", "reviews.default.svc.cluster.local"),
-        ("short", "reviews.default"),
+        ("host", "reviews.default"),
         ("suffix", ".default.svc.cluster.local"),
         ("suffix", ".svc.cluster.local"),
         ("suffix", ".cluster.local"),
@@ -63,7 +65,7 @@ def test_a_host_is_looked_up_under_every_form_it_may_be_written_in() -> None:
 
 def test_a_virtual_service_is_in_the_buckets_of_its_hosts() -> None:
     mesh = Mesh(virtual_service("v", ("Reviews", "*.Example.com")))
-    assert mesh.db.bucket_keys(VIRTUAL_SERVICES_BY_HOST) == (("short", "reviews.default"), ("suffix", ".example.com"))
+    assert mesh.db.bucket_keys(VIRTUAL_SERVICES_BY_HOST) == (("host", "reviews.default"), ("suffix", ".example.com"))
 
 
 def test_every_code_is_used_and_every_used_code_is_in_the_table() -> None:

@@ -311,14 +311,14 @@ def test_the_origins_of_routes_are_the_routes_and_matches_used() -> None:
             "r", "reviews", route(to("reviews", "v2"), match=(header("a", "b"),)), route(to("reviews", "v1"))
         )
     )
-    found = mesh.origins(http_routes, REVIEWS, 9080)
+    found = mesh.origins(has_http_rules, REVIEWS, 9080)
     assert "VirtualService/default/r spec.http[0].match[0]" in found
     assert "VirtualService/default/r spec.http[1]" in found
 
 
 def test_a_change_of_another_hosts_routes_recomputes_nothing_here() -> None:
     mesh = mesh_with(virtual_service("r", "reviews", route(to("reviews", "v1"))))
-    mesh.db.watch(http_routes, REVIEWS, 9080)
+    mesh.db.watch(has_http_rules, REVIEWS, 9080)
     mesh.db.drain()
     before = mesh.db.runs
     mesh.put(virtual_service("s", "ratings", route(to("ratings"))))

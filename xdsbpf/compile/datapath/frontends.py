@@ -44,11 +44,10 @@ def frontend(db: Database, name: str) -> Resource | Absent:
     if parsed is None or found is None:
         return ABSENT
     host = service_host(found[1], found[0], settings(db).domain)
-    return frontend_resource(db, host, parsed[1])
+    return _frontend(db, host, parsed[1])
 
 
-@query
-def frontend_resource(db: Database, host: str, port: int) -> Resource | Absent:
+def _frontend(db: Database, host: str, port: int) -> Resource | Absent:
     """The frontend of one service port; ABSENT if there is none."""
     owner = service(db, host)
     info = owner.port(port) if owner is not None else None

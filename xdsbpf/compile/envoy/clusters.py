@@ -12,25 +12,28 @@ from xdsbpf.compile.envoy.names import ClusterKey, parse_cluster
 from xdsbpf.diagnostics import Origin
 from xdsbpf.incremental import ABSENT, Absent, Database, Index, query
 from xdsbpf.mesh.destination_rules import effective_policy, subsets
-from xdsbpf.mesh.inputs import VIRTUAL_SERVICES, host_key, host_keys, settings
+from xdsbpf.mesh.inputs import VIRTUAL_SERVICES, exact_key, host_key, settings
 from xdsbpf.mesh.services import hosts, service
-from xdsbpf.model.names import CLUSTER
+from xdsbpf.model.names import CLUSTER, full_host
 from xdsbpf.model.resource import Resource
 from xdsbpf.model.virtual_service import VirtualService
 
 
-def _mirror_hosts(virtual_service: VirtualService) -> tuple[tuple[str, str], ...]:
-    destinations = [
-        destination
+def _mirror_hosts(virtual_service: VirtualService) -> tuple[str, ...]:
+    """The hosts that requests are mirrored to, as written."""
+    return tuple(
+        destination.host
         for route in virtual_service.spec.http
         for destination in (route.mirror, *(mirror.destination for mirror in route.mirrors))
         if destination is not None
-    ]
-    namespace = virtual_service.namespace
-    return tuple(dict.fromkeys(host_key(destination.host, namespace) for destination in destinations))
+    )
 
 
-VIRTUAL_SERVICES_BY_MIRROR = Index("virtual_services_by_mirror", VIRTUAL_SERVICES, keys=_mirror_hosts)
+VIRTUAL_SERVICES_BY_MIRROR = Index(
+    "virtual_services_by_mirror",
+    VIRTUAL_SERVICES,
+    keys=lambda v: (host_key(host, v.namespace) for host in _mirror_hosts(v)),
+)
 
 
 @query
@@ -76,6 +79,10 @@ def known_cluster(db: Database, name: str) -> ClusterKey | None:
 
 
 def _is_mirrored_to(db: Database, host: str) -> bool:
-    """Whether any VirtualService mirrors requests to a host. Reads the buckets of that host only."""
-    keys = (key for key in host_keys(host, settings(db).domain) if key[0] != "suffix")
-    return any(db.bucket(VIRTUAL_SERVICES_BY_MIRROR, key) for key in keys)
+    """Whether any VirtualService mirrors requests to a host. Reads the bucket of that host only."""
+    domain = settings(db).domain
+    return any(
+        full_host(written, found.namespace, domain) == host
+        for found in db.bucket(VIRTUAL_SERVICES_BY_MIRROR, exact_key(host))
+        for written in _mirror_hosts(found)
+    )

@@ -27,7 +27,7 @@ from tests.builders import (
 from xdsbpf._pb.xdsbpf.datapath.v1 import datapath_pb2 as pb
 from xdsbpf.compile.datapath import names
 from xdsbpf.compile.datapath.backends import backends, backends_names
-from xdsbpf.compile.datapath.frontends import connect_policy, frontend, frontend_names, frontend_resource
+from xdsbpf.compile.datapath.frontends import connect_policy, frontend, frontend_names
 from xdsbpf.compile.datapath.identities import identity_names, identity_resource
 from xdsbpf.compile.datapath.node_config import node_config, node_config_names
 from xdsbpf.compile.datapath.outputs import datapath_generators
@@ -54,8 +54,18 @@ def decoded(message: Any, found: Any) -> Any:
     return message
 
 
+def name_of(mesh: Mesh, name: str, port: int) -> str:
+    owner = mesh_service(mesh.db, name)
+    assert owner is not None
+    return names.frontend_name(owner.address, port)
+
+
+def made(mesh: Mesh, name: str, port: int) -> Any:
+    return frontend(mesh.db, name_of(mesh, name, port))
+
+
 def front(mesh: Mesh, name: str = REVIEWS, port: int = 9080) -> pb.Frontend:
-    result: pb.Frontend = decoded(pb.Frontend(), frontend_resource(mesh.db, name, port))
+    result: pb.Frontend = decoded(pb.Frontend(), made(mesh, name, port))
     return result
 
 
@@ -71,7 +81,7 @@ def test_a_service_on_l4_is_balanced_by_the_kernel() -> None:
 
 def test_a_service_on_l7_is_redirected_once_the_proxy_has_its_virtual_host() -> None:
     mesh = Mesh(*bookinfo(), ROUTED)
-    found = frontend_resource(mesh.db, REVIEWS, 9080)
+    found = made(mesh, REVIEWS, 9080)
     message = decoded(pb.Frontend(), found)
     assert message.WhichOneof("plane") == "redirect"
     assert (message.redirect.proxy_port, message.redirect.policy) == (15001, "")
@@ -93,7 +103,7 @@ def database(**fields: Any) -> tuple[Manifest, ...]:
 
 
 def test_a_tcp_service_on_l7_is_redirected_once_the_proxy_has_the_listener_as_it_is() -> None:
-    found = frontend_resource(Mesh(*database()).db, host("db"), 3306)
+    found = made(Mesh(*database()), host("db"), 3306)
     message = decoded(pb.Frontend(), found)
     assert (message.redirect.proxy_port, message.redirect.policy) == (15002, "")
     assert isinstance(found, Resource)
@@ -104,7 +114,7 @@ def test_a_redirected_tcp_service_comes_from_its_own_manifests_alone() -> None:
     """The listener that it waits for is made from every guarded service; the frontend is not."""
     others = (*bookinfo(), policy("other", selector={"app": "ratings"}))
     mesh = Mesh(*database(), *others)
-    listed = {text.partition(" ")[0] for text in mesh.origins(frontend_resource, host("db"), 3306)}
+    listed = {text.partition(" ")[0] for text in mesh.origins(frontend, name_of(mesh, host("db"), 3306))}
     assert listed <= {"Service/default/db", "Pod/default/db-v1", "Pod/default/db-v2", "EndpointSlice/default/db-1"}
 
 
@@ -117,7 +127,7 @@ def test_a_tcp_service_is_checked_at_connect_by_the_one_policy_behind_it() -> No
 
 
 def test_a_service_on_l4_requires_nothing_of_the_proxy() -> None:
-    found = frontend_resource(Mesh(*bookinfo()).db, REVIEWS, 9080)
+    found = made(Mesh(*bookinfo()), REVIEWS, 9080)
     assert isinstance(found, Resource)
     assert found.requires == ()
 
@@ -200,7 +210,7 @@ def test_the_policy_of_the_service_that_routes_lead_to_counts() -> None:
 
 def test_a_new_endpoint_leaves_the_frontend_alone() -> None:
     mesh = Mesh(*bookinfo(), ROUTED)
-    mesh.db.watch(frontend_resource, REVIEWS, 9080)
+    mesh.db.watch(frontend, name_of(mesh, REVIEWS, 9080))
     mesh.db.watch(backends, f"{REVIEWS}:9080")
     mesh.db.drain()
     mesh.put(endpoint_slice("reviews", endpoint("10.10.1.99")))
@@ -211,9 +221,9 @@ def test_a_new_endpoint_leaves_the_frontend_alone() -> None:
 
 def test_a_changed_route_changes_what_the_frontend_requires_and_not_its_bytes() -> None:
     mesh = Mesh(*bookinfo(), ROUTED)
-    before = frontend_resource(mesh.db, REVIEWS, 9080)
+    before = made(mesh, REVIEWS, 9080)
     mesh.put(virtual_service("reviews", "reviews", route(to("reviews"), timeout=1_000_000_000)))
-    after = frontend_resource(mesh.db, REVIEWS, 9080)
+    after = made(mesh, REVIEWS, 9080)
     assert isinstance(before, Resource)
     assert isinstance(after, Resource)
     assert before.version == after.version
@@ -338,11 +348,11 @@ def test_every_generator_lists_names_that_it_can_build() -> None:
 def test_no_requirement_names_a_type_of_which_the_gate_keeps_no_book() -> None:
     """Such a resource would wait for ever."""
     mesh = Mesh(*bookinfo(), ROUTED)
-    made = (
-        frontend_resource(mesh.db, REVIEWS, 9080),
+    resources = (
+        made(mesh, REVIEWS, 9080),
         virtual_host(mesh.db, f"9080/{REVIEWS}"),
-        frontend_resource(Mesh(*database()).db, host("db"), 3306),
+        made(Mesh(*database()), host("db"), 3306),
     )
-    required = {need.type_url for found in made if isinstance(found, Resource) for need in found.requires}
+    required = {need.type_url for found in resources if isinstance(found, Resource) for need in found.requires}
     assert required == {VIRTUAL_HOST, ROUTES, LISTENER}
     assert required.isdisjoint(NEVER_REQUIRED)
