@@ -11,6 +11,7 @@ from tests.envoy.load_rig import Rig, Step, running
 from tests.envoy.web_resources import endpoints
 from tests.xds.wire import ADS, PER_TYPE, Variant
 from xdsbpf.model.names import CLUSTER, ENDPOINTS
+from xdsbpf.xds import streams
 from xdsbpf.xds.guard import ClusterGuard
 from xdsbpf.xds.session import Session
 from xdsbpf.xds.transports import TRANSPORTS
@@ -36,18 +37,13 @@ async def endpoints_move(rig: Rig) -> None:
 
 
 async def routes_switch_and_the_old_cluster_goes(rig: Rig) -> None:
-    """Rule 32: the new cluster is there before, the old one goes with the switch."""
+    """Rule 32: the new cluster is there before, the old one goes with the switch, in one write."""
     for old, new, server in (("a", "b", "two"), ("b", "a", "one")):
         rig.put(rig.web.cluster(new), endpoints(new, rig.servers.ports[server]))
         await rig.synced()
         routes = rig.web.routes({"web": new, "db": "z"})
         gone = ((CLUSTER, old), (ENDPOINTS, old))
-        if rig.variant.is_ads:
-            rig.put(routes, removes=gone)
-        else:  # streams of their own cannot be ordered by the server
-            rig.put(routes)
-            await rig.synced()
-            rig.put(removes=gone)
+        rig.put(routes, removes=gone)
         await rig.answered_by("web", server)
         await rig.synced()
 
@@ -55,14 +51,24 @@ async def routes_switch_and_the_old_cluster_goes(rig: Rig) -> None:
 async def a_new_cluster_comes_with_its_route(rig: Rig) -> None:
     """Rule 38: in one write, while the host is asked for."""
     for old, new, server in (("a", "n", "two"), ("n", "a", "one")):
-        puts = rig.web.cluster(new), endpoints(new, rig.servers.ports[server])
-        if not rig.variant.is_ads:  # as above; and there Envoy ACKs a cluster before it is warm
-            rig.put(*puts)
-            await rig.synced()
-        rig.put(*puts, rig.web.routes({"web": new, "db": "z"}))
+        routes = rig.web.routes({"web": new, "db": "z"})
+        rig.put(rig.web.cluster(new), endpoints(new, rig.servers.ports[server]), routes)
         await rig.answered_by("web", server)
         await rig.synced()
         rig.put(removes=((CLUSTER, old), (ENDPOINTS, old)))
+        await rig.synced()
+
+
+async def the_old_cluster_goes_before_its_route(rig: Rig) -> None:
+    """Rule 32: it is kept for the client until it has left it."""
+    for old, new, server in (("a", "o", "two"), ("o", "a", "one")):
+        rig.put(rig.web.cluster(new), endpoints(new, rig.servers.ports[server]))
+        await rig.synced()
+        rig.put(removes=((CLUSTER, old),))
+        served = rig.load.total
+        await rig.until_true(lambda served=served: rig.load.total > served + 20)
+        rig.put(rig.web.routes({"web": new, "db": "z"}), removes=((ENDPOINTS, old),))
+        await rig.answered_by("web", server)
         await rig.synced()
 
 
@@ -104,6 +110,7 @@ CHANGES: tuple[Step, ...] = (
     endpoints_move,
     routes_switch_and_the_old_cluster_goes,
     a_new_cluster_comes_with_its_route,
+    the_old_cluster_goes_before_its_route,
     a_service_goes_to_zero_and_comes_back,
     the_control_plane_restarts,
     a_cluster_changes_while_the_control_plane_is_away,
@@ -195,3 +202,22 @@ async def test_a_server_that_holds_no_route_back_fails_requests(
     async with running(tmp_path, envoy, Variant.DELTA_ADS) as rig:
         with pytest.raises(AssertionError, match="a_new_cluster_comes_with_its_route"):
             await survive(rig, (a_new_cluster_comes_with_its_route,) * 50)
+
+
+@pytest.mark.parametrize(
+    ("change", "variant"),
+    [
+        (a_new_cluster_comes_with_its_route, Variant.DELTA_TYPE),
+        pytest.param(a_new_cluster_comes_with_its_route, Variant.SOTW_TYPE, marks=pytest.mark.slow),
+        (the_old_cluster_goes_before_its_route, Variant.SOTW_TYPE),
+        pytest.param(the_old_cluster_goes_before_its_route, Variant.DELTA_TYPE, marks=pytest.mark.slow),
+    ],
+)
+async def test_streams_that_know_nothing_of_each_other_fail_requests(
+    tmp_path: Path, envoy: str, change: Step, variant: Variant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control for streams of their own: nothing links those of one client. Tried often, as above."""
+    monkeypatch.setattr(streams, "_client", lambda *_: None)
+    async with running(tmp_path, envoy, variant) as rig:
+        with pytest.raises(AssertionError, match=change.__name__):
+            await survive(rig, (change,) * 50)

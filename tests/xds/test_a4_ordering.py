@@ -1,4 +1,4 @@
-"""Rules 32 to 39: order on one stream, and what keeps a proxy from warming for ever."""
+"""Rules 32 to 39: order on one stream and across those of one client, and what keeps a proxy from warming for ever."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.xds.resources import (
     listener,
     routes,
 )
-from tests.xds.wire import ADS, ALL, DELTA_ONLY, Variant
+from tests.xds.wire import ADS, ALL, DELTA_ONLY, PER_TYPE, Variant
 
 ORDER = (CDS, EDS, SDS, LDS, RDS, SRDS, VHDS, ECDS, RTDS)
 """Additions and updates of one change, in the order in which they must arrive."""
@@ -279,3 +279,46 @@ async def test_a_client_that_learns_clusters_from_routes_gets_the_routes_first(l
     await client.expect(CDS, {"a": 1})
     await lab.put(cluster("b"), routes("r", 2, to="b"))
     await client.expect(RDS, {"r": 2})
+
+
+async def per_type(lab: Lab, *clusters: str) -> Client:
+    """A client that holds these clusters, their endpoints and a route to the first, by a stream for each type."""
+    await lab.put(*map(cluster, clusters), *map(endpoints, clusters), routes("r", to=clusters[0]))
+    client = lab.client()
+    await client.subscribe(CDS)
+    await client.expect(CDS, dict.fromkeys(clusters, 1))
+    await client.subscribe(EDS, *clusters)
+    await client.expect(EDS, dict.fromkeys(clusters, 1))
+    await client.subscribe(RDS, "r")
+    await client.expect(RDS, {"r": 1})
+    return client
+
+
+@pytest.mark.rule(38, on=PER_TYPE)
+async def test_over_streams_of_their_own_a_route_waits_until_its_new_cluster_is_warm(lab: Lab) -> None:
+    """Clusters are ACKed there before they are warm: it is the ACK of what they warm with that tells."""
+    client = await per_type(lab, "a")
+    await lab.put(cluster("b"), endpoints("b"), routes("r", 2, to="b"))
+    added = await client.receive(CDS)
+    assert added.holds["b"] == 1
+    await client.quiet()
+    await client.ack(added)
+    await client.quiet()
+    await client.subscribe(EDS, "b")
+    warm = await client.receive(EDS)
+    assert warm.holds == {"b": 1}
+    await client.quiet()
+    await client.ack(warm)
+    await client.expect(RDS, {"r": 2})
+
+
+@pytest.mark.rule(32, on=PER_TYPE)
+async def test_over_streams_of_their_own_a_cluster_leaves_after_the_routes_that_left_it_were_acked(lab: Lab) -> None:
+    client = await per_type(lab, "a", "b")
+    await lab.change([routes("r", 2, to="b")], [(CDS, "a")])
+    switched = await client.receive(RDS)
+    assert switched.holds == {"r": 2}
+    await client.quiet()
+    await client.ack(switched)
+    last = await client.receive(CDS)
+    assert (last.holds, last.removed) == (({}, ("a",)) if lab.variant.is_delta else ({"b": 1}, ()))

@@ -51,6 +51,7 @@ def up(
     replicas: list[str] = typer.Option([], "--replicas", help="NAME=NUMBER: scale a Deployment (repeatable)"),
     name: str = NAME,
     bare: bool = typer.Option(False, "--bare", help="network and pods only: no control plane, agent or Envoy"),
+    mtls: bool = typer.Option(False, "--mtls", help="agents and Envoys dial the control plane with certificates"),
     envoy_binary: Path | None = typer.Option(None, "--envoy-binary", help="Envoy to run on the nodes"),
 ) -> None:
     """Make nodes and pods, and run a mesh on them.
@@ -67,6 +68,7 @@ def up(
         nodes=nodes,
         replicas=parse_replicas(replicas),
         bare=bare,
+        mtls=mtls,
         envoy_binary=envoy_binary,
     )
     lab = bring_up(options, progress=progress)

@@ -19,10 +19,10 @@ from xdsbpf.lab import cgroups, network
 from xdsbpf.lab.commands import agent_argv, control_plane_argv, stand_in_argv, stand_in_config
 from xdsbpf.lab.hosts import RESOLV_CONF, bare_addresses
 from xdsbpf.lab.lab import START_TIMEOUT, Lab
-from xdsbpf.lab.layout import STATE_ROOT, Layout
+from xdsbpf.lab.layout import CONTROL_PLANE, STATE_ROOT, Layout
 from xdsbpf.lab.manifests import LabManifests, read_manifests
 from xdsbpf.lab.observed import manifests, publish
-from xdsbpf.lab.plan import LabOptions, LabPlan, check_name, schedule
+from xdsbpf.lab.plan import CLUSTER_DOMAIN, LabOptions, LabPlan, check_name, schedule
 from xdsbpf.lab.processes import LabError, ProcessRecord, is_alive, send_signal, wait_for
 from xdsbpf.lab.state import LabRecord, read_record
 
@@ -117,16 +117,19 @@ def _bring_up(
     lab = Lab(layout, LabRecord(plan, paths, options.bare))
     lab.save()
     _make_files(layout, plan, found)
+    if options.mtls and not options.bare:
+        _issue_certificates(layout, plan)
     cgroups.build(layout, plan)
     lab.write_hosts(bare_addresses(plan, found.services) if options.bare else ())
+    say(f"lab: {len(plan.nodes)} nodes and {len(plan.pods)} pods")
+    # Before the control plane: with mutual TLS it listens in there.
+    network.build(plan)
     mesh: list[ProcessRecord] = []
     if not options.bare:
         _run("mount", "-t", "bpf", "-o", "mode=0700", "bpf", str(layout.pins))
         say("lab: starting the control plane")
-        mesh = [lab.start("control-plane", control_plane_argv(layout, plan, paths))]
+        mesh = [lab.start("control-plane", control_plane_argv(layout, plan, paths, mtls=options.mtls))]
         lab.save()
-    say(f"lab: {len(plan.nodes)} nodes and {len(plan.pods)} pods")
-    network.build(plan)
     stand_ins = [lab.start(f"pod/{pod.name}", stand_in_argv(layout, pod)) for pod in plan.pods]
     lab.save()
     # First: an agent enrols a workload by its process, so a dead stand-in would show as an agent's trouble.
@@ -142,7 +145,8 @@ def _start_mesh(lab: Lab, control_plane: ProcessRecord, options: LabOptions, say
     lab.refresh_hosts()
     say("lab: starting an agent and an Envoy on every node")
     started = [
-        lab.start(f"agent/{node.name}", agent_argv(lab.layout, node, options.envoy_binary)) for node in lab.plan.nodes
+        lab.start(f"agent/{node.name}", agent_argv(lab.layout, node, options.envoy_binary, mtls=options.mtls))
+        for node in lab.plan.nodes
     ]
     lab.save()
     lab.wait_ready(started, timeout)
@@ -157,6 +161,17 @@ def _make_files(layout: Layout, plan: LabPlan, found: LabManifests) -> None:
     layout.resolv_conf.write_text(RESOLV_CONF)
     for pod in plan.pods:
         layout.pod_file(pod, "config").write_bytes(stand_in_config(layout, pod))
+
+
+def _issue_certificates(layout: Layout, plan: LabPlan) -> None:
+    """One authority for the control plane and every node, of which nobody keeps the key."""
+    from xdsbpf.lab.authority import Authority, control_plane_id, node_id, write_files
+
+    authority = Authority(f"lab {plan.name}")
+    parties = {CONTROL_PLANE: authority.issue(control_plane_id(CLUSTER_DOMAIN), network.NODE_GATEWAY)}
+    parties |= {node.name: authority.issue(node_id(CLUSTER_DOMAIN, node.name)) for node in plan.nodes}
+    for party, (certificate, key) in parties.items():
+        write_files(layout.tls(party), certificate, key, authority.pem)
 
 
 def _run(*argv: str) -> None:

@@ -12,29 +12,44 @@ from pathlib import Path
 
 import msgspec
 
-from xdsbpf.lab.layout import Layout
+from xdsbpf.lab.layout import CONTROL_PLANE, Layout, PartyFiles
+from xdsbpf.lab.network import NODE_GATEWAY
 from xdsbpf.lab.plan import LabPlan, NodePlan, PodPlan
 from xdsbpf.lab.processes import enter_argv
 from xdsbpf.lab.standin import StandInConfig
 
+XDS_TLS = f"{NODE_GATEWAY}:15012"
+"""Where every node reaches the control plane of a lab with mutual TLS: the fabric's end of its uplink."""
 
-def control_plane_argv(layout: Layout, plan: LabPlan, paths: Sequence[str]) -> tuple[str, ...]:
-    """`xdsbpf serve` on unix sockets; the observed manifests come last and win over a user's own Pods."""
+
+def control_plane_argv(layout: Layout, plan: LabPlan, paths: Sequence[str], *, mtls: bool) -> tuple[str, ...]:
+    """`xdsbpf serve` on unix sockets; the observed manifests come last and win over a user's own Pods.
+
+    With `mtls` it is in the fabric's network namespace and also listens there.
+    """
+    secure = ("--listen-tls", XDS_TLS, *_tls_options(layout.tls(CONTROL_PLANE))) if mtls else ()
     files = [argument for path in (*paths, str(layout.observed)) for argument in ("-f", path)]
     argv = (
         *(sys.executable, "-m", "xdsbpf", "serve", *files),
         *("--listen", f"unix:{layout.xds_socket}", "--admin", f"unix:{layout.admin_socket}"),
-        *("--service-cidr", plan.service_cidr),
+        *("--service-cidr", plan.service_cidr, *secure),
     )
-    return enter_argv(argv, cgroup=layout.role_cgroup("control-plane"))
+    netns = layout.netns(plan.fabric) if mtls else None
+    return enter_argv(argv, cgroup=layout.role_cgroup("control-plane"), netns=netns)
 
 
-def agent_argv(layout: Layout, node: NodePlan, envoy_binary: Path | None) -> tuple[str, ...]:
+def _tls_options(files: PartyFiles) -> tuple[str, ...]:
+    """As `xdsbpf serve` and `xdsbpf agent` spell them."""
+    return ("--tls-cert", str(files.certificate), "--tls-key", str(files.key), "--tls-ca", str(files.authorities))
+
+
+def agent_argv(layout: Layout, node: NodePlan, envoy_binary: Path | None, *, mtls: bool) -> tuple[str, ...]:
     """`xdsbpf agent` in the node's network namespace and agent cgroup."""
+    xds = (XDS_TLS, *_tls_options(layout.tls(node.name))) if mtls else (f"unix:{layout.xds_socket}",)
     envoy = ("--envoy-binary", str(envoy_binary)) if envoy_binary else ()
     argv = (
         *(sys.executable, "-m", "xdsbpf", "agent", "--node", node.name),
-        *("--xds", f"unix:{layout.xds_socket}", "--cgroup-root", str(layout.node_cgroup(node.name))),
+        *("--xds", *xds, "--cgroup-root", str(layout.node_cgroup(node.name))),
         *("--pin-root", str(layout.pins / node.name), "--state-dir", str(layout.node_state(node.name))),
         *envoy,
     )

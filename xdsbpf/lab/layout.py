@@ -7,11 +7,33 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
 from xdsbpf.errors import ConfigError
 from xdsbpf.lab.plan import PodPlan
 
 STATE_ROOT = Path("/run/xdsbpf-lab")
 NETNS_ROOT = Path("/run/netns")
+CONTROL_PLANE = "control-plane"
+"""The party that is no node."""
+
+
+class PartyFiles(msgspec.Struct, frozen=True):
+    """The PEM files of one party of mutual TLS: `authorities` are those of its peers."""
+
+    directory: Path
+
+    @property
+    def certificate(self) -> Path:
+        return self.directory / "cert.pem"
+
+    @property
+    def key(self) -> Path:
+        return self.directory / "key.pem"
+
+    @property
+    def authorities(self) -> Path:
+        return self.directory / "ca.pem"
 
 
 class Layout:
@@ -47,6 +69,10 @@ class Layout:
     def pins(self) -> Path:
         """A BPF filesystem of the lab's own: unmounting it removes every pin."""
         return self.state / "bpf"
+
+    def tls(self, party: str) -> PartyFiles:
+        """Certificate, key and authorities of the control plane or a node, in a lab with mutual TLS."""
+        return PartyFiles(self.state / "tls" / party)
 
     def log(self, role: str) -> Path:
         """Log of a process by its role, e.g. `agent/node1`."""

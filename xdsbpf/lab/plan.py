@@ -32,7 +32,8 @@ _UID_SPACE = uuid.UUID("6f0fbd1d-2c43-5c63-9d4b-5a1b4f0c9a11")
 
 
 class LabOptions(msgspec.Struct, frozen=True):
-    """What the user asked for. `replicas` overrides by deployment or app name; `bare` means no mesh."""
+    """What the user asked for. `replicas` overrides by deployment or app name; `bare` means no mesh; `mtls`: agents and
+    Envoys dial the control plane over the lab's network, with certificates, and not a unix socket."""
 
     paths: tuple[Path, ...]
     name: str = DEFAULT_NAME
@@ -41,6 +42,7 @@ class LabOptions(msgspec.Struct, frozen=True):
     bare: bool = False
     service_cidr: str = DEFAULT_SERVICE_CIDR
     envoy_binary: Path | None = None
+    mtls: bool = False
 
 
 class NodePlan(msgspec.Struct, frozen=True):

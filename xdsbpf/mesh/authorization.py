@@ -39,9 +39,6 @@ class Source(msgspec.Struct, frozen=True):
     block: str = ""
 
 
-UNKNOWN_SOURCE: Final = Source(None, None)
-
-
 class Verdict(enum.StrEnum):
     """What happens to a connection."""
 

@@ -56,12 +56,6 @@ def _rules_of_owners(db: Database, host: str, port: int) -> tuple[RouteRule, ...
     return (*rules, _default_rule(host, port))
 
 
-@query
-def has_http_rules(db: Database, host: str, port: int) -> bool:
-    """Whether a VirtualService routes requests to this service port."""
-    return any(rule.kind is RuleKind.ROUTE for rule in http_routes(db, host, port))
-
-
 def http_rule_origins(db: Database, host: str, port: int) -> tuple[Origin, ...]:
     """The http routes that apply to a service port, each once, in order."""
     return tuple(

@@ -18,7 +18,7 @@ from xdsbpf.mesh.codes import warn
 from xdsbpf.mesh.destination_rules import EffectivePolicy, effective_policy, subsets
 from xdsbpf.mesh.inputs import NAMESPACES, SERVICES, object_id
 from xdsbpf.mesh.routes import http_rule_origins
-from xdsbpf.mesh.services import MeshService, PortInfo, service, service_ports
+from xdsbpf.mesh.services import MeshService, PortInfo, service
 from xdsbpf.mesh.virtual_services import owners
 from xdsbpf.model.meta import Manifest
 from xdsbpf.model.scalars import lookup
@@ -89,12 +89,6 @@ def traffic_mode(db: Database, host: str, port: int) -> TrafficMode:
         if reason.origin is not None:
             db.cite(reason.origin)
     return mode
-
-
-@query
-def l7_ports(db: Database) -> tuple[tuple[str, int], ...]:
-    """(host, port) of every service port that the proxies carry, sorted."""
-    return tuple(pair for pair in service_ports(db) if traffic_mode(db, *pair).plane is Plane.L7)
 
 
 @query

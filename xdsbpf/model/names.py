@@ -92,6 +92,13 @@ SHORT_TYPES = {
     "node": NODE_CONFIG,
 }
 """Short names for the command line and for tables."""
+_SHORT_NAMES = {type_url: short for short, type_url in SHORT_TYPES.items()}
+
+
+def short_name(type_url: str) -> str:
+    """`cds` and so on; the type URL of a type without a short name."""
+    return _SHORT_NAMES.get(type_url, type_url)
+
 
 DATAPATH_TYPES = (NODE_CONFIG, IDENTITY, POLICY, BACKENDS, FRONTEND)
 """Datapath types in the order in which an agent applies them (make before break)."""

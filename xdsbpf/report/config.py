@@ -10,10 +10,9 @@ from collections.abc import Iterator, Set
 from typing import Any
 
 from xdsbpf.compiler import Compiler
-from xdsbpf.model.names import SECRET
+from xdsbpf.model.names import SECRET, short_name
 from xdsbpf.report.origins import manifest_places
 from xdsbpf.report.pacing import unhurried
-from xdsbpf.report.proxies import SHORT_NAMES
 from xdsbpf.report.translation import body_json
 from xdsbpf.sources.catalog import Catalog
 from xdsbpf.xds.resource_status import ResourceStatus, resource_statuses
@@ -57,7 +56,7 @@ def _row(
 ) -> dict[str, Any]:
     row: dict[str, Any] = {
         "node": session.node_id,
-        "type": SHORT_NAMES.get(status.type_url, status.type_url),
+        "type": short_name(status.type_url),
         "type_url": status.type_url,
         "name": status.name,
         "state": status.state.value,

@@ -21,7 +21,7 @@ from xdsbpf.compile.views import client_scopes
 from xdsbpf.compiler import Compiler
 from xdsbpf.diagnostics import ObjectId
 from xdsbpf.incremental import Absent
-from xdsbpf.model.names import SHORT_TYPES
+from xdsbpf.model.names import short_name
 from xdsbpf.model.resource import Resource
 from xdsbpf.report.pacing import unhurried
 from xdsbpf.sources.catalog import Catalog
@@ -36,7 +36,6 @@ from xdsbpf.xds.store import AGENT, NODE_ENVOY
 MAX_LISTED: Final = 20
 """Missing resources that are listed per client; the rest is counted."""
 
-_SHORT: Final = {type_url: short for short, type_url in SHORT_TYPES.items()}
 _ID_TYPES: Final = {AGENT: "agent", NODE_ENVOY: "node"}
 
 
@@ -211,11 +210,6 @@ class Distributor:
                     left_at = roster.left_at(kind, node)
                     when = "since the control plane started" if left_at is None else f"for {now - left_at:.0f} s"
                     yield ClientProgress("", kind, node, "not-connected", f"not connected {when}")
-
-
-def short_name(type_url: str) -> str:
-    """`cds` and so on; the type URL of a type without a short name."""
-    return _SHORT.get(type_url, type_url)
 
 
 def _judged(objects: tuple[ObjectProgress, ...], clients: tuple[ClientProgress, ...], resources: int) -> Distribution:

@@ -12,12 +12,10 @@ from collections.abc import Iterable
 import msgspec
 
 from xdsbpf.compiler import Compiler
-from xdsbpf.model.names import SHORT_TYPES
+from xdsbpf.model.names import short_name
 from xdsbpf.report.origins import manifest_places
 from xdsbpf.sources.catalog import Catalog
 from xdsbpf.xds.status import NodeStatus, TypeStatus
-
-SHORT_NAMES = {type_url: short for short, type_url in SHORT_TYPES.items()}
 
 
 class RefusedRow(msgspec.Struct, frozen=True):
@@ -109,7 +107,7 @@ def _type_row(entry: TypeStatus, scopes: tuple[str, ...], compiler: Compiler, ca
         for nack in entry.nacked
     )
     return TypeRow(
-        type=SHORT_NAMES.get(entry.type_url, entry.type_url),
+        type=short_name(entry.type_url),
         type_url=entry.type_url,
         state=entry.state.value,
         wildcard=entry.wildcard,

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 from collections.abc import Mapping
 from typing import Any, Final
 
 from google.protobuf import json_format
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.descriptor_pool import Default
-from google.protobuf.message_factory import GetMessageClass
 
 from xdsbpf.compile.client_metadata import without_effect
 from xdsbpf.compile.envoy.names import MESH_SCOPE
 from xdsbpf.compile.envoy.newer_messages import CEL_MESSAGE, CEL_TYPE
+from xdsbpf.compile.raw.references import decode
 from xdsbpf.compiler import Compiler
 from xdsbpf.diagnostics import Diagnostic, Severity
 from xdsbpf.model.names import CLUSTER, ENDPOINTS, TYPE_PREFIX, NodeId
@@ -61,13 +62,12 @@ class AnyTypes:
 
 def body_json(resource: Resource) -> dict[str, Any]:
     """The resource as proto3 JSON; what nothing here can decode is shown as base64, never left out."""
-    try:
-        message = GetMessageClass(Default().FindMessageTypeByName(resource.type_url.removeprefix(TYPE_PREFIX)))()
-        message.ParseFromString(resource.body)
-        decoded: dict[str, Any] = json_format.MessageToDict(message, descriptor_pool=AnyTypes())  # type: ignore[arg-type]
-    except (KeyError, TypeError):
-        return {"@type": resource.type_url, "value": base64.b64encode(resource.body).decode()}
-    return decoded
+    message = decode(resource.type_url, resource.body)
+    if message is not None:
+        # An Any in it may be of a type that is not known.
+        with contextlib.suppress(KeyError, TypeError):
+            return json_format.MessageToDict(message, descriptor_pool=AnyTypes())  # type: ignore[arg-type]
+    return {"@type": resource.type_url, "value": base64.b64encode(resource.body).decode()}
 
 
 def translation(

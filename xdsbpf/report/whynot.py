@@ -9,9 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from xdsbpf.compiler import Compiler
-from xdsbpf.model.names import SHORT_TYPES
+from xdsbpf.model.names import SHORT_TYPES, short_name
 from xdsbpf.report.origins import manifest_places
-from xdsbpf.report.proxies import SHORT_NAMES
 from xdsbpf.sources.catalog import Catalog
 from xdsbpf.xds.resource_status import explain
 from xdsbpf.xds.server import XdsServer
@@ -29,7 +28,7 @@ def whynot_rows(
     return [
         {
             "node": session.node_id,
-            "type": SHORT_NAMES.get(url, url),
+            "type": short_name(url),
             "type_url": url,
             "resource": name,
             "answer": _answer(server, compiler, session, url, name),

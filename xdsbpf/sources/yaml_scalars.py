@@ -47,14 +47,6 @@ def duration_ns(text: str) -> int | None:
     return sign * int(total)
 
 
-def format_duration(nanoseconds: int) -> str:
-    """Shortest exact form in one unit: 1500000000 -> `1.5s`, 250000000 -> `250ms`."""
-    for unit in ("s", "ms", "us"):
-        if abs(nanoseconds) >= _UNITS[unit]:
-            return f"{(Decimal(nanoseconds) / _UNITS[unit]).normalize():f}{unit}"
-    return f"{nanoseconds}ns" if nanoseconds else "0s"
-
-
 def scaled(value: float, factor: int) -> int:
     """`value * factor` rounded to an integer through the shortest decimal form of the float."""
     return int((Decimal(repr(value)) * factor).to_integral_value())

@@ -37,6 +37,7 @@ from xdsbpf.report.services import service_rows
 from xdsbpf.report.whynot import whynot_rows
 from xdsbpf.serve import ControlPlane
 from xdsbpf.web.metrics import registry_of
+from xdsbpf.web.requests import http_error, read_body, refuse_browsers
 
 MAX_REFERENCES = 10_000
 """References that one request to /locate may name."""
@@ -116,9 +117,9 @@ def admin_app(control_plane: ControlPlane) -> Starlette:
         return JSONResponse({"items": items})
 
     async def distribution(request: Request) -> Response:
-        _refuse_browsers(request)
+        refuse_browsers(request)
         try:
-            question = msgspec.json.decode(await _body(request), type=Question)
+            question = msgspec.json.decode(await read_body(request, MAX_BODY_BYTES), type=Question)
         except msgspec.DecodeError as error:
             raise HTTPException(400, f"not a question as `xdsbpf wait` puts it: {error}") from error
         found = await distributor.look(question.objects, connected_only=question.connected_only)
@@ -128,7 +129,7 @@ def admin_app(control_plane: ControlPlane) -> Starlette:
         return PlainTextResponse(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     async def confirm(request: Request) -> Response:
-        _refuse_browsers(request)
+        refuse_browsers(request)
         return JSONResponse({"confirmed": control_plane.confirm()})
 
     return Starlette(
@@ -145,29 +146,8 @@ def admin_app(control_plane: ControlPlane) -> Starlette:
             Route("/metrics", metrics),
             Route("/confirm", confirm, methods=["POST"]),
         ],
-        exception_handlers={HTTPException: _http_error, 500: _defect},
+        exception_handlers={HTTPException: http_error, 500: _defect},
     )
-
-
-def _refuse_browsers(request: Request) -> None:
-    """A page in a browser on this machine can send requests here too. Raises: HTTPException(403)."""
-    if "origin" in request.headers:
-        raise HTTPException(403, "browsers may not ask for that")
-
-
-async def _body(request: Request) -> bytes:
-    """The body of a request. Raises: HTTPException(413) for more than MAX_BODY_BYTES, as soon as that is known."""
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise HTTPException(413, f"more than {MAX_BODY_BYTES >> 20} MiB")
-    return bytes(body)
-
-
-async def _http_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail}, status_code=error.status_code, headers=error.headers)
 
 
 async def _defect(_: Request, error: Exception) -> Response:

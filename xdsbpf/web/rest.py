@@ -19,12 +19,13 @@ from envoy.service.discovery.v3.discovery_pb2 import DiscoveryRequest, Discovery
 from google.protobuf import json_format
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from xdsbpf.errors import ProtocolError
 from xdsbpf.report.translation import AnyTypes
+from xdsbpf.web.requests import http_error, read_body, refuse_browsers
 from xdsbpf.xds.services import METHODS, Variant
 from xdsbpf.xds.transport import Handler, Peer
 
@@ -84,7 +85,7 @@ def rest_app(handlers: Mapping[str, Handler], is_ready: Callable[[], bool]) -> S
         Route(f"/v3/discovery:{noun}", _endpoint(path, handlers[path], is_ready), methods=["POST"])
         for path, noun in _paths().items()
     ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: _http_error, ProtocolError: _refused})
+    return Starlette(routes=routes, exception_handlers={HTTPException: http_error, ProtocolError: _refused})
 
 
 def _paths() -> dict[str, str]:
@@ -95,12 +96,10 @@ def _paths() -> dict[str, str]:
 
 def _endpoint(path: str, handler: Handler, is_ready: Callable[[], bool]) -> Callable[[Request], Awaitable[Response]]:
     async def fetch(request: Request) -> Response:
-        if "origin" in request.headers:
-            # Security: a page in a browser on this machine can send requests here too.
-            raise HTTPException(403, "browsers may not ask for configuration")
+        refuse_browsers(request)
         if not is_ready():
             raise HTTPException(503, "the control plane is not ready: it has not read all of its input yet")
-        asked = _parse(await _body(request))
+        asked = _parse(await read_body(request, MAX_BODY_BYTES))
         call = _Call(path, _peer(request), asked.SerializeToString())
         await handler(call)
         answer = DiscoveryResponse.FromString(call.answer)
@@ -111,19 +110,6 @@ def _endpoint(path: str, handler: Handler, is_ready: Callable[[], bool]) -> Call
         return Response(await asyncio.to_thread(_json, answer), media_type="application/json")
 
     return fetch
-
-
-async def _body(request: Request) -> bytes:
-    """The body, as long as it is within the limit. Raises: HTTPException."""
-    body = bytearray()
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_BODY_BYTES:
-                raise HTTPException(413, f"a request may have {MAX_BODY_BYTES} bytes")
-    except ClientDisconnect as error:
-        raise HTTPException(400, "the client has gone") from error
-    return bytes(body)
 
 
 def _parse(body: bytes) -> DiscoveryRequest:
@@ -153,11 +139,6 @@ def _json(answer: DiscoveryResponse) -> str:
 def _peer(request: Request) -> Peer:
     client = request.client
     return Peer("unix:" if client is None or not client.host else f"ipv4:{client.host}:{client.port}")
-
-
-async def _http_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail}, status_code=error.status_code, headers=error.headers)
 
 
 async def _refused(_: Request, error: Exception) -> Response:

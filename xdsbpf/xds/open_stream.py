@@ -17,6 +17,7 @@ from xdsbpf.xds.request import decode_delta, decode_sotw
 from xdsbpf.xds.response import Response
 from xdsbpf.xds.services import Method, Variant
 from xdsbpf.xds.session import Session
+from xdsbpf.xds.siblings import ClientKey
 from xdsbpf.xds.telemetry import Telemetry
 from xdsbpf.xds.transport import Call
 
@@ -33,6 +34,7 @@ class OpenStream:
         session: Session,
         ledger: EnvoyLedger | None,
         metadata: Mapping[str, object],
+        client: ClientKey | None = None,
     ) -> None:
         self.type_url = method.type_url
         self.call = call
@@ -40,6 +42,8 @@ class OpenStream:
         self.session = session
         self.ledger = ledger
         self.metadata = metadata
+        self.client = client
+        """Whose siblings it is among; None for one that has none."""
         self.wake = asyncio.Event()
         """For the writer: there is something that the transport does not take at once, or the stream is to end."""
         self.reader: asyncio.Task[None] | None = None

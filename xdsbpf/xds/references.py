@@ -37,6 +37,8 @@ class References(msgspec.Struct, frozen=True):
     endpoints: frozenset[str] = _NOTHING
     """The assignments of clusters, by service name."""
     secrets: frozenset[str] = _NOTHING
+    warms_unseen: bool = False
+    """A cluster that needs more than endpoints and secrets before it is warm: addresses from DNS, health checks."""
 
 
 NONE: Final = References()
@@ -83,9 +85,13 @@ def uses_of(resources: Sequence[Resource], find: Callable[[Resource], References
 
 def _of_cluster(resource: Resource) -> References:
     message = Cluster.FromString(resource.body)
-    service = message.eds_cluster_config.service_name or resource.name
     secrets = _by_walk(resource).secrets if _TLS in resource.body else _NOTHING
-    return References(endpoints=frozenset((service,)), secrets=secrets)
+    is_resolved = message.HasField("cluster_type") or message.type in (Cluster.STRICT_DNS, Cluster.LOGICAL_DNS)
+    warms_unseen = is_resolved or bool(message.health_checks)
+    if message.type != Cluster.EDS and not message.HasField("eds_cluster_config"):
+        return References(secrets=secrets, warms_unseen=warms_unseen) if secrets or warms_unseen else NONE
+    service = message.eds_cluster_config.service_name or resource.name
+    return References(endpoints=frozenset((service,)), secrets=secrets, warms_unseen=warms_unseen)
 
 
 def _by_walk(resource: Resource) -> References:

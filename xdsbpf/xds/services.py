@@ -1,6 +1,6 @@
 """The gRPC methods of xDS: which variant and which type each of them serves.
 
-In: a method path. Out: a frozen `Method`, or None for a path that is not ours. One aggregated service (ADS) takes
+In: a method path. Out: a frozen `Method`. One aggregated service (ADS) takes
 every type on one stream; beside it every type has a service of its own. Pure.
 """
 
@@ -69,8 +69,3 @@ def _methods() -> dict[str, Method]:
 
 METHODS: dict[str, Method] = _methods()
 """Every method that the server serves, by path."""
-
-
-def method_of(path: str) -> Method | None:
-    """The method of that path (`/package.Service/Method`), or None."""
-    return METHODS.get(path)

@@ -23,6 +23,7 @@ from xdsbpf.xds.heartbeats import Heartbeats
 from xdsbpf.xds.references import References
 from xdsbpf.xds.request import MAX_NAMES, Request
 from xdsbpf.xds.response import Reader, Response
+from xdsbpf.xds.siblings import Siblings
 from xdsbpf.xds.store import AGENT, Changes, View
 from xdsbpf.xds.subscription import Nack, Sent, Subscription
 from xdsbpf.xds.telemetry import Telemetry
@@ -42,9 +43,10 @@ class Session(PageFiller):
     (what it ACKs opens that gate). `nonces` is shared by all streams of a server, so a nonce of another
     stream is stale here, and so is `stamps`: what happened earlier has the smaller one on all of them. `clock`
     (seconds) ends the waits of the reference guard, and is recorded for the status and the `telemetry`. `service_type`
-    is the type of a per-type service, "" for the aggregated one. `quarantine`: what a NACK names is held back
-    alone, and what came with it is sent again. `max_message`: bytes that the client takes in one message; None: any
-    number. `takes_ttl`: it knows the time to live of a resource, and is told in time that one is still there.
+    is the type of a per-type service, "" for the aggregated one; `siblings` are then the streams of the same client,
+    which its owner lets it join. `quarantine`: what a NACK names is held back alone, and what came with it is sent
+    again. `max_message`: bytes that the client takes in one message; None: any number. `takes_ttl`: it knows the time
+    to live of a resource, and is told in time that one is still there.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Session(PageFiller):
         quarantine: bool = True,
         max_message: int | None = None,
         takes_ttl: bool = True,
+        siblings: Siblings | None = None,
     ) -> None:
         self.view = view
         self.node_id = node_id
@@ -87,7 +90,8 @@ class Session(PageFiller):
         """What could not be sent since somebody emptied this, for the log."""
         self._stamp = 0
         self._subscriptions: dict[str, Subscription] = {}
-        self._guard = ClusterGuard(view, reader, self._subscriptions, is_aggregated=not service_type)
+        self._siblings = siblings
+        self._guard = ClusterGuard(view, reader, self._subscriptions, is_aggregated=not service_type, siblings=siblings)
         self._owed: dict[str, set[str]] = {}
         """Type -> names that clusters and listeners sent before the first request of the type refer to (rule 34)."""
 
@@ -156,6 +160,8 @@ class Session(PageFiller):
             self._hear_claims(subscription)
         else:
             self._later_request(subscription, request)
+        if self._siblings is not None:
+            self._siblings.heard(subscription)
         if type_url == names.CLUSTER:
             self._guard.clusters_moved()
         if len(subscription.names) > MAX_NAMES:
@@ -171,13 +177,15 @@ class Session(PageFiller):
         `stamp` is that of the change on all streams, taken from `stamps`.
         """
         self._stamp = next(self._stamps) if stamp is None else stamp
+        have_clusters_moved = False
         for scope in self.view.scopes:
             for type_url, name in changes.by_scope.get(scope, ()):
                 subscription = self._subscriptions.get(type_url)
                 if subscription is not None and subscription.covers(name):
                     subscription.mark(name, self._stamp)
-                    if type_url == names.CLUSTER:
-                        self._guard.clusters_moved()
+                    have_clusters_moved |= type_url == names.CLUSTER
+        if have_clusters_moved:
+            self._guard.clusters_moved()
 
     def change_view(self, view: View) -> None:
         """The client sees other scopes from now on: whatever differs is sent, what is gone is removed.
@@ -213,6 +221,8 @@ class Session(PageFiller):
         response = self._next_change() or self._next_heartbeat()
         if response is not None and self._takes_ttl and self._reader.has_ttl:
             self._heartbeats.heard(response.type_url, response.resources, self._clock())
+        if response is None and self._siblings is not None:
+            self._siblings.settled(self._service_type)
         return response
 
     def _next_change(self) -> Response | None:
@@ -322,7 +332,8 @@ class Session(PageFiller):
         So every update of a later type that belongs to the same or an older change has been ACKed (endpoints refer
         to nothing), and no ACKed listener or route names a cluster.
         """
-        unsettled = [other.oldest_unacked() for other in later if other.type_url != names.ENDPOINTS]
+        users = (*later, *self._guard.users_elsewhere(subscription))
+        unsettled = [other.oldest_unacked() for other in users if other.type_url != names.ENDPOINTS]
         limit = min((stamp for stamp in unsettled if stamp is not None), default=self._stamp + 1)
         return self._guard.free(subscription, (name for name, stamp in subscription.removals.items() if stamp < limit))
 
@@ -332,6 +343,7 @@ class Session(PageFiller):
         To be called before `held` has what is in it.
         """
         if subscription.type_url == names.CLUSTER:
+            self._guard.clusters_sent(subscription, sent.versions, self._stamp)
             subscription.unusable.update(sent.versions.keys() - subscription.held.keys())
         subscription.held.update(sent.versions)
         self._last_number = next(self._nonces) if number is None else number

@@ -28,6 +28,7 @@ from xdsbpf.xds.response import Response, content_version, encode_sotw
 from xdsbpf.xds.roster import Roster
 from xdsbpf.xds.services import METHODS, Method, Variant
 from xdsbpf.xds.session import Session
+from xdsbpf.xds.siblings import LINKED_TYPES, ClientKey, Clients
 from xdsbpf.xds.sotw import SotwSession
 from xdsbpf.xds.status import NodeStatus, node_statuses
 from xdsbpf.xds.store import AGENT, NODE_ENVOY, Changes, ResourceStore, View
@@ -50,6 +51,13 @@ log = structlog.get_logger(__name__)
 
 def _stopping() -> ProtocolError:
     return ProtocolError("UNAVAILABLE", "the server is stopping")
+
+
+def _client(call: Call, method: Method, node_id: str, view: View) -> ClientKey | None:
+    """Who opened a stream that has siblings; None for one that needs none: it takes all types, or one of no concern."""
+    if method.type_url not in LINKED_TYPES:
+        return None
+    return ClientKey(node_id, call.peer.identities, call.peer.is_encrypted, view.kind, view.node)
 
 
 def unprepared(_node_id: str, _metadata: Mapping[str, object]) -> AbstractAsyncContextManager[None]:
@@ -87,6 +95,7 @@ class Streams:
         self._open: set[OpenStream] = set()
         self._agents: dict[str, set[OpenStream]] = {}
         """Agents' streams by node."""
+        self._clients = Clients(clock)
         self._exchange = Exchange(clock, self.gate, self.telemetry, self._wake_agents)
         self._is_stopping = False
 
@@ -211,6 +220,8 @@ class Streams:
             raise _stopping()
         variant: type[Session] = DeltaSession if method.variant is Variant.DELTA else SotwSession
         ledger = self.gate.open(view, self.store) if view.kind == NODE_ENVOY else None
+        client = _client(call, method, node_id, view)
+        siblings = None if client is None else self._clients.siblings(client)
         session = variant(
             view,
             self.store,
@@ -225,8 +236,11 @@ class Streams:
             quarantine=self._quarantine,
             max_message=max_message_of(view, metadata),
             takes_ttl=method.variant is Variant.DELTA or takes_wrapped(metadata),
+            siblings=siblings,
         )
-        stream = OpenStream(call, method, session, ledger, metadata)
+        stream = OpenStream(call, method, session, ledger, metadata, client)
+        if siblings is not None:
+            siblings.join(method.type_url, session, lambda: self._exchange.turns.add(stream))
         self._open.add(stream)
         if self._max_age_s:
             stream.end_after(lifetime(self._max_age_s, random.random))
@@ -263,6 +277,8 @@ class Streams:
         agents.discard(stream)
         if not agents:
             self._agents.pop(node, None)
+        if stream.client is not None:
+            self._clients.leave(stream.client, stream.type_url, stream.session)
         if stream.ledger is not None:
             self.gate.close(stream.ledger)
             self._wake_agents(stream.ledger.node)

@@ -44,6 +44,10 @@ class Reason(enum.Enum):
     UNSENT = "has not been sent to the client"
     WARMING = "is not acknowledged yet"
     REFUSED = "was refused by the client"
+    AWAY = "exists, and the client's stream for clusters is not there"
+    LAGGING = "is not acknowledged yet on every stream that the client has for clusters"
+    UNFED = "is acknowledged a moment ago: the client may still warm it"
+    INCOMPLETE = "is acknowledged, and its endpoints or secrets are not yet: the client warms it"
 
 
 class Missing(msgspec.Struct, frozen=True):
@@ -304,6 +308,16 @@ class Subscription:
         """Stamp of the oldest change or question that waits to be sent, but for removals; infinity if none does."""
         oldest = min((min(queue.values()) for queue in (self.forced, self.dirty) if queue), default=math.inf)
         return min(oldest, self.backlog_stamp) if self.backlog else oldest
+
+    def is_asked(self, name: str) -> bool:
+        """Whether an answer about `name` is still to be sent."""
+        return name in self.forced or any(name in page.versions or name in page.missing for page in self.backlog or ())
+
+    def is_settled(self, name: str) -> bool:
+        """Whether the client owes no answer about `name`, and did not refuse it."""
+        if name in self.nacks:
+            return False
+        return not any(name in sent.versions or name in sent.removed for sent in self.in_flight.values())
 
     def answered(self, nonce: str) -> Sent | None:
         """Take the response of that nonce out of flight; None if the nonce is stale.

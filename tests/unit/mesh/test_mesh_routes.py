@@ -14,8 +14,9 @@ from tests.builders import (
     to,
     virtual_service,
 )
+from xdsbpf.incremental import Database, query
 from xdsbpf.mesh.route_values import RouteRule, RuleKind, SourceGuard
-from xdsbpf.mesh.routes import covers, has_http_rules, http_routes
+from xdsbpf.mesh.routes import covers, http_routes
 from xdsbpf.model.kube import ServicePort
 from xdsbpf.model.matching import PortSelector, StringMatch
 from xdsbpf.model.meta import Manifest
@@ -50,6 +51,12 @@ def shape(rules: tuple[RouteRule, ...]) -> list[str]:
     return found
 
 
+@query
+def routes_read(db: Database, host: str, port: int) -> tuple[RouteRule, ...]:
+    """Routes as a query reads them: of a service without any nothing is memoised."""
+    return http_routes(db, host, port)
+
+
 def seen_by(mesh: Mesh, namespace: str, labels: tuple[tuple[str, str], ...] = ()) -> list[str]:
     """What a client is offered, in order: kind and subset, up to the first entry that takes everything."""
     found = []
@@ -65,7 +72,6 @@ def seen_by(mesh: Mesh, namespace: str, labels: tuple[tuple[str, str], ...] = ()
 def test_a_service_without_routes_has_its_default_route() -> None:
     mesh = mesh_with()
     assert shape(rules(mesh)) == ["default:all@"]
-    assert not has_http_rules(mesh.db, REVIEWS, 9080)
 
 
 def test_a_host_that_is_no_service_has_no_routes() -> None:
@@ -86,7 +92,6 @@ def test_there_is_one_rule_per_route_and_match_in_order() -> None:
     assert [rule.match_path for rule in found] == ["spec.http[0].match[0]", "spec.http[0].match[1]", ""]
     assert [rule.catch_all for rule in found] == [False, False, True]
     assert found[0].name == "people"
-    assert has_http_rules(mesh.db, REVIEWS, 9080)
 
 
 def test_nothing_follows_a_catch_all() -> None:
@@ -311,14 +316,14 @@ def test_the_origins_of_routes_are_the_routes_and_matches_used() -> None:
             "r", "reviews", route(to("reviews", "v2"), match=(header("a", "b"),)), route(to("reviews", "v1"))
         )
     )
-    found = mesh.origins(has_http_rules, REVIEWS, 9080)
+    found = mesh.origins(routes_read, REVIEWS, 9080)
     assert "VirtualService/default/r spec.http[0].match[0]" in found
     assert "VirtualService/default/r spec.http[1]" in found
 
 
 def test_a_change_of_another_hosts_routes_recomputes_nothing_here() -> None:
     mesh = mesh_with(virtual_service("r", "reviews", route(to("reviews", "v1"))))
-    mesh.db.watch(has_http_rules, REVIEWS, 9080)
+    mesh.db.watch(routes_read, REVIEWS, 9080)
     mesh.db.drain()
     before = mesh.db.runs
     mesh.put(virtual_service("s", "ratings", route(to("ratings"))))

@@ -23,7 +23,7 @@ from tests.builders import (
     virtual_service,
 )
 from xdsbpf.mesh.summary import service_summary, summaries
-from xdsbpf.mesh.traffic_mode import Plane, l7_ports, traffic_mode
+from xdsbpf.mesh.traffic_mode import Plane, traffic_mode
 from xdsbpf.model.destination_rule import (
     ClientTLSSettings,
     ConnectionPoolSettings,
@@ -61,7 +61,6 @@ def test_an_http_route_moves_it_to_the_proxy_and_back() -> None:
     routed = virtual_service("r", "reviews", route(to("reviews")))
     mesh.put(routed)
     assert mode(mesh) == ("L7", ["HTTP route <- VirtualService/default/r spec.http[0]"])
-    assert l7_ports(mesh.db) == ((REVIEWS, 9080),)
     mesh.remove(routed.id)
     assert mode(mesh)[0] == "L4"
 
@@ -192,7 +191,7 @@ def test_a_tcp_port_is_in_the_kernel_unless_an_annotation_asks_for_the_proxy() -
     mesh.put(service("db", *ports, annotations={"xdsbpf.io/dataplane": "l7"}))
     expected = ["annotation xdsbpf.io/dataplane: l7 <- Service/default/db metadata.annotations[xdsbpf.io/dataplane]"]
     assert [mode(mesh, host("db"), port) for port in (5432, 8443)] == [("L7", expected)] * 2
-    assert l7_ports(mesh.db) == ((host("db"), 80), (host("db"), 5432), (host("db"), 8443))
+    assert mode(mesh, host("db"), 80)[0] == "L7"
     mesh.put(service("db", *ports), namespace("default", {"xdsbpf.io/dataplane": "l7"}))
     assert mode(mesh, host("db"), 5432)[0] == "L7"
     mesh.put(service("db", *ports, annotations={"xdsbpf.io/dataplane": "l4"}))

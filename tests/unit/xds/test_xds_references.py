@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from envoy.config.cluster.v3.cluster_pb2 import Cluster
+from envoy.config.core.v3.health_check_pb2 import HealthCheck
 from envoy.config.listener.v3.listener_pb2 import Listener
 from envoy.config.route.v3.route_components_pb2 import VirtualHost
 from envoy.config.route.v3.route_pb2 import RouteConfiguration
@@ -24,7 +25,15 @@ def test_a_cluster_waits_for_endpoints_of_its_service_name_and_for_its_secrets()
     assert references_of(resource(CDS, "a", named.message)) == References(
         endpoints=frozenset({"s"}), secrets=frozenset({"key"})
     )
-    assert references_of(resource(CDS, "b", Cluster(name="b"))).endpoints == {"b"}
+    assert references_of(resource(CDS, "b", Cluster(name="b", type=Cluster.EDS))).endpoints == {"b"}
+    assert references_of(resource(CDS, "c", Cluster(name="c", type=Cluster.STATIC))) == NONE
+
+
+def test_a_cluster_that_resolves_names_or_checks_health_warms_unseen() -> None:
+    resolved = Cluster(name="b", type=Cluster.STRICT_DNS)
+    checked = Cluster(name="c", type=Cluster.EDS, health_checks=[HealthCheck()])
+    assert references_of(resource(CDS, "b", resolved)) == References(warms_unseen=True)
+    assert references_of(resource(CDS, "c", checked)) == References(endpoints=frozenset("c"), warms_unseen=True)
 
 
 def test_a_route_refers_to_every_cluster_that_may_get_its_traffic() -> None:

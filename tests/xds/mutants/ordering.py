@@ -6,9 +6,10 @@ from tests.xds import test_a4_ordering as a4
 from tests.xds.mutation import Edit, Mutant, Seen, no_response, noise
 from tests.xds.resources import CDS, EDS, LDS, RDS, SDS
 from tests.xds.wire import Variant
-from xdsbpf.xds import delta, guard, references, session, store
+from xdsbpf.xds import delta, guard, references, session, store, streams, warming
 
 SOTW, DELTA = Variant.SOTW_ADS, Variant.DELTA_ADS
+_PER_TYPE = (Variant.SOTW_TYPE, Variant.DELTA_TYPE)
 
 _D, _B = delta.DeltaSession, session.Session
 
@@ -92,7 +93,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         38,
         "a cluster that was sent is there",
-        Edit(guard.ClusterGuard, "_unsettled", "unsent | (wanted & clusters.unusable)", "unsent"),
+        Edit(guard.ClusterGuard, "_unsettled_on", "unsent | (wanted & clusters.unusable)", "unsent"),
         a4.test_a_route_waits_until_its_new_cluster_is_acknowledged,
         SOTW,
         Seen('assert other.holds == {"q": 2}', "'r': 2"),
@@ -120,5 +121,35 @@ MUTANTS: tuple[Mutant, ...] = (
         a4.test_endpoints_follow_every_cluster_that_has_their_service_name,
         DELTA,
         Seen("follows = await client.receive()", "no response of any type"),
+    ),
+    *(
+        Mutant(
+            38,
+            f"the streams of one client know nothing of each other ({variant.value})",
+            Edit(streams, "_client", "if method.type_url not in LINKED_TYPES:", "if True:"),
+            a4.test_over_streams_of_their_own_a_route_waits_until_its_new_cluster_is_warm,
+            variant,
+            Seen("await client.quiet()", noise(RDS)),
+        )
+        for variant in _PER_TYPE
+    ),
+    Mutant(
+        38,
+        "a cluster that was accepted on a stream of its own is warm",
+        Edit(warming.Warming, "reason", "if found is None:", "if True:"),
+        a4.test_over_streams_of_their_own_a_route_waits_until_its_new_cluster_is_warm,
+        Variant.DELTA_TYPE,
+        Seen("await client.quiet()", noise(RDS)),
+    ),
+    *(
+        Mutant(
+            32,
+            f"a cluster leaves whatever the client has on other streams ({variant.value})",
+            Edit(guard.ClusterGuard, "users_elsewhere", "yield from self._siblings.users()", "yield from ()"),
+            a4.test_over_streams_of_their_own_a_cluster_leaves_after_the_routes_that_left_it_were_acked,
+            variant,
+            Seen("await client.quiet()", noise(CDS)),
+        )
+        for variant in _PER_TYPE
     ),
 )

@@ -59,14 +59,6 @@ def authority_of(headers: Headers | None) -> str:
     return ""
 
 
-def changed_request_headers(headers: Headers | None) -> frozenset[str]:
-    """Lower-case names of the request headers that differ upstream from what the client sent."""
-    if headers is None:
-        return frozenset()
-    request = headers.request
-    return frozenset(name.lower() for name in (*dict(request.set), *dict(request.add), *request.remove))
-
-
 def _additions(operations: HeaderOperations, where: Origin, report: Report) -> list[HeaderValueOption]:
     options: list[HeaderValueOption] = []
     for field, pairs, action in (("set", operations.set, OVERWRITE), ("add", operations.add, APPEND)):

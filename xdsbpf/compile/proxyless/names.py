@@ -43,8 +43,3 @@ def parse_target(name: str) -> tuple[str, int] | None:
     host, separator, text = name.rpartition(":")
     port = parse_port(text)
     return None if not separator or not host or port is None else (host, port)
-
-
-def client_scope(namespace: str, labels: str) -> str:
-    """Store scope of what only clients of one namespace and these labels see."""
-    return f"{SCOPE}/{namespace}/{labels}"

@@ -54,7 +54,8 @@ def for_grpc(message: ClusterLoadAssignment) -> tuple[ClusterLoadAssignment, tup
             text = f"the locality comes twice in priority {group.priority}: gRPC clients get both as one"
             repairs.append(Repair(path, text, "put all endpoints of a locality into one entry"))
             if group.HasField("load_balancing_weight"):
-                kept.load_balancing_weight.value += group.load_balancing_weight.value
+                weight = kept.load_balancing_weight.value + group.load_balancing_weight.value
+                kept.load_balancing_weight.value = min(weight, MAXIMUM)
         for position, endpoint in enumerate(group.lb_endpoints):
             where = f"{path}.lb_endpoints[{position}]"
             if endpoint.HasField("load_balancing_weight") and not endpoint.load_balancing_weight.value:

@@ -58,11 +58,6 @@ class Inbox:
         """`pop` would give a message, or raise."""
         return self._fault is not None or 0 < self._whole <= len(self._data)
 
-    @property
-    def is_broken(self) -> bool:
-        """There will be no further message."""
-        return self._fault is not None
-
     def feed(self, payload: bytes) -> None:
         """Take the content of a DATA frame."""
         if self._fault is not None or not payload:

@@ -97,3 +97,9 @@ def test_weights_that_overflow_keep_their_proportion() -> None:
     weights = [entry["load_balancing_weight"] for entry in found]
     assert weights == [MAXIMUM // 2] * 2
     assert places == ["endpoints"]
+
+
+def test_weights_of_a_locality_that_comes_twice_do_not_overflow() -> None:
+    found, places = repaired(group(at(1), weight=MAXIMUM), group(at(2), weight=MAXIMUM))
+    assert found == expected(group(at(1), at(2), weight=MAXIMUM))
+    assert places == ["endpoints[1]"]
