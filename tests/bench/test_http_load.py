@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import bench_envoy
+from tests.bench import bench_envoy, bench_mesh
+from tests.bench.load import mesh_rig
 from tests.bench.load.http import Client, Server
 
 
@@ -42,3 +43,17 @@ async def test_a_change_of_endpoints_is_seen_in_traffic(
     assert {name: figures["failed_requests"] for name, figures in found.items()} == dict.fromkeys(found, 0)
     assert 0 < found["endpoint_change"]["p50_ms"] < found["endpoint_file_edit"]["p50_ms"]
     assert found["endpoint_file_edit"]["p50_ms"] > found["endpoint_file_edit"]["settling_ms"]
+
+
+@pytest.mark.slow
+@pytest.mark.root
+@pytest.mark.envoy
+def test_a_restart_is_measured_by_clients_that_would_see_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_mesh, "KILLS", 1)
+    monkeypatch.setattr(bench_mesh, "RESTARTS", 0)
+    with mesh_rig.mesh(tmp_path) as mesh:
+        found = bench_mesh.restarts(mesh, tmp_path)
+    assert (found["dropped"], found["unpoliced"]) == (0, 0)
+    assert min(found[name] for name in ("moves_seen", "seen_without_policy", "seen_without_server")) > 0

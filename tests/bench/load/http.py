@@ -62,6 +62,7 @@ class Server:
     def __init__(self, address: str, port: int, name: str, enter: Enter = here) -> None:
         command = [str(built("http_server")), address, str(port), name, str(BODY_BYTES)]
         self._lines = Lines(list(enter(command)))
+        self.pid = self._lines.pid
         self.port = int(self._lines.hear(10.0, "listening").split()[1])
 
     def __enter__(self) -> Self:
@@ -80,6 +81,7 @@ class Client:
 
     def __init__(self, address: str, port: int, host: str, enter: Enter = here) -> None:
         self._lines = Lines(list(enter([str(built("http_load")), address, str(port), host])))
+        self.pid = self._lines.pid
         self._heard: list[tuple[float, str]] = []
 
     def __enter__(self) -> Self:
