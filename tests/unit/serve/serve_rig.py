@@ -134,10 +134,10 @@ class Client:
         """Names of everything sent or removed so far, in order."""
         return [name for r in self.responses for name in (*(item.name for item in content(r)), *r.removed)]
 
-    async def acknowledge(self, type_url: str) -> None:
-        """ACK the newest response of a type, for a client that does not answer by itself."""
+    async def acknowledge(self, type_url: str, *, error: str = "") -> None:
+        """ACK the newest response of a type, or refuse it, for a client that does not answer by itself."""
         last = next(response for response in reversed(self.responses) if response.type_url == type_url)
-        await self._send(type_url, nonce=last.nonce)
+        await self._send(type_url, nonce=last.nonce, error=error)
 
     async def _send(self, type_url: str, **fields: Any) -> None:
         node_id = self.node_id if self._first else ""

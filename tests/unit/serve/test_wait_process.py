@@ -14,6 +14,7 @@ import pytest
 from serve_rig import REVIEWS_HOST, Client, virtual_service
 from test_serve_process import Serve, serving
 
+from tests.raw_texts import cluster, raw_file
 from tests.waiting import until
 from xdsbpf.cli.exits import CommandError, Exit
 from xdsbpf.cli.wait import parse_duration
@@ -144,6 +145,48 @@ async def test_a_removal_ends_when_the_client_has_dropped_it(tmp_path: Path) -> 
             (tmp_path / "m" / "vs.yaml").unlink()
             code, output, errors = await run("-f", wanted, "--for", "delete", "--admin", admin)
             assert code == 0, errors
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+async def test_raw_resources_are_waited_for_at_the_envoys_that_get_them(tmp_path: Path, is_refused: bool) -> None:
+    """Another content than that of the file, no answer yet, then an ACK or a NACK; a second Envoy has no part in it."""
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "a.yaml").write_text(raw_file(cluster(name="a")))
+    wanted = tmp_path / "wanted.yaml"
+    wanted.write_text(raw_file(cluster(name="a", extra="lb_policy: RANDOM"), cluster(name="b"), nodes="edge-*"))
+    with serving(tmp_path, "--envoy-resources", str(raw)) as serve:
+        admin = ("--admin", f"unix:{serve.admin}")
+        edge, core = Client(f"unix:{serve.xds}", "edge-1"), Client(f"unix:{serve.xds}", "core-1")
+        try:
+            for client in (edge, core):
+                await client.subscribe([CLUSTER], ["a", "b"])
+                await until(lambda client=client: client.body(CLUSTER, "a") is not None)
+            edge.answers = False
+            async with waiting("-v", "--envoy-resources", str(wanted), *admin) as wait:
+                await until(lambda: "2 of 2 objects are not in force on the server" in wait.said)
+                seen = len(edge.responses)
+                (raw / "edge.yaml").write_text(wanted.read_text())
+                await until(lambda: len(edge.responses) > seen)
+                await until(lambda: "1 of 2 clients do not have all of it" in wait.said)
+                await edge.acknowledge(CLUSTER, error="a: no such policy" if is_refused else "")
+                code, output = await wait.ended()
+            if is_refused:
+                assert code == 1, wait.said
+                assert "edge-1   refused      cds a   a: no such policy" in output
+                assert "core-1" not in output
+            else:
+                assert code == 0, wait.said
+                assert output.startswith("2 objects (2 resources): 2 clients have all of it")
+                assert edge.body(CLUSTER, "b") is not None
+                assert core.body(CLUSTER, "b") is None
+                (raw / "edge.yaml").unlink()
+                edge.answers = True
+                gone = await run("--envoy-resources", str(wanted), "--for", "delete", *admin)
+                assert gone[0] == 0, gone
+        finally:
+            await edge.close()
+            await core.close()
 
 
 @pytest.mark.parametrize(
