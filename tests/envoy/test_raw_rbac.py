@@ -14,7 +14,7 @@ from envoy.config.rbac.v3 import rbac_pb2 as rbac
 from envoy.extensions.filters.network.rbac.v3 import rbac_pb2 as network
 from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 
-from tests.envoy.test_raw_resources import free_port
+from tests.envoy.node_mesh import free_port
 from xdsbpf.compile.raw.kernel_rbac import RbacFilter, blocks_of, decide, rbac_filter
 from xdsbpf.mesh.authorization import Source, Verdict
 from xdsbpf.model.address_block import BlockSet, parse_block

@@ -1,16 +1,24 @@
-"""Raw Envoy resources in a real kernel: files, `xdsbpf serve`, an agent, and clients in pods; no Envoy anywhere."""
+"""Raw Envoy resources in a real kernel: files, `xdsbpf serve`, an agent, and clients in pods.
+
+There is an Envoy only where a test starts one: outside of the mesh, at the address of the listener.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import json
+import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
-from tests.kernel.nodelab import attempt, wait_until
-from tests.node.agentlab import NODE, PORT, PROXY, ROOT, VIP, AgentLab, pod_address
+from tests.kernel.nodelab import ROOT_CGROUP, Place, attempt, dial, wait_until
+from tests.node.agentlab import NODE, NODE_NETNS, PORT, PROXY, ROOT, VIP, AgentLab, pod_address
 from tests.raw_texts import cluster, endpoint, listener, proxy, raw_file, rbac
 
 pytestmark = pytest.mark.root
@@ -18,7 +26,29 @@ pytestmark = pytest.mark.root
 TRUST_DOMAIN = "xba"
 PLACE = f"address: {{socket_address: {{address: {VIP}, port_value: 80}}}}"
 POD_1 = f'{{authenticated: {{principal_name: {{exact: "spiffe://{TRUST_DOMAIN}/ns/default/sa/pod1"}}}}}}'
-BACKENDS = cluster(endpoint(pod_address(3), PORT), endpoint(pod_address(4), PORT))
+ANSWERING = 8081
+"""Port of servers that wait for the client's first byte: Envoy's RBAC decides about nothing before that comes."""
+
+
+def backends(port: int = PORT) -> str:
+    return cluster(endpoint(pod_address(3), port), endpoint(pod_address(4), port))
+
+
+def answering(name: str) -> Callable[[Callable[[Any], None]], None]:
+    """As `nodelab.serve`, but for the client that speaks first."""
+
+    def run(ready: Callable[[Any], None]) -> None:
+        listener = socket.create_server(("0.0.0.0", ANSWERING), backlog=256)
+        ready(ANSWERING)
+        while True:
+            connection, peer = listener.accept()
+            with connection:
+                connection.settimeout(2.0)
+                with contextlib.suppress(OSError):
+                    if connection.recv(1):
+                        connection.sendall(json.dumps({"name": name, "peer": peer[0]}).encode() + b"\n")
+
+    return run
 
 
 def manifests() -> str:
@@ -51,9 +81,36 @@ class RawLab(AgentLab):
         self.processes.append(subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=-2))
         wait_until((self.state / "xds.sock").exists, "the control plane listens", 30.0)
 
-    def write(self, *filters: str, nodes: str = "") -> None:
-        text = listener("".join((*filters, proxy())), place=PLACE)
-        (self.state / "raw" / "db.yaml").write_text(raw_file(text, BACKENDS, nodes=nodes))
+    def write(self, *filters: str, nodes: str = "", place: str = PLACE, port: int = PORT) -> None:
+        text = listener("".join((*filters, proxy())), place=place)
+        (self.state / "raw" / "db.yaml").write_text(raw_file(text, backends(port), nodes=nodes))
+
+    def start_envoy(self, envoy: str) -> subprocess.Popen[bytes]:
+        """A stock Envoy on the node, outside of what the agent looks after."""
+        command = [sys.executable, "-m", "xdsbpf", "bootstrap", "--node-id", "edge-1"]
+        command += ["--xds", f"unix:{self.state}/xds.sock", "--admin", f"{self.state}/envoy.sock"]
+        printed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+        (self.state / "bootstrap.yaml").write_bytes(printed.stdout)
+        command = ["ip", "netns", "exec", NODE_NETNS, envoy, "-c", f"{self.state}/bootstrap.yaml"]
+        command += ["--use-dynamic-base-id", "--concurrency", "1", "--drain-time-s", "1"]
+        process = subprocess.Popen(command, stdout=(self.state / "envoy.log").open("ab"), stderr=-2)
+        self.processes.append(process)
+        return process
+
+    def meets(self, place: Place) -> tuple[str, str]:
+        """(who answers at the node's address, from where it sees the client); (what happened, "") without an answer."""
+
+        def meet() -> tuple[str, str]:
+            try:
+                with dial(PROXY, 5432, timeout=1.0) as connection:
+                    connection.sendall(b"?")
+                    line = connection.makefile().readline()
+            except OSError as error:
+                return errno.errorcode.get(error.errno or 0, repr(error)), ""
+            found = json.loads(line or '{"name": "closed", "peer": ""}')
+            return found["name"], found["peer"]
+
+        return place.run(meet)
 
     def outcome(self, pod: int, times: int = 1) -> Counter[str]:
         return Counter(self.pods[pod].run(lambda: [attempt(VIP, 80, timeout=1.0) for _ in range(times)]))
@@ -112,6 +169,43 @@ def test_what_the_kernel_cannot_check_leaves_it_and_other_nodes_have_none_of_it(
 
     lab.write(rbac(POD_1), nodes="elsewhere")
     (lab.state / "raw" / "other.yaml").write_text(
-        raw_file(listener(name="x", place=PLACE.replace(": 80", ": 81")), BACKENDS, nodes=f"'{NODE}'")
+        raw_file(listener(name="x", place=PLACE.replace(": 80", ": 81")), backends(), nodes=f"'{NODE}'")
     )
     wait_until(lambda: [row.port for row in lab.tables().frontends] == [81], "only what is for this node", 15.0)
+
+
+@pytest.mark.envoy
+def test_one_listener_is_the_kernel_s_for_pods_and_envoy_s_for_all_others_with_the_same_rule(
+    lab: RawLab, envoy: str
+) -> None:
+    """A pod and somebody else in its network have one address, and a rule by address: both get the same answer."""
+    place = PLACE.replace(VIP, PROXY).replace(": 80", ": 5432")
+    others = {number: Place(f"other{number}", ROOT_CGROUP, f"xba{number}") for number in (1, 2)}
+    servers = {"pod3", "pod4"}
+    for number in (3, 4):
+        lab.start(lab.pods[number], answering(f"pod{number}"))
+    lab.write(place=place, port=ANSWERING)
+    wait_until(lambda: [row.port for row in lab.tables().frontends] == [5432], "it is the kernel's", 15.0)
+    assert lab.meets(lab.pods[1])[0] in servers
+    assert lab.meets(others[1]) == ("ECONNREFUSED", ""), "there is no Envoy yet"
+    process = lab.start_envoy(envoy)
+    wait_until(lambda: lab.meets(others[1])[0] in servers, "Envoy listens, too", 30.0)
+
+    for number in (1, 2):
+        found = {client: [lab.meets(client) for _ in range(20)] for client in (lab.pods[number], others[number])}
+        assert all({name for name, _ in answers} == servers for answers in found.values()), found
+        assert {peer for _, peer in found[lab.pods[number]]} == {pod_address(number)}, "nobody stands between"
+        assert pod_address(number) not in {peer for _, peer in found[others[number]]}, "Envoy does"
+
+    block = f"{{direct_remote_ip: {{address_prefix: {pod_address(1)}, prefix_len: 32}}}}"
+    for action, allowed, denied in (("ALLOW", 1, 2), ("DENY", 2, 1)):
+        lab.write(rbac(block, action=action), place=place, port=ANSWERING)
+        wait_until(lambda denied=denied: lab.meets(lab.pods[denied]) == ("EPERM", ""), "the kernel's rule", 15.0)
+        wait_until(lambda denied=denied: lab.meets(others[denied]) == ("closed", ""), "Envoy's rule", 15.0)
+        assert lab.meets(lab.pods[allowed])[0] in servers
+        assert lab.meets(others[allowed])[0] in servers
+
+    process.kill()
+    process.wait()
+    assert lab.meets(lab.pods[2])[0] in servers
+    assert lab.meets(others[2]) == ("ECONNREFUSED", "")
