@@ -259,6 +259,8 @@ async def _status(
     if reconciler.drift:
         message = f"{reconciler.drift} entries were changed by somebody else and repaired"
         problems.append(agent_pb2.Problem(subject="maps", message=message))
+    if not await envoy.has_control_plane():
+        problems.append(agent_pb2.Problem(subject="Envoy", message="it has no connection to the control plane"))
     if credentials is not None:
         problems += [agent_pb2.Problem(subject="certificate", message=message) for message in credentials.problems()]
     return agent_pb2.Status(

@@ -188,6 +188,7 @@ def test_certificates_and_authorities_are_replaced_under_traffic(lab: Lab, tmp_p
 
 
 def test_an_agent_with_the_certificate_of_another_node_is_refused_and_its_node_stays_as_it_was(lab: Lab) -> None:
+    traffic_is_as_ever(lab)
     own = held(files(lab, "node1"))
     before = xdsbpf_json(lab, "bpf", "frontends", "--node", "node1")["items"]
     write_files(files(lab, "node1"), *held(files(lab, "node2")))
@@ -209,6 +210,7 @@ def test_an_agent_with_the_certificate_of_another_node_is_refused_and_its_node_s
 @pytest.mark.parametrize("wrong", ["authority", "name"])
 def test_a_control_plane_that_cannot_prove_itself_is_not_believed(lab: Lab, wrong: str) -> None:
     """Neither by agents nor by Envoys; the nodes go on as they are until the right one is back."""
+    traffic_is_as_ever(lab)  # an Envoy asks for a virtual host when it is used for the first time
     own = held(files(lab, CONTROL_PLANE))
     impostor = Authority("another")
     refusals = {"authority": "cluster.xds.ssl.fail_verify_error", "name": "cluster.xds.ssl.fail_verify_san"}
@@ -228,8 +230,10 @@ def test_a_control_plane_that_cannot_prove_itself_is_not_believed(lab: Lab, wron
             "the Envoys' doubt",
         )
         assert connected(lab) == set()
+        assert all("Envoy" in {problem.subject for problem in agent(lab, node).problems} for node in NODES)
         traffic_is_as_ever(lab)
     finally:
         write_files(files(lab, CONTROL_PLANE), *own)
         lab.restart("control-plane")
-    wait_until(lambda: all_are_connected(lab), 20, "agents and Envoys")
+    # An Envoy that was turned away again and again waits for up to 30 s.
+    wait_until(lambda: all_are_connected(lab), 45, "agents and Envoys")

@@ -29,6 +29,7 @@ _FIRST_BACKOFF, _LAST_BACKOFF = 0.1, 5.0
 _LONG_ENOUGH = 10.0
 _DRAIN_SECONDS = 5
 _ADMIN_TIMEOUT = 2.0
+_CONNECTED = "control_plane.connected_state"
 # The shell joins the cgroup first: a socket keeps the cgroup that it was created in. Envoy asks the kernel
 # for a SIGTERM when its parent dies (PR_SET_PDEATHSIG), so it must have lost its parent before it runs:
 # it waits for the end of standard input, which comes when the shell that forked it has been reaped.
@@ -132,6 +133,16 @@ class EnvoySupervisor:
             return (await self.admin("/ready")).strip()
         except (OSError, TimeoutError, EOFError):
             return "STARTING"
+
+    async def has_control_plane(self) -> bool:
+        """Whether Envoy has its stream to the control plane; also True while there is no Envoy to ask."""
+        if self._record is None:
+            return True
+        try:
+            answer = await self.admin(f"/stats?filter=^{_CONNECTED}$")
+        except (OSError, TimeoutError, EOFError):
+            return True
+        return answer.strip() != f"{_CONNECTED}: 0"
 
     async def admin(self, path: str) -> str:
         """Body of a GET on Envoy's admin interface. Raises: OSError, TimeoutError, EOFError."""

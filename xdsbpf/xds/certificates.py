@@ -61,18 +61,21 @@ class Certificates:
         """Take what has changed since the last look, if it can be used.
 
         The three files are replaced one after the other: a certificate that does not fit its key yet is refused, and
-        looked at again when the next file changes.
+        looked at again when the next file changes. What cannot be used is also tried again without a change: a
+        certificate may begin later, a disk may have room again.
         """
         seen = fingerprint(self._files)
-        if seen == self._seen:
+        is_changed = seen != self._seen
+        if not is_changed and not self._error:
             return
         try:
             material = read_material(self._files, self._now())
             await use(material)
         except ConfigError as error:
-            self._error = str(error)
-            self.reloads["refused"] += 1
-            log.error("tls.certificate_refused", error=str(error), until=self.material.not_after)
+            if is_changed:
+                self._error = str(error)
+                self.reloads["refused"] += 1
+                log.error("tls.certificate_refused", error=str(error), until=self.material.not_after)
         else:
             self.material, self._error = material, ""
             self.reloads["taken"] += 1

@@ -225,6 +225,23 @@ async def test_files_that_cannot_be_used_later_change_nothing_and_are_reported(t
             await until(lambda: serial_of(held) == serial_of(files))
 
 
+async def test_a_certificate_that_begins_later_is_taken_when_it_has_begun(tmp_path: Path) -> None:
+    authority, now = Authority(), [time.time() - 1.5 * 3600]
+    files = issued(tmp_path, authority, NODE1)
+    credentials = Credentials(files, "127.0.0.1:1", "", tmp_path / "tls", lambda: now[0])
+    now[0] -= 3600  # before certificates of this authority begin
+    second = serial_of(issued(tmp_path, authority, NODE1))
+    watching = asyncio.create_task(credentials.run())
+    try:
+        await until(lambda: "it is valid from" in credentials.status().error)
+        now[0] += 3600
+        await until(lambda: int(credentials.status().serial, 16) == second)
+    finally:
+        watching.cancel()
+    assert (credentials.status().error, credentials.status().taken) == ("", 1)
+    assert credentials.status().refused <= 3, "once for a change, however often it is tried"
+
+
 async def test_a_certificate_that_ends_in_force_is_a_problem(tmp_path: Path) -> None:
     files = issued(tmp_path, Authority(), NODE1)
     now = [time.time()]
