@@ -350,8 +350,12 @@ def test_detach_leaves_nothing_behind(lab: AgentLab) -> None:
     assert lab.pods[2].run(lambda: attempt(pod_address(3), PORT)) != "pod3"
     assert lab.stop_agent(signal.SIGTERM) == 0
     assert lab.pods[2].run(lambda: attempt(pod_address(3), PORT)) != "pod3", "SIGTERM leaves the datapath"
+    secrets = lab.state / "agent" / "envoy" / "tls"
+    secrets.mkdir(parents=True, exist_ok=True)
+    (secrets / "key.pem").write_text("a key of an agent with mutual TLS")
     lab.detach()
     assert not PIN_ROOT.exists()
+    assert not secrets.exists()
     assert lab.pods[2].run(lambda: attempt(pod_address(3), PORT)) == "pod3"
     attached = subprocess.run(
         ["bpftool", "cgroup", "tree", str(CGROUP)], capture_output=True, text=True, check=True

@@ -152,6 +152,7 @@ def test_certificates_and_authorities_are_replaced_under_traffic(lab: Lab, tmp_p
     """In the end the control plane trusts the new authority alone, and all have come back: with new certificates."""
     fresh = Authority("fresh")
     former = files(lab, CONTROL_PLANE).authorities.read_bytes()
+    dials = [envoy_stat(lab.envoy_admin(node), "cluster.xds.upstream_cx_total") for node in NODES]
     pids = [agent(lab, node).envoy_pid for node in NODES]
     with loads(lab, tmp_path / "stop") as clients:
         for node in NODES:  # first the trust, of both sides
@@ -175,6 +176,8 @@ def test_certificates_and_authorities_are_replaced_under_traffic(lab: Lab, tmp_p
 
         wait_until(lambda: all(map(is_taken, NODES)), 20, "new certificates of agents and Envoys")
         assert all(agent(lab, node).xds_state == "connected" for node in NODES)
+        again = [envoy_stat(lab.envoy_admin(node), "cluster.xds.upstream_cx_total") for node in NODES]
+        assert again == dials, "open streams stay"
         write_files(files(lab, CONTROL_PLANE), *issued, fresh.pem)
         lab.kill("control-plane", signal.SIGKILL)
         lab.restart("control-plane")
