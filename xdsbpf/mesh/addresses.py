@@ -107,6 +107,10 @@ def _block(text: str) -> bytes | None:
     return b"".join(known) if len(octets) == len(known) == 3 else None
 
 
+_SUSPECT: Final = frozenset({0, 127, 169, *range(224, 240), 255})
+"""First octets of which at least some addresses are refused."""
+
+
 def _octets(text: str) -> bytes | None:
     """The four bytes of a dotted IPv4 address in its one canonical form; None for anything else.
 
@@ -123,9 +127,19 @@ def refusal(text: str) -> str:
     Loopback, link-local (the clouds' metadata servers live there), multicast and unspecified
     addresses would let a manifest reach the node itself (reliability: server-side request forgery).
     """
+    return examined(text)[1]
+
+
+def examined(text: str) -> tuple[bytes, str]:
+    """An address as it sorts (`packed`), and its `refusal`; b"" for what is refused."""
     octets = _octets(text)
     if octets is None:
-        return "is not an IP address" if _parse(text) is None else "is IPv6, which is not supported yet"
+        return (b"", "is not an IP address" if _parse(text) is None else "is IPv6, which is not supported yet")
+    reason = _reserved(octets) if octets[0] in _SUSPECT else ""
+    return (b"" if reason else octets, reason)
+
+
+def _reserved(octets: bytes) -> str:
     first, second = octets[0], octets[1]
     if first == 0:
         return "is in 0.0.0.0/8"

@@ -6,11 +6,13 @@ One query per (service, port): a changed slice recomputes its own service and no
 
 from __future__ import annotations
 
+from sys import intern
+
 import msgspec
 
 from xdsbpf.diagnostics import Origin
 from xdsbpf.incremental import ABSENT, Database, query
-from xdsbpf.mesh.addresses import packed, refusal
+from xdsbpf.mesh.addresses import examined
 from xdsbpf.mesh.codes import refuse, warn
 from xdsbpf.mesh.destination_rules import subsets
 from xdsbpf.mesh.inputs import PODS, PODS_BY_BLOCK, SLICES_BY_SERVICE, address_block, object_id
@@ -48,19 +50,19 @@ def endpoints(db: Database, host: str, port: int) -> tuple[Endpoint, ...]:
             continue
         id = slice_.id
         for position, entry in enumerate(slice_.endpoints):
-            if not _is_serving(entry):
+            if not entry.addresses or not _is_serving(entry):
                 continue
-            path = f"endpoints[{position}]"
-            for address in entry.addresses[:1]:
-                reason = refusal(address)
-                if reason:
-                    refuse(db, "XB2010", id, f"{path}.addresses[0]", f"{address} {reason}: not used")
-                    continue
-                db.cite(Origin(id, path))
-                pod = _pod(db, slice_, entry, path, address)
-                key = (packed(address), number)
-                if key not in found:
-                    found[key] = _endpoint(db, pod, address, number)
+            path = intern(f"endpoints[{position}]")  # one text for all slices
+            address = entry.addresses[0]
+            octets, reason = examined(address)
+            if reason:
+                refuse(db, "XB2010", id, f"{path}.addresses[0]", f"{address} {reason}: not used")
+                continue
+            db.cite(Origin(id, path))
+            pod = _pod(db, slice_, entry, path, address)
+            key = (octets, number)
+            if key not in found:
+                found[key] = _endpoint(db, pod, address, number)
     return tuple(found[key] for key in sorted(found))
 
 

@@ -68,12 +68,13 @@ def _workloads(db: Database, pods: tuple[Pod, ...]) -> tuple[Workload, ...]:
         identity = spiffe_id(trust_domain, meta.namespace, pod.service_account)
         is_running = pod.status.phase == "Running"
         found.append(Workload(meta.namespace, meta.name, meta.uid, meta.labels, addresses, identity, is_running))
-    return tuple(sorted(found, key=lambda workload: workload.name))
+    found.sort(key=lambda workload: workload.name)
+    return tuple(found)
 
 
 def _own_addresses(pod: Pod) -> tuple[str, ...]:
     """The usable addresses of a pod that are its own; none of a finished pod or one on the host's network."""
-    return tuple(address for address in pod.addresses if not refusal(address)) if has_own_address(pod) else ()
+    return tuple([address for address in pod.addresses if not refusal(address)]) if has_own_address(pod) else ()
 
 
 @query
@@ -123,18 +124,20 @@ def _contested_addresses(db: Database, block: str) -> tuple[str, ...]:
     An identity depends on these only: a pod that comes or goes leaves the other identities of its block alone.
     """
     trust_domain = settings(db).trust_domain
-    claims: dict[str, set[str]] = {}
+    first: dict[str, str] = {}
+    several: dict[str, set[str]] = {}
     running = _running_pods(db, block)
     for pod in running:
-        name = spiffe_id(trust_domain, pod.namespace, pod.service_account)
+        name = spiffe_id(trust_domain, pod.metadata.namespace, pod.service_account)
         for address in pod.addresses:
-            if address_block(address) == block:
-                claims.setdefault(address, set()).add(name)
-    for address in _written_proxy_addresses(db) if claims else ():
-        if address in claims:
+            if first.setdefault(address, name) != name:
+                several.setdefault(address, {first[address]}).add(name)
+    for address in _written_proxy_addresses(db) if running else ():
+        if address in first:
             # Security: the proxies' identity passes every policy, no pod may share their address.
-            claims[address].add(NODE_PROXY)
-    several = {address: names for address, names in claims.items() if len(names) > 1}
+            several.setdefault(address, {first[address]}).add(NODE_PROXY)
+    # A pod's other addresses are in other blocks, with the other pods that claim them.
+    several = {address: names for address, names in several.items() if address_block(address) == block}
     for pod in running if several else ():
         for address in pod.addresses:
             if address in several:

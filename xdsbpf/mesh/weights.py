@@ -22,7 +22,7 @@ MAX_WEIGHT: Final = 65535
 """Largest weight of an endpoint; shares are rounded to fit."""
 
 
-class WeightedEndpoint(msgspec.Struct, frozen=True):
+class WeightedEndpoint(msgspec.Struct, frozen=True, gc=False):
     """An endpoint and its weight relative to the others, at least 1."""
 
     endpoint: Endpoint
@@ -39,7 +39,7 @@ def weighted_endpoints(db: Database, host: str, port: int) -> tuple[WeightedEndp
     info = owner.port(port) if owner is not None else None
     if info is not None and not info.is_http and owners(db, host):
         return _shared_endpoints(db, host, port)
-    return tuple(WeightedEndpoint(endpoint, 1) for endpoint in endpoints(db, host, port))
+    return tuple([WeightedEndpoint(endpoint, 1) for endpoint in endpoints(db, host, port)])
 
 
 @query

@@ -6,15 +6,17 @@ ready, and till then the kernel goes on balancing with what it has.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from xdsbpf._pb.xdsbpf.datapath.v1 import datapath_pb2
 from xdsbpf.compile.datapath import names
-from xdsbpf.compile.datapath.encoding import resource
+from xdsbpf.compile.fragments import Frame, frame_of, placeholder
 from xdsbpf.incremental import ABSENT, Absent, Database, query
 from xdsbpf.mesh.addresses import packed
 from xdsbpf.mesh.services import service, service_ports
 from xdsbpf.mesh.weights import weighted_endpoints
 from xdsbpf.model.names import BACKENDS
-from xdsbpf.model.resource import Resource
+from xdsbpf.model.resource import Resource, make_resource
 
 
 @query
@@ -31,8 +33,16 @@ def backends(db: Database, name: str) -> Resource | Absent:
     if parsed is None or owner is None or owner.port(parsed[1]) is None:
         return ABSENT
     host, port = parsed
-    message = datapath_pb2.Backends(service=name)
+    members = [datapath_pb2.Backends(service=name).SerializeToString()]
     for entry in weighted_endpoints(db, host, port):
-        endpoint = entry.endpoint
-        message.backends.add(address=packed(endpoint.address), port=endpoint.port, weight=entry.weight)
-    return resource(BACKENDS, name, message)
+        address = packed(entry.endpoint.address)
+        before, after = _member(len(address), entry.endpoint.port, entry.weight)
+        members.append(before + address + after)
+    return make_resource(BACKENDS, name, b"".join(members))
+
+
+@lru_cache(maxsize=4096)
+def _member(length: int, port: int, weight: int) -> Frame:
+    """The encoding of a backend around an address of that length; mostly the same for a whole mesh."""
+    backend = datapath_pb2.Backend(address=placeholder(length), port=port, weight=weight)
+    return frame_of(datapath_pb2.Backends(backends=[backend]), length)

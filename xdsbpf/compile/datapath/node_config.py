@@ -29,11 +29,12 @@ def node_config(db: Database, node: str, name: str) -> Resource | Absent:
         proxy_address=packed(proxy) if proxy else b"",
         trust_domain=settings(db).trust_domain,
     )
+    add = message.workloads.add
     for workload in workloads_of_node(db, node):
-        message.workloads.add(
-            name=workload.name,
-            uid=workload.uid,
-            addresses=[packed(address) for address in workload.addresses],
-            identity=workload.identity,
-        )
+        # Set field by field: an argument by keyword costs twice as much.
+        entry = add()
+        entry.name = workload.name
+        entry.uid = workload.uid
+        entry.addresses.extend([packed(address) for address in workload.addresses])
+        entry.identity = workload.identity
     return resource(NODE_CONFIG, node, message)

@@ -25,9 +25,7 @@ SAFE: Final = re.compile(r"[A-Za-z0-9._/:\[\]=;-]*")
 
 def attributes(namespace: str, service_account: str, labels: Labels) -> str:
     """The value of `xb.attrs`: `;ns=<namespace>;sa=<account>;<label>=<value>;...` in label order."""
-    parts = [namespace_prefix(namespace)[:-1], f"sa={service_account}"]
-    parts += [f"{label_key(key)}={value}" for key, value in labels]
-    return ";".join(parts) + ";"
+    return account_prefix(namespace, service_account) + "".join([f"{label_key(key)}={value};" for key, value in labels])
 
 
 def label_key(key: str) -> str:

@@ -7,20 +7,27 @@ for gRPC clients, which ignore endpoints without (xds-server.md rule 57).
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Final
+
+from envoy.config.core.v3.base_pb2 import Locality
+from envoy.config.endpoint.v3.endpoint_components_pb2 import LocalityLbEndpoints
 from envoy.config.endpoint.v3.endpoint_pb2 import ClusterLoadAssignment
 
 from xdsbpf.compile.envoy.clusters import cluster_names, known_cluster
 from xdsbpf.compile.envoy.codes import check_size
-from xdsbpf.compile.envoy.encoding import resource
+from xdsbpf.compile.fragments import Frame, frame_of, nested, placeholder
 from xdsbpf.diagnostics import Origin
 from xdsbpf.incremental import ABSENT, Absent, Database, query
 from xdsbpf.mesh.endpoints import Endpoint, subset_endpoints
 from xdsbpf.mesh.services import service
 from xdsbpf.model.names import ENDPOINTS
-from xdsbpf.model.resource import GRPC_LIMIT, Resource
+from xdsbpf.model.resource import GRPC_LIMIT, Resource, make_resource
 
 endpoint_names = cluster_names
 """EDS names are cluster names."""
+_ENDPOINTS_TAG: Final = ClusterLoadAssignment.ENDPOINTS_FIELD_NUMBER << 3 | 2
+_LOCALITY: Final[bytes] = LocalityLbEndpoints(locality=Locality()).SerializeToString()
 
 
 @query
@@ -29,23 +36,33 @@ def endpoints_resource(db: Database, name: str) -> Resource | Absent:
     key = known_cluster(db, name)
     if key is None:
         return ABSENT
-    message = load_assignment(name, subset_endpoints(db, key.host, key.port, key.subset))
-    built = resource(ENDPOINTS, name, message, on_demand=True)
+    body = load_assignment(name, subset_endpoints(db, key.host, key.port, key.subset))
+    built = make_resource(ENDPOINTS, name, body, on_demand=True)
     if len(built.body) > GRPC_LIMIT and (owner := service(db, key.host)) is not None:
         check_size(db.report, Origin(owner.object, "spec"), built)
     return built
 
 
-def load_assignment(name: str, endpoints: tuple[Endpoint, ...]) -> ClusterLoadAssignment:
-    """All endpoints in one locality, each with weight 1. Cost: about 1.5 us per endpoint."""
-    message = ClusterLoadAssignment(cluster_name=name)
-    if endpoints:
-        group = message.endpoints.add()
-        group.locality.SetInParent()
-        group.load_balancing_weight.value = len(endpoints)
-        add = group.lb_endpoints.add
-        for endpoint in endpoints:
-            address = add().endpoint.address.socket_address
-            address.address = endpoint.address
-            address.port_value = endpoint.port
-    return message
+def load_assignment(name: str, endpoints: tuple[Endpoint, ...]) -> bytes:
+    """The encoded assignment: all endpoints in one locality, each with weight 1. Cost: about 0.4 us per endpoint."""
+    head: bytes = ClusterLoadAssignment(cluster_name=name).SerializeToString()
+    if not endpoints:
+        return head
+    members = []
+    for endpoint in endpoints:
+        address = endpoint.address.encode()
+        before, after = _member(len(address), endpoint.port)
+        members.append(before + address + after)
+    weight = LocalityLbEndpoints()
+    weight.load_balancing_weight.value = len(endpoints)
+    return head + nested(_ENDPOINTS_TAG, b"".join((_LOCALITY, *members, weight.SerializeToString())))
+
+
+@lru_cache(maxsize=4096)
+def _member(length: int, port: int) -> Frame:
+    """The encoding of an endpoint around an address of that length; the same for nearly all endpoints of a mesh."""
+    message = LocalityLbEndpoints()
+    address = message.lb_endpoints.add().endpoint.address.socket_address
+    address.address = placeholder(length).decode()
+    address.port_value = port
+    return frame_of(message, length)

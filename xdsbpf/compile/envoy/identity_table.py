@@ -31,7 +31,7 @@ SOURCE_ADDRESS: Final = "source.address.substring(0, source.address.lastIndexOf(
 PLAIN_STRING: Final = "envoy.string"
 
 
-class Entry(msgspec.Struct, frozen=True, order=True):
+class Entry(msgspec.Struct, frozen=True, order=True, gc=False):
     """One source address and who is behind it."""
 
     address: str
@@ -52,16 +52,22 @@ def table(db: Database, node: str, name: str) -> Resource | Absent:
         return ABSENT
     workloads = workloads_of_node(db, node)
     unknown = contested(db, (address for workload in workloads for address in workload.addresses))
-    found = [(entry, workload) for workload in workloads for entry in _entries(db, workload, unknown)]
     entries: dict[str, Entry] = {}
+    shared: set[str] = set()
+    for workload in workloads:
+        for entry in _entries(db, workload, unknown):
+            other = entries.setdefault(entry.address, entry)
+            if other is not entry and other != entry:
+                shared.add(entry.address)
     # A key given twice is an error of the whole CEL map: every source of the node would be unknown.
-    shared = {entry.address for entry, _ in found if entries.setdefault(entry.address, entry) != entry}
-    for entry, workload in found if shared else ():
-        if entry.address in shared:
-            entries.pop(entry.address, None)
-            text = f"{entry.address} is that of several pods with different labels: "
-            text += "to the proxy it is an unknown source"
-            warn(db.report, IDENTITY_SHARED, _origin(workload), text, "delete the stale pods")
+    for address in sorted(shared):
+        del entries[address]
+    for workload in workloads if shared else ():
+        for entry in _entries(db, workload, unknown):
+            if entry.address in shared:
+                text = f"{entry.address} is that of several pods with different labels: "
+                text += "to the proxy it is an unknown source"
+                warn(db.report, IDENTITY_SHARED, _origin(workload), text, "delete the stale pods")
     return resource(EXTENSION, name, identity_table(tuple(entries[address] for address in sorted(entries))))
 
 
@@ -73,7 +79,7 @@ def _entries(db: Database, workload: Workload, unknown: frozenset[str]) -> list[
     """Entries of one pod: its addresses but for `unknown` ones, if its identity can be written safely."""
     account = workload.identity.rpartition("/")[2]
     text = attributes(workload.namespace, account, workload.labels)
-    if not is_safe(workload.identity) or not is_safe(text):
+    if not is_safe(workload.identity + text):
         fail(
             db.report,
             IDENTITY_UNSAFE,
@@ -90,8 +96,8 @@ def _entries(db: Database, workload: Workload, unknown: frozenset[str]) -> list[
 
 def identity_table(entries: tuple[Entry, ...]) -> TypedExtensionConfig:
     """The listener filter's configuration. All texts must be `is_safe`: they become quoted literals."""
-    principals = tuple((entry.address, entry.principal) for entry in entries)
-    attributes_ = tuple((entry.address, entry.attributes) for entry in entries)
+    principals = tuple([(entry.address, entry.principal) for entry in entries])
+    attributes_ = tuple([(entry.address, entry.attributes) for entry in entries])
     values = (_value(names.PRINCIPAL_KEY, principals), _value(names.ATTRIBUTES_KEY, attributes_))
     return TypedExtensionConfig(name=names.SOURCE_IDENTITY, typed_config=set_filter_state(values))
 
@@ -100,7 +106,7 @@ def expression(rows: tuple[tuple[str, str], ...]) -> str:
     """CEL that yields the text of the source address: `{'10.0.0.1':'text'}[<address>]`."""
     if not rows:
         return "''"
-    literal = ",".join(f"'{_shown(address)}':'{text}'" for address, text in rows)
+    literal = ",".join([f"'{_shown(address)}':'{text}'" for address, text in rows])
     return f"{{{literal}}}[{SOURCE_ADDRESS}]"
 
 
