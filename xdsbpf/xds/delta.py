@@ -9,7 +9,7 @@ from __future__ import annotations
 from xdsbpf.model import names
 from xdsbpf.model.resource import Resource
 from xdsbpf.xds import protocol, shared
-from xdsbpf.xds.references import REFERRING_TYPES, USING_TYPES, merged, uses_of
+from xdsbpf.xds.references import NONE, REFERRING_TYPES, USING_TYPES, merged, uses_of
 from xdsbpf.xds.request import DeltaRequest, Request
 from xdsbpf.xds.response import Page, Response, encode
 from xdsbpf.xds.session import Session
@@ -138,7 +138,9 @@ class DeltaSession(Session):
             for name in others if self._quarantine else ():
                 # A client that stops at the first bad resource has not looked at the ones behind it.
                 subscription.force(name, self._stamp)
-        if request.subscribe and not request.unsubscribe and self._answer_in_pages(subscription, request.subscribe):
+        if not request.subscribe and not request.unsubscribe:
+            return  # as with nearly every ACK
+        if not request.unsubscribe and self._answer_in_pages(subscription, request.subscribe):
             return
         star = subscription.subscribe(request.subscribe)
         for name in request.subscribe:
@@ -249,8 +251,9 @@ class DeltaSession(Session):
         """Send a page; `answer`: its names were asked for, so the missing ones are said to be."""
         removed = page.missing if answer else ()
         message = self._reader.shared.message(page, removed, self._last_number, self._nonces)
-        self._take_off(subscription, self._sent(page.versions, removed, stamp, page.uses), message.number)
-        self._owe(page.references)
+        self._take_off(subscription, self._sent(page.versions, removed, stamp, page.uses), message)
+        if page.references is not NONE:
+            self._owe(page.references)
         return Response(
             subscription.type_url,
             subscription.last_nonce,

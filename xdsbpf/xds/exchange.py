@@ -97,16 +97,17 @@ class Exchange:
         """A request behind the first one; what its session does not keep is gone afterwards. Raises: ProtocolError."""
         session = stream.session
         request = stream.decode(data)
-        before = self._gate.revision(session.view.node) if stream.ledger is not None else 0
         session.on_request(request)
         if session.has_work:
             self.turns.add(stream)
         type_url = request.type_url or stream.type_url
-        self._telemetry.received(type_url, len(data))
-        if request.nonce:
-            self._telemetry.count("acked" if request.error is None else "nacked", type_url)
-        if stream.ledger is not None and self._gate.revision(session.view.node) != before:
-            self._gate_moved(session.view.node)
+        answer = "" if not request.nonce else "acked" if request.error is None else "nacked"
+        self._telemetry.received(type_url, len(data), answer)
+        if stream.ledger is not None:
+            revision = self._gate.revision(session.view.node)
+            if revision != stream.gate_revision:
+                stream.gate_revision = revision
+                self._gate_moved(session.view.node)
         if request.error is not None:
             self._log_refusal(session.node_id, request, request.error)
 
@@ -125,13 +126,16 @@ class Exchange:
 
     def send(self, stream: OpenStream) -> None:
         """Send what may go now; what the transport does not take at once is the writer's, and the rest waits for it."""
+        session = stream.session
         while stream.unsent is None and stream.end is None:
-            response = stream.session.next_response()
+            response = session.next_response()
             if response is None:
-                stream.note_oversized(self._telemetry)
-                stream.call_at(stream.session.wake_at, self._clock(), self.turns.add)
+                if session.oversized:
+                    stream.note_oversized(self._telemetry)
+                if (at := session.wake_at) != stream.alarm_at:
+                    stream.call_at(at, self._clock(), self.turns.add)
                 return
-            message = stream.session.encode(response)
+            message = response.message or session.encode(response)
             if stream.call.write_now(message):
                 self._telemetry.written(response.type_url, len(message))
             else:

@@ -78,9 +78,12 @@ class PageFiller(abc.ABC):
         return self._gate is not None and self._gate.revision(self.view.node) != self._gate_revision
 
     def _look_at_gate(self) -> None:
-        if self._gate is None or not self._is_gate_moved:
+        if self._gate is None:
             return
-        self._gate_revision = self._gate.revision(self.view.node)
+        revision = self._gate.revision(self.view.node)
+        if revision == self._gate_revision:
+            return
+        self._gate_revision = revision
         for subscription in self._subscriptions.values():
             waiting, subscription.withheld = subscription.withheld, {}
             for name in waiting:

@@ -68,7 +68,7 @@ class ClusterGuard:
         """Of the siblings, when this was last looked at."""
         self._foreign: set[str] = set()
         """Names that were waited for in vain: the bootstrap of the client has them, or nobody."""
-        self._next_limit: float | None = None
+        self.next_limit: float | None = None
         """When the first wait ends at the latest; None if nothing waits."""
         self._has_moved = False
         self._uses_changed = False
@@ -76,15 +76,15 @@ class ClusterGuard:
     @property
     def wake_at(self) -> float | None:
         """When to look again although nothing has happened; None if not at all."""
-        return None if self._next_limit in (None, float("inf")) else self._next_limit
+        return None if self.next_limit in (None, float("inf")) else self.next_limit
 
     def is_due(self, now: float) -> bool:
         """Whether something that waits may go now."""
-        if self._next_limit is None:
+        if self.next_limit is None:
             return False
         if self._siblings is not None and self._siblings.revision != self._revision:
             return True
-        return self._has_moved or now >= self._next_limit
+        return self._has_moved or now >= self.next_limit
 
     def clusters_moved(self) -> None:
         """A cluster has come, gone, or been answered: look again at what waits."""
@@ -95,7 +95,7 @@ class ClusterGuard:
     def resume(self) -> None:
         """Queue what waits, to be looked at again."""
         self._look_from_now()
-        self._next_limit = None
+        self.next_limit = None
         self._uses_changed = self._uses_changed or self._siblings is not None  # who was away may be taken to stay away
         for subscription in self._subscriptions.values():
             if subscription.waiting:
@@ -117,11 +117,11 @@ class ClusterGuard:
             return False
         oldest = stamp if before is None else min(stamp, before.stamp)
         subscription.waiting[name] = Waiting(oldest, since, until, missing)
-        if self._next_limit is None:
+        if self.next_limit is None:
             self._look_from_now()  # whatever moved before is in `missing`
-            self._next_limit = until
+            self.next_limit = until
         else:
-            self._next_limit = min(until, self._next_limit)
+            self.next_limit = min(until, self.next_limit)
         return True
 
     def may_go(self, subscription: Subscription, wanted: frozenset[str]) -> bool:
@@ -213,7 +213,7 @@ class ClusterGuard:
             for user, clusters, until in self._siblings.uses_away():
                 for cluster in clusters & names:
                     yield cluster, f"{user}, whose stream is expected back,"
-                    self._next_limit = until if self._next_limit is None else min(until, self._next_limit)
+                    self.next_limit = until if self.next_limit is None else min(until, self.next_limit)
 
     def _missing(self, subscription: Subscription, resource: Resource) -> Iterator[Missing]:
         """What a resource names and the client cannot use yet.

@@ -19,30 +19,31 @@ class Heartbeats:
     """Due times of one stream, by type and name, in seconds of the session's clock."""
 
     def __init__(self) -> None:
-        self._due: dict[str, dict[str, float]] = {}
+        self.due: dict[str, dict[str, float]] = {}
+        """Empty until there is something with a time to live."""
 
     def heard(self, type_url: str, resources: Iterable[Resource], now: float) -> None:
         """The client hears of these now. Those without a time to live need no heartbeat (any more)."""
         for resource in resources:
             if resource.ttl_ms:
-                self._due.setdefault(type_url, {})[resource.name] = now + resource.ttl_ms / 1000 / PER_LIFE
-            elif type_url in self._due:
-                self._due[type_url].pop(resource.name, None)
+                self.due.setdefault(type_url, {})[resource.name] = now + resource.ttl_ms / 1000 / PER_LIFE
+            elif type_url in self.due:
+                self.due[type_url].pop(resource.name, None)
 
     @property
     def at(self) -> float | None:
         """The next due time; None if there is none. Cost: O(resources with a time to live)."""
-        return min((due for names in self._due.values() for due in names.values()), default=None)
+        return min((due for names in self.due.values() for due in names.values()), default=None)
 
     def is_due(self, now: float) -> bool:
         """Whether something is due."""
-        at = self.at if self._due else None
+        at = self.at
         return at is not None and at <= now
 
     def take(self, now: float) -> dict[str, list[str]]:
         """Type -> names that are due, sorted; they are forgotten until they are `heard` of again."""
         found: dict[str, list[str]] = {}
-        for type_url, names in self._due.items():
+        for type_url, names in self.due.items():
             due = sorted(name for name, at in names.items() if at <= now)
             for name in due:
                 del names[name]

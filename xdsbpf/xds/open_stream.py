@@ -54,7 +54,10 @@ class OpenStream:
         self._ends: asyncio.TimerHandle | None = None
         self.is_woken = False
         self._alarm: asyncio.TimerHandle | None = None
-        self._alarm_at: float | None = None
+        self.alarm_at: float | None = None
+        """When the session is to be asked again though nothing has happened."""
+        self.gate_revision = 0
+        """Of the gate of its node, when its agents were last told."""
         self.end: ProtocolError | None = None
         self.is_half_closed = False
 
@@ -73,16 +76,16 @@ class OpenStream:
 
     def call_at(self, at: float | None, now: float = 0.0, wake: Callable[[OpenStream], None] = lambda _: None) -> None:
         """Call `wake` at that time, and no more at the one asked for before; None: not at all. By one clock."""
-        if at == self._alarm_at:
+        if at == self.alarm_at:
             return
         if self._alarm is not None:
             self._alarm.cancel()
-        self._alarm_at = at
+        self.alarm_at = at
         loop = asyncio.get_running_loop()
         self._alarm = None if at is None else loop.call_later(max(0.0, at - now), self._ring, wake)
 
     def _ring(self, wake: Callable[[OpenStream], None]) -> None:
-        self._alarm = self._alarm_at = None  # the clocks may differ by a hair: the session may ask for the same time
+        self._alarm = self.alarm_at = None  # the clocks may differ by a hair: the session may ask for the same time
         wake(self)
 
     def end_after(self, seconds: float) -> None:

@@ -23,6 +23,7 @@ from xdsbpf.xds.heartbeats import Heartbeats
 from xdsbpf.xds.references import References
 from xdsbpf.xds.request import MAX_NAMES, Request
 from xdsbpf.xds.response import Reader, Response
+from xdsbpf.xds.shared import SharedMessage
 from xdsbpf.xds.siblings import Siblings
 from xdsbpf.xds.store import AGENT, Changes, View
 from xdsbpf.xds.subscription import Nack, Sent, Subscription
@@ -129,17 +130,19 @@ class Session(PageFiller):
     @property
     def has_work(self) -> bool:
         """Whether `next_response` may find anything before the next event; cheap, and never wrongly false."""
-        now = self._clock()
-        if self._guard.is_due(now) or self._heartbeats.is_due(now):
-            return True
         for subscription in self._subscriptions.values():
             if subscription.has_work or (subscription.withheld and self._is_gate_moved):
                 return True
-        return False
+        if self._guard.next_limit is None and not self._heartbeats.due:
+            return False  # the clock is not asked for nothing
+        now = self._clock()
+        return self._guard.is_due(now) or self._heartbeats.is_due(now)
 
     @property
     def wake_at(self) -> float | None:
         """When (by the clock) to call `next_response` although nothing has happened; None if not at all."""
+        if self._guard.next_limit is None and not self._heartbeats.due:
+            return None
         times = [at for at in (self._guard.wake_at, self._heartbeats.at) if at is not None]
         return min(times, default=None)
 
@@ -171,21 +174,23 @@ class Session(PageFiller):
         if len(subscription.in_flight) > MAX_UNANSWERED:
             raise ProtocolError("RESOURCE_EXHAUSTED", f"more than {MAX_UNANSWERED} responses without an ACK")
 
-    def on_changes(self, changes: Changes, stamp: int | None = None) -> None:
-        """Note which of the changed names concern this client. Cost: O(changed keys in its scopes).
+    def on_changes(self, changes: Changes, stamp: int | None = None) -> bool:
+        """Note which of the changed names concern this client; whether any does. Cost: O(changed keys in its scopes).
 
         `stamp` is that of the change on all streams, taken from `stamps`.
         """
         self._stamp = next(self._stamps) if stamp is None else stamp
-        have_clusters_moved = False
+        is_concerned = have_clusters_moved = False
         for scope in self.view.scopes:
             for type_url, name in changes.by_scope.get(scope, ()):
                 subscription = self._subscriptions.get(type_url)
                 if subscription is not None and subscription.covers(name):
                     subscription.mark(name, self._stamp)
+                    is_concerned = True
                     have_clusters_moved |= type_url == names.CLUSTER
         if have_clusters_moved:
             self._guard.clusters_moved()
+        return is_concerned
 
     def change_view(self, view: View) -> None:
         """The client sees other scopes from now on: whatever differs is sent, what is gone is removed.
@@ -227,7 +232,7 @@ class Session(PageFiller):
 
     def _next_change(self) -> Response | None:
         self._look_at_gate()
-        if self._guard.is_due(self._clock()):
+        if self._guard.next_limit is not None and self._guard.is_due(self._clock()):
             self._guard.resume()
         ordered = tuple(self._subscriptions.values())
         for position, subscription in enumerate(ordered):
@@ -337,8 +342,8 @@ class Session(PageFiller):
         limit = min((stamp for stamp in unsettled if stamp is not None), default=self._stamp + 1)
         return self._guard.free(subscription, (name for name, stamp in subscription.removals.items() if stamp < limit))
 
-    def _take_off(self, subscription: Subscription, sent: Sent, number: int | None = None) -> str:
-        """Note that a response goes out; returns its nonce: that number, or a new one.
+    def _take_off(self, subscription: Subscription, sent: Sent, message: SharedMessage | None = None) -> str:
+        """Note that a response goes out; returns its nonce: that of the message if there is one already.
 
         To be called before `held` has what is in it.
         """
@@ -346,10 +351,13 @@ class Session(PageFiller):
             self._guard.clusters_sent(subscription, sent.versions, self._stamp)
             subscription.unusable.update(sent.versions.keys() - subscription.held.keys())
         subscription.held.update(sent.versions)
-        self._last_number = next(self._nonces) if number is None else number
-        nonce = str(self._last_number)
+        if message is None:
+            self._last_number = next(self._nonces)
+            nonce = str(self._last_number)
+        else:
+            self._last_number, nonce = message.number, message.nonce
         subscription.in_flight[nonce] = sent
-        if self._ledger is not None:
+        if self._ledger is not None and subscription.type_url not in NEVER_REQUIRED:
             self._ledger.supersede(subscription.type_url, sent.versions)
         subscription.answer_due = False
         subscription.last_nonce = nonce

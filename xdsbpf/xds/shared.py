@@ -61,6 +61,8 @@ class SharedMessage(msgspec.Struct, frozen=True, gc=False):
     page: SharedPage
     removed: tuple[str, ...]
     number: int
+    nonce: str
+    """The number as text: one value for all streams that wait for its ACK."""
     data: bytes
 
 
@@ -139,8 +141,9 @@ class PageCache:
         found = self._messages.get(id(page))
         if found is None or found.number <= after or found.removed != removed:
             number = next(numbers)
-            data = protocol.encode_response(page.type_url, str(number), (page.segments,), removed, page.revision)
-            found = SharedMessage(page, removed, number, data)
+            nonce = str(number)
+            data = protocol.encode_response(page.type_url, nonce, (page.segments,), removed, page.revision)
+            found = SharedMessage(page, removed, number, nonce, data)
             self._messages.pop(id(page), None)
             if len(self._messages) >= MESSAGES:
                 self._messages.pop(next(iter(self._messages)))

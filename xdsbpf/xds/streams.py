@@ -146,8 +146,7 @@ class Streams:
         if taken_at is not None:
             self.telemetry.change_taken(stamp, taken_at)
         for stream in self._open:
-            stream.session.on_changes(changes, stamp)
-            if stream.session.has_work:
+            if stream.session.on_changes(changes, stamp):
                 self._exchange.turns.add(stream)
 
     def views_changed(self) -> None:

@@ -72,9 +72,12 @@ class Telemetry:
         """A response of so many bytes is with the transport."""
         self.sent_bytes[label_of(type_url)] += size
 
-    def received(self, type_url: str, size: int) -> None:
-        """A request of so many bytes came."""
-        self.received_bytes[label_of(type_url)] += size
+    def received(self, type_url: str, size: int, answer: str = "") -> None:
+        """A request of so many bytes came; `answer`: what it says of a response, "acked" or "nacked"."""
+        label = label_of(type_url)
+        self.received_bytes[label] += size
+        if answer:
+            self.events[answer, label] += 1
 
     def count(self, event: str, type_url: str) -> None:
         """One more of an event of `events`."""

@@ -109,7 +109,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         38,
         "nobody looks again when a wait ends",
-        Edit(guard.ClusterGuard, "is_due", " or now >= self._next_limit", ""),
+        Edit(guard.ClusterGuard, "is_due", " or now >= self.next_limit", ""),
         a4.test_a_route_to_a_cluster_that_nobody_serves_comes_after_a_moment,
         DELTA,
         Seen('await client.expect(RDS, {"r": 2})', no_response(RDS)),
