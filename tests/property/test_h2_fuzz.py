@@ -264,7 +264,7 @@ def run_case(seed: int, cache: FrameCache | None = None) -> tuple[int, bool]:
                 handlers.running.append(event.stream)
         answered = answers.take(connection)
         assert connection.bytes_held <= HELD, f"seed {seed}"
-        assert connection.buffered == sum(len(stream.inbox) for stream in connection.streams.values()), f"seed {seed}"
+        assert connection.buffered == sum(stream.inbox.size for stream in connection.streams.values()), f"seed {seed}"
         assert len(connection.streams) <= connection.running <= LIMITS.max_streams, f"seed {seed}"
         assert answered <= 200_000 + 20 * len(piece), f"seed {seed}"
         handlers.step()

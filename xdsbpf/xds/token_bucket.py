@@ -31,7 +31,8 @@ class TokenBucket:
 
     def refund(self) -> None:
         """One token more, up to the size."""
-        self._level = min(self._size, self._level + 1.0)
+        if self._level < self._size:
+            self._level = min(self._size, self._level + 1.0)
 
     def is_full(self, now: float) -> bool:
         """Whether a new one would be the same."""

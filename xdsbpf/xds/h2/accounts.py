@@ -14,12 +14,14 @@ from xdsbpf.xds.token_bucket import TokenBucket
 class Accounts:
     """The accounts of one connection; `now` is the monotonic time of the bytes that are being looked at."""
 
-    __slots__ = ("_idle", "_resets", "_returnable", "_window_size", "now")
+    __slots__ = ("_idle", "_resets", "_returnable", "_window_size", "now", "refund_idle")
 
     def __init__(self, limits: Limits, now: float) -> None:
         self.now = now
         self._idle = TokenBucket(limits.idle_frames, limits.idle_frames_per_s)
         self._resets = TokenBucket(limits.resets, limits.resets_per_s)
+        self.refund_idle = self._idle.refund
+        """Something was moved that may cause a frame that moves nothing."""
         self._window_size = limits.connection_window
         self._returnable = 0
 
@@ -27,10 +29,6 @@ class Accounts:
         """A frame that moves nothing. Raises: ConnectionFault for a flood of them (CVE-2019-9512, -9515, -9518)."""
         if not self._idle.take(self.now, cost):
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that move nothing")
-
-    def refund_idle(self) -> None:
-        """Something was moved that may cause such a frame."""
-        self._idle.refund()
 
     def spend_reset(self) -> None:
         """A stream was reset. Raises: ConnectionFault for a flood of them (CVE-2023-44487, CVE-2025-8671)."""

@@ -25,7 +25,7 @@ class Block(msgspec.Struct, frozen=True):
 class BlockAssembly:
     """The block that is under way on a connection, if one is."""
 
-    __slots__ = ("_bytes", "_continuations", "_ends_stream", "_limits", "_reader", "_stream_id")
+    __slots__ = ("_bytes", "_continuations", "_ends_stream", "_limits", "_reader", "_stream_id", "is_open")
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -34,13 +34,15 @@ class BlockAssembly:
         self._stream_id = 0
         self._ends_stream = False
         self._continuations = 0
+        self.is_open = False
+        """A block has begun and is not complete."""
 
     def __len__(self) -> int:
         return len(self._bytes or b"")
 
     def check_order(self, kind: int, stream_id: int) -> None:
-        """Raises: ConnectionFault if this frame may not come now (section 6.10)."""
-        if self._bytes is not None and (kind != frames.CONTINUATION or stream_id != self._stream_id):
+        """Raises: ConnectionFault if this frame may not come while a block is open (section 6.10)."""
+        if self.is_open and (kind != frames.CONTINUATION or stream_id != self._stream_id):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a header block is interrupted by another frame")
 
     def headers(self, flags: int, stream_id: int, payload: bytes) -> Block | None:
@@ -51,6 +53,7 @@ class BlockAssembly:
         self._stream_id = stream_id
         self._ends_stream = bool(flags & frames.END_STREAM)
         self._continuations = 0
+        self.is_open = True
         return self._whole() if flags & frames.END_HEADERS else None
 
     def continuation(self, flags: int, payload: bytes) -> Block | None:
@@ -67,9 +70,9 @@ class BlockAssembly:
 
     def drop(self) -> None:
         """The connection is over."""
-        self._bytes = None
+        self._bytes, self.is_open = None, False
 
     def _whole(self) -> Block:
         block = bytes(self._bytes or b"")
-        self._bytes = None
+        self._bytes, self.is_open = None, False
         return Block(self._stream_id, self._reader.read(block), self._ends_stream)

@@ -102,15 +102,18 @@ class H2Call:
 
     def _hand_over(self, handle: Callable[[bytes], None]) -> bool:
         """Handle what has come; True if there will be no more."""
-        while (message := self._carrier.read(self.stream)) is not None:
+        inbox = self.stream.inbox
+        while inbox.is_ready and (message := self._carrier.read(self.stream)) is not None:
             handle(message)
         return self._is_read()
 
     def _is_read(self) -> bool:
         """Nothing is left of the request, and there will be no more. Raises: ProtocolError for half a message."""
-        if self.stream.is_remote_ended and len(self.stream.inbox):
+        if not self.stream.is_remote_ended:
+            return False
+        if self.stream.inbox.size:
             raise ProtocolError("INTERNAL", "the request ends inside a message")
-        return self.stream.is_remote_ended
+        return True
 
     async def _until_readable(self) -> None:
         self._reader = asyncio.get_running_loop().create_future()

@@ -58,7 +58,7 @@ class Connection:
         """Whether a request of which more than so many bytes are there is not complete."""
         if self.is_failed:
             return False
-        return any(len(stream.inbox) > size and not stream.inbox.is_ready for stream in self.streams.values())
+        return any(stream.inbox.size > size and not stream.inbox.is_ready for stream in self.streams.values())
 
     def receive(self, data: bytes, now: float) -> list[Event]:
         """Take bytes from the peer at monotonic time `now` (seconds). Raises: nothing, whatever the peer sends."""
@@ -84,23 +84,26 @@ class Connection:
 
     def read(self, stream: Stream) -> bytes | None:
         """The next message of a request, None if there is none yet. Raises: ProtocolError if there never will be."""
-        if not stream.inbox.is_ready:
-            return None
-        before = len(stream.inbox)
+        before = stream.inbox.size
         message = stream.inbox.pop()
-        self.buffered -= before - len(stream.inbox)
+        self.buffered -= before - stream.inbox.size
         self._return_credit(stream)
         return message
 
-    def can_send_now(self, stream: Stream, message: bytes) -> bool:
-        """Whether `send` would send all of it; what is sent on a stream that is over is swallowed."""
-        return stream.is_ended or (self.is_writable and self.sender.fits(stream, message))
+    def send_now(self, stream: Stream, message: bytes) -> bool:
+        """Send a message if all of it can leave at once, else do nothing and return False."""
+        if stream.is_ended:
+            return True
+        if not self.is_writable or not self.sender.send_now(stream, message):
+            return False
+        self._accounts.refund_idle()  # it may cause a PING or a WINDOW_UPDATE
+        return True
 
     def send(self, stream: Stream, message: bytes) -> bool:
         """Send a response message; False if some of it waits for a window or the socket (`sender.drained`)."""
         if stream.is_ended:
             return True
-        self._accounts.refund_idle()  # it may cause a PING or a WINDOW_UPDATE
+        self._accounts.refund_idle()  # as above
         return self.sender.send(stream, message, is_writable=self.is_writable)
 
     def end(self, stream: Stream, block: bytes) -> None:
@@ -154,18 +157,20 @@ class Connection:
         self._partial = data[at:]
 
     def _frame(self, kind: int, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
-        self._blocks.check_order(kind, stream_id)
+        if self._blocks.is_open:
+            self._blocks.check_order(kind, stream_id)
         if not self._control.has_settings and kind != frames.SETTINGS:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
         try:
-            self._dispatch(kind, flags, stream_id, payload, events)
+            if kind == frames.DATA:
+                self._on_data(flags, stream_id, payload, events)
+            else:
+                self._dispatch(kind, flags, stream_id, payload, events)
         except StreamFault as fault:
             self._reset(fault.stream_id, fault.code, events)
 
     def _dispatch(self, kind: int, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
         match kind:  # the frequent ones first
-            case frames.DATA:
-                self._on_data(flags, stream_id, payload, events)
             case frames.WINDOW_UPDATE:
                 self._on_window_update(stream_id, payload)
             case frames.HEADERS:
@@ -198,25 +203,27 @@ class Connection:
             self._on_late_frame(stream_id)
             return
         content = frames.unpadded(payload, flags) if flags & frames.PADDED else payload
-        stream.take_data(size, len(content), ends=bool(flags & frames.END_STREAM))
+        ends = bool(flags & frames.END_STREAM)
+        stream.take_data(size, len(content), ends=ends)
         self._feed(stream, content)
-        if stream.inbox.is_ready:
+        is_ready = stream.inbox.is_ready
+        if is_ready:
             self._accounts.refund_idle()
-        if flags & frames.END_STREAM:
+        if ends:
             stream.is_remote_ended = True
         elif len(content) < _TINY_BYTES:
             self._accounts.spend_idle()
-        self._return_credit(stream)
-        if stream.is_readable:
+        if is_ready or ends:
             events.append(Readable(stream))
+        self._return_credit(stream)
 
     def _feed(self, stream: Stream, content: bytes) -> None:
-        before = len(stream.inbox)
+        before = stream.inbox.size
         if self.buffered + len(content) > self._limits.max_buffered:
             stream.inbox.fail("RESOURCE_EXHAUSTED", f"more than {self._limits.max_buffered} bytes wait to be read")
         else:
             stream.inbox.feed(content)
-        self.buffered += len(stream.inbox) - before
+        self.buffered += stream.inbox.size - before
 
     def _on_block(self, block: Block | None, events: list[Event]) -> None:
         """A request, or its trailers; None is a block that is not complete."""
@@ -296,7 +303,14 @@ class Connection:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"WINDOW_UPDATE on idle stream {stream_id}")
 
     def _return_credit(self, stream: Stream) -> None:
-        stream.release()
+        """Let the peer send as much again as has come; not while a whole message lies unread.
+
+        A message that is under way is always credited, else one larger than the window could never arrive.
+        """
+        if stream.inbox.is_ready:
+            return
+        stream.returnable += stream.held
+        stream.held = 0
         if stream.is_remote_ended or stream.is_ended or stream.returnable < self._limits.stream_window // 2:
             return
         self.sender.out.append(frames.window_update(stream.id, stream.returnable))
@@ -317,7 +331,7 @@ class Connection:
     def _remove(self, stream: Stream, ending: Ending) -> None:
         stream.is_ended = True
         self.sender.forget(stream)
-        self.buffered -= len(stream.inbox)
+        self.buffered -= stream.inbox.size
         stream.inbox.fail("CANCELLED", "the stream is over")
         del self.streams[stream.id]
         self._closed.add(stream.id, ending)

@@ -42,21 +42,17 @@ class Inbox:
     Holds the bytes as they came, so that a million empty messages cost no more than their five million bytes.
     """
 
-    __slots__ = ("_data", "_fault", "_limit", "_whole")
+    __slots__ = ("_data", "_fault", "_limit", "_whole", "is_ready", "size")
 
     def __init__(self, limit: int) -> None:
         self._data: bytes | bytearray = b""
         self._whole = 0  # size of the first message with its prefix, 0 while that is unknown
         self._limit = limit
         self._fault: ProtocolError | None = None
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    @property
-    def is_ready(self) -> bool:
+        self.is_ready = False
         """`pop` would give a message, or raise."""
-        return self._fault is not None or 0 < self._whole <= len(self._data)
+        self.size = 0
+        """Bytes in it."""
 
     def feed(self, payload: bytes) -> None:
         """Take the content of a DATA frame."""
@@ -68,38 +64,43 @@ class Inbox:
             if isinstance(self._data, bytes):
                 self._data = bytearray(self._data)
             self._data += payload
-        if not self._whole:
+        self.size = len(self._data)
+        if self._whole:
+            self.is_ready = self._whole <= self.size
+        else:
             self._measure()
 
     def fail(self, status: str, text: str) -> None:
         """Drop everything; the reader gets that error."""
-        self._data, self._whole = b"", 0
-        self._fault = ProtocolError(status, text)
+        self._data, self._whole, self.size = b"", 0, 0
+        self._fault, self.is_ready = ProtocolError(status, text), True
 
     def pop(self) -> bytes | None:
         """The first message, None if it is not complete. Raises: ProtocolError if it can never be."""
         if self._fault is not None:
             raise self._fault
-        whole, data = self._whole, self._data
-        if not 0 < whole <= len(data):
+        if not self.is_ready:
             return None
+        whole, data = self._whole, self._data
         if isinstance(data, bytes):
-            if whole == len(data):
-                self._data, self._whole = b"", 0
+            if whole == len(data):  # as nearly always
+                self._data, self._whole, self.size, self.is_ready = b"", 0, 0, False
                 return data[PREFIX_BYTES:]
             data = self._data = bytearray(data)
         with memoryview(data) as view:
             message = bytes(view[PREFIX_BYTES:whole])
         del data[:whole]  # cheap: bytearray moves its start
+        self.size = len(data)
         if not data:
             self._data = b""
         self._measure()
         return message
 
     def _measure(self) -> None:
+        """Look at the next prefix, if it is there."""
+        self._whole, self.is_ready = 0, False
         data = self._data
         if len(data) < PREFIX_BYTES:
-            self._whole = 0
             return
         size = int.from_bytes(data[1:PREFIX_BYTES], "big")
         if data[0]:
@@ -108,3 +109,4 @@ class Inbox:
             self.fail("RESOURCE_EXHAUSTED", f"a message of {size} bytes is larger than {self._limit}")
         else:
             self._whole = size + PREFIX_BYTES
+            self.is_ready = self._whole <= len(data)

@@ -16,7 +16,7 @@ from xdsbpf.errors import ProtocolError
 from xdsbpf.xds.h2.arrivals import LARGE_BYTES, Arrivals
 from xdsbpf.xds.h2.call import H2Call
 from xdsbpf.xds.h2.connection import Connection
-from xdsbpf.xds.h2.events import Ended, Event, Failed, Opened, Readable
+from xdsbpf.xds.h2.events import Ended, Failed, Opened, Readable
 from xdsbpf.xds.h2.headers import TRAILERS_OK, RequestHead, http_refusal, trailers
 from xdsbpf.xds.h2.limits import Limits, Timing
 from xdsbpf.xds.h2.messages import timeout_s
@@ -90,9 +90,12 @@ class H2Protocol(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._heard_at = self._loop.time()
         for event in self._connection.receive(data, self._heard_at):
-            self._on_event(event)
+            if isinstance(event, Readable):  # as nearly always
+                self._on_readable(event.stream)
+            else:
+                self._on_event(event)
         self._flush()
-        if self._arriving_at or self._connection.bytes_held > LARGE_BYTES:
+        if self._arriving_at or self._connection.buffered > LARGE_BYTES:
             self._take_turns()
 
     def pause_writing(self) -> None:
@@ -148,9 +151,8 @@ class H2Protocol(asyncio.Protocol):
 
     def send_now(self, stream: Stream, message: bytes) -> bool:
         """See `Carrier.send_now`."""
-        if not self._connection.can_send_now(stream, message):
+        if not self._connection.send_now(stream, message):
             return False
-        self._connection.send(stream, message)
         self._flush()
         return True
 
@@ -223,11 +225,12 @@ class H2Protocol(asyncio.Protocol):
 
     # events
 
-    def _on_event(self, event: Event) -> None:
+    def _on_readable(self, stream: Stream) -> None:
+        if call := self.calls.get(stream.id):
+            call.readable()
+
+    def _on_event(self, event: Opened | Ended | Failed) -> None:
         match event:
-            case Readable(stream):
-                if call := self.calls.get(stream.id):
-                    call.readable()
             case Opened(stream, head):
                 self._on_opened(stream, head)
             case Ended(stream):
@@ -303,6 +306,8 @@ class H2Protocol(asyncio.Protocol):
         """Hand over what may go; queued messages only as long as the socket takes them."""
         connection, transport = self._connection, self._transport
         sender = connection.sender
+        if not (sender.out or sender.waiting or sender.drained):
+            return
         while True:
             out = sender.out
             is_over = self._closing_at or transport.is_closing()

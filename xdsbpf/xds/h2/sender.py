@@ -44,7 +44,7 @@ class FrameCache:
 class Sender:
     """Windows towards the peer, its settings, and the streams that have something to send."""
 
-    __slots__ = ("_cache", "_waiting", "drained", "max_frame", "out", "stream_window", "window")
+    __slots__ = ("_cache", "drained", "max_frame", "out", "stream_window", "waiting", "window")
 
     def __init__(self, cache: FrameCache) -> None:
         self.out: list[Piece] = []
@@ -55,35 +55,41 @@ class Sender:
         self.stream_window = frames.DEFAULT_WINDOW
         self.max_frame = frames.DEFAULT_FRAME_SIZE
         self._cache = cache
-        self._waiting: dict[int, Stream] = {}  # has bytes and window of its own; in the order of their turns
+        self.waiting: dict[int, Stream] = {}
+        """Streams that have bytes and a window of their own, in the order of their turns."""
 
     @property
     def has_work(self) -> bool:
         """`pump` would send something."""
-        return bool(self._waiting) and self.window > 0
+        return bool(self.waiting) and self.window > 0
 
-    def fits(self, stream: Stream, message: bytes) -> bool:
-        """Whether the message goes into one frame that the windows have room for, before nothing else."""
+    def send_now(self, stream: Stream, message: bytes) -> bool:
+        """Send a message that goes into one frame, if the windows have room and nothing is before it; else False."""
         size = len(message) + PREFIX_BYTES
-        return not stream.outbox and size <= stream.send_window and size <= self.window and size <= self.max_frame
+        if stream.outbox or size > stream.send_window or size > self.window or size > self.max_frame:
+            return False
+        self._send_head(stream)
+        stream.send_window -= size
+        self.window -= size
+        self.out.append(self._cache.data_frame(stream.id, message))
+        return True
 
     def send(self, stream: Stream, message: bytes, *, is_writable: bool) -> bool:
         """Send a message, or queue it in the stream; False if it is queued. At most one is queued at a time."""
-        if not stream.is_head_sent:
-            stream.is_head_sent = True
-            self.out.append(frames.frame(frames.HEADERS, frames.END_HEADERS, stream.id, RESPONSE_HEAD))
-        if is_writable and self.fits(stream, message):
-            size = len(message) + PREFIX_BYTES
-            stream.send_window -= size
-            self.window -= size
-            self.out.append(self._cache.data_frame(stream.id, message))
+        if is_writable and self.send_now(stream, message):
             return True
+        self._send_head(stream)
         stream.outbox.append(memoryview(b"\0" + len(message).to_bytes(4, "big")))
         if message:
             stream.outbox.append(memoryview(message))
         if stream.send_window > 0:
-            self._waiting[stream.id] = stream
+            self.waiting[stream.id] = stream
         return False
+
+    def _send_head(self, stream: Stream) -> None:
+        if not stream.is_head_sent:
+            stream.is_head_sent = True
+            self.out.append(frames.frame(frames.HEADERS, frames.END_HEADERS, stream.id, RESPONSE_HEAD))
 
     def end(self, stream: Stream, block: bytes) -> None:
         """Send the block that ends the stream; what was queued of a message is dropped."""
@@ -94,18 +100,18 @@ class Sender:
     def forget(self, stream: Stream) -> None:
         """Nothing more is sent on the stream."""
         stream.outbox.clear()
-        self._waiting.pop(stream.id, None)
+        self.waiting.pop(stream.id, None)
 
     def pump(self, limit: int) -> None:
         """Put about `limit` bytes of queued messages into `out`, a frame of each stream in turn."""
-        while limit > 0 and self._waiting and self.window > 0:
-            stream_id, stream = next(iter(self._waiting.items()))
-            del self._waiting[stream_id]
+        while limit > 0 and self.waiting and self.window > 0:
+            stream_id, stream = next(iter(self.waiting.items()))
+            del self.waiting[stream_id]
             limit -= self._one_frame(stream)
             if not stream.outbox:
                 self.drained.append(stream)
             elif stream.send_window > 0:
-                self._waiting[stream_id] = stream
+                self.waiting[stream_id] = stream
 
     def _one_frame(self, stream: Stream) -> int:
         room = min(self.max_frame, self.window, stream.send_window)
@@ -159,6 +165,6 @@ class Sender:
 
     def _reconsider(self, stream: Stream) -> None:
         if stream.outbox and stream.send_window > 0:
-            self._waiting.setdefault(stream.id, stream)
+            self.waiting.setdefault(stream.id, stream)
         elif stream.send_window <= 0:
-            self._waiting.pop(stream.id, None)
+            self.waiting.pop(stream.id, None)

@@ -49,11 +49,6 @@ class Stream:
         self.is_ended = False
         """Nothing more is sent on it."""
 
-    @property
-    def is_readable(self) -> bool:
-        """A reader would not wait."""
-        return self.inbox.is_ready or self.is_remote_ended or self.is_ended
-
     def take_data(self, size: int, content_size: int, *, ends: bool) -> None:
         """Account for a DATA frame: `size` with its padding, `content_size` without. Raises: StreamFault."""
         if self.is_remote_ended:
@@ -66,12 +61,3 @@ class Stream:
             self.content_left -= content_size
             if self.content_left < 0 or (ends and self.content_left):
                 raise StreamFault(self.id, ErrorCode.PROTOCOL_ERROR, "content-length is not that of the content")
-
-    def release(self) -> None:
-        """Move the credit that nothing holds back any more: all of it, unless a whole message lies unread.
-
-        A message that is under way is always credited, else one larger than the window could never arrive.
-        """
-        if self.held and not self.inbox.is_ready:
-            self.returnable += self.held
-            self.held = 0
