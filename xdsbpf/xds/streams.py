@@ -117,6 +117,7 @@ class Streams:
                     return
                 self.telemetry.received(request.type_url or method.type_url, len(first))
                 stream = self._enter(call, method, request, node_id, metadata, view)
+                del first, request  # a reconnecting client's are half a megabyte, and this goes on for days
                 await self._exchange.run(stream)
         except ProtocolError as error:
             log.log(
