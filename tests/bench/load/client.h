@@ -10,10 +10,9 @@
 #include <netinet/tcp.h>
 #include <stdbool.h>
 #include <sys/epoll.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
-#include "bytes.h"
+#include "socket.h"
 
 #define MAX_STREAMS 8192
 #define MAX_TYPES 8
@@ -30,7 +29,9 @@ enum answer { ACK, NACK, FLIP, STALE, SILENT };
 
 struct client {
 	int fd, number;
+	SSL *ssl; /* NULL: plain */
 	bool connected, closed, deaf; /* deaf: reads nothing */
+	bool shaking; /* hands, and it is the server's turn */
 	enum answer answer;
 	uint32_t answers, resources, messages, resets;
 	uint64_t last_ns; /* when the last response came */
@@ -80,7 +81,7 @@ static void put_header(struct buffer *to, const char *name, const char *value)
 static void watch(struct client *c)
 {
 	struct epoll_event event = {.data.u32 = c->number};
-	event.events = (c->deaf ? 0 : EPOLLIN) | (c->out.size || !c->connected ? EPOLLOUT : 0);
+	event.events = (c->deaf ? 0 : EPOLLIN) | ((c->out.size || !c->connected) && !c->shaking ? EPOLLOUT : 0);
 	epoll_ctl(epoll, EPOLL_CTL_MOD, c->fd, &event);
 }
 
@@ -90,6 +91,8 @@ static void gone(struct client *c)
 		return;
 	c->closed = true;
 	closed++;
+	SSL_free(c->ssl);
+	c->ssl = NULL;
 	close(c->fd);
 }
 
@@ -110,7 +113,7 @@ static void flush(struct client *c)
 		drop(&c->body, sent);
 	if (!c->out.size || !c->connected || c->closed)
 		return;
-	ssize_t done = send(c->fd, c->out.at, c->out.size, MSG_NOSIGNAL);
+	ssize_t done = socket_send(c->fd, c->ssl, c->out.at, c->out.size);
 	if (done < 0 && errno != EAGAIN) {
 		gone(c);
 		return;
@@ -262,7 +265,7 @@ static void on_frame(struct client *c, int type, int flags, uint32_t stream, con
 static void on_readable(struct client *c)
 {
 	static uint8_t chunk[1 << 18];
-	ssize_t got = recv(c->fd, chunk, sizeof chunk, 0);
+	ssize_t got = socket_receive(c->fd, c->ssl, chunk, sizeof chunk);
 	if (got < 0 && errno == EAGAIN)
 		return;
 	if (got <= 0) {
@@ -345,6 +348,23 @@ static void open_client(int number)
 	setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
 	if (connect(c->fd, (struct sockaddr *)&server, sizeof server) && errno != EINPROGRESS)
 		fail("connect");
+	c->ssl = tls ? tls_open(c->fd, number) : NULL;
 	struct epoll_event event = {.events = EPOLLIN | EPOLLOUT, .data.u32 = number};
 	epoll_ctl(epoll, EPOLL_CTL_ADD, c->fd, &event);
+}
+
+static void on_connecting(struct client *c)
+{
+	if (socket_shake_hands(c->ssl) == 1) {
+		c->shaking = false;
+		c->connected = true;
+		connected++;
+		flush(c);
+	} else if (errno == EAGAIN) {
+		c->shaking = true;
+	} else {
+		gone(c);
+	}
+	if (!c->closed)
+		watch(c);
 }

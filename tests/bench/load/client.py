@@ -46,10 +46,21 @@ class Times(msgspec.Struct, frozen=True):
 class LoadClient:
     """Clients by number, from 0; `with` it, and they are gone at the end."""
 
-    def __init__(self, address: str, *, method: str = protocol.DELTA_ADS, cpu: int | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        method: str = protocol.DELTA_ADS,
+        cpu: int | None = None,
+        identities: Path | None = None,
+    ) -> None:
+        """`identities`: what `identities.write` has written, for mutual TLS; each client has its own."""
         host, _, port = address.rpartition(":")
         variant = "delta" if METHODS[method].variant is Variant.DELTA else "sotw"
-        self._lines = Lines([str(built("xds_load")), host, port, method, variant], cpu=cpu)
+        program = built("xds_load", "ssl", "crypto")
+        self._lines = Lines(
+            [str(program), host, port, method, variant, *([str(identities)] if identities else [])], cpu=cpu
+        )
         self._files = tempfile.TemporaryDirectory()
 
     def __enter__(self) -> Self:

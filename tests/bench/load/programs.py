@@ -12,9 +12,15 @@ HERE = Path(__file__).parent
 
 
 @functools.cache
-def built(name: str) -> Path:
-    """The program of `<name>.c`; built once per process. Raises: CalledProcessError, the compiler's words on stderr."""
+def built(name: str, *libraries: str) -> Path:
+    """The program of `<name>.c`, with those libraries; built once per process.
+
+    Raises: CalledProcessError, the compiler's words on stderr.
+    """
     compiler = shutil.which("cc") or shutil.which("clang") or "cc"
     found = Path(tempfile.mkdtemp(prefix="xdsbpf-load-")) / name
-    subprocess.run([compiler, "-O2", "-o", str(found), str(HERE / f"{name}.c")], check=True)
+    subprocess.run(
+        [compiler, "-O2", "-o", str(found), str(HERE / f"{name}.c"), *(f"-l{library}" for library in libraries)],
+        check=True,
+    )
     return found

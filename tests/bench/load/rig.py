@@ -6,11 +6,12 @@ tests of faults.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import msgspec
 
 from tests.bench.load.client import NUMBER, LoadClient
+from tests.bench.load.identities import write as write_identities
 from tests.bench.load.processes import Lines
 from tests.bench.load.subject import cluster, endpoints
 from xdsbpf.model.names import CLUSTER, ENDPOINTS
@@ -41,10 +43,14 @@ class Cost(msgspec.Struct, frozen=True):
 class Rig:
     """A started server; `client` is not connected yet."""
 
-    def __init__(self, server: Lines, client: LoadClient, address: str, log: Path) -> None:
+    def __init__(
+        self, server: Lines, client: LoadClient, address: str, log: Path, more_clients: Callable[[], LoadClient]
+    ) -> None:
+        """`more_clients` makes them in another process; numbers are shared, for they are the nodes' names."""
         self.server = server
         self.client = client
         self.address = address
+        self.more_clients = more_clients
         self._log = log
 
     def ask(self, *command: Any, timeout_s: float = 120.0) -> Any:
@@ -71,18 +77,26 @@ def started(
     endpoint_sets: int = 0,
     method: str = protocol.DELTA_ADS,
     module: str = "tests.bench.load.subject",
+    identities: int = 1_100,
 ) -> Iterator[Rig]:
-    """A server of that kind (see `subject`, or PEER) that holds so many resources; `module` may run it with a fault."""
+    """A server of that kind (see `subject`, or PEER) that holds so many resources.
+
+    `module` may run it with a fault; over mutual TLS there are so many `identities` for clients.
+    """
     with tempfile.TemporaryDirectory() as directory:
         log = Path(directory) / "log"
         command = [sys.executable, "-m", module, kind]
         if kind == PEER:
             command = [os.environ[PEER_COMMAND]]
+        files = write_identities(Path(directory), identities) if kind.endswith("-tls") else None
+        if files is not None:
+            command.append(str(files))
         server = Lines(command, cpu=SERVER_CPU, stderr=log)
         try:
             address = json.loads(server.ask(json.dumps(["load", clusters, endpoint_sets]), 60.0))
-            with LoadClient(address, method=method, cpu=CLIENT_CPU) as client:
-                yield Rig(server, client, address, log)
+            clients = functools.partial(LoadClient, address, method=method, cpu=CLIENT_CPU, identities=files)
+            with clients() as client:
+                yield Rig(server, client, address, log, clients)
         except BaseException:
             sys.stderr.write(log.read_text()[-4000:])
             raise

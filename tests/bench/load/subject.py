@@ -1,8 +1,9 @@
 """The server process of a benchmark: the product's server over a store of made-up resources, or a floor below it.
 
-`python -m tests.bench.load.subject KIND`: `grpcio` and `fast` are the product with that transport, as `xdsbpf serve`
-runs it; `grpcio-asyncio` the first one on Python's own event loop. `bare-grpcio` and `bare-sockets` send bytes made
-beforehand through grpc.aio and through asyncio's sockets, with no engine at all: what is below them no engine can save.
+`python -m tests.bench.load.subject KIND [DIRECTORY]`: `grpcio` and `fast` are the product with that transport, as
+`xdsbpf serve` runs it; `grpcio-asyncio` the first one on Python's own event loop; `grpcio-tls` and `fast-tls` over
+mutual TLS, with the files in that directory. `bare-grpcio` and `bare-sockets` send bytes made beforehand through
+grpc.aio and through asyncio's sockets, with no engine at all: what is below them no engine can save.
 Reads commands as lines of JSON and answers with lines of JSON.
 """
 
@@ -16,19 +17,24 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
 import uvloop
 
 from tests.bench.load.floors import BareGrpc, BareSockets
+from tests.bench.load.identities import server_files
 from xdsbpf.compile.envoy import names as envoy_names
 from xdsbpf.model.names import CLUSTER, ENDPOINTS
 from xdsbpf.model.resource import Resource, make_resource
 from xdsbpf.serve import view_of
+from xdsbpf.xds.access import AccessControl
 from xdsbpf.xds.allocator import return_large_blocks
+from xdsbpf.xds.peers import PeerRules
 from xdsbpf.xds.server import XdsServer
 from xdsbpf.xds.store import ResourceStore
+from xdsbpf.xds.tls import read_material
 from xdsbpf.xds.transports import TRANSPORTS
 
 BODY_BYTES = 256
@@ -64,14 +70,26 @@ class Subject(Protocol):
 class Product:
     """The engine as it is shipped, with the views of node Envoys."""
 
-    def __init__(self, transport: str) -> None:
+    def __init__(self, transport: str, identities: Path | None = None) -> None:
+        """`identities`: see `load.identities`; over mutual TLS, with the rules and the limits that `serve` has."""
         self._store = ResourceStore()
+        self._identities = identities
+        rules = PeerRules()
         self._server = XdsServer(
-            self._store, lambda node_id, _: view_of(node_id), time.monotonic, transport=TRANSPORTS[transport]
+            self._store,
+            lambda node_id, _: view_of(node_id),
+            time.monotonic,
+            authorize=rules.check_claim,
+            access=AccessControl(rules, {}, time.monotonic),
+            transport=TRANSPORTS[transport],
         )
 
     async def start(self) -> str:
-        (address,) = await self._server.start(["127.0.0.1:0"])
+        local, tls, material = ["127.0.0.1:0"], [], None
+        if self._identities is not None:
+            local, tls = tls, local
+            material = read_material(server_files(self._identities), time.time())
+        (address,) = await self._server.start(local, tls, material)
         return address
 
     def load(self, clusters: int, endpoint_sets: int) -> None:
@@ -87,12 +105,14 @@ class Product:
         return sum(number for (event, _), number in events.items() if event in ("acked", "nacked"))
 
 
-SUBJECTS: dict[str, Callable[[], Subject]] = {
-    "grpcio": lambda: Product("grpcio"),
-    "grpcio-asyncio": lambda: Product("grpcio"),
-    "fast": lambda: Product("fast"),
-    "bare-grpcio": lambda: BareGrpc(endpoints),
-    "bare-sockets": lambda: BareSockets(endpoints),
+SUBJECTS: dict[str, Callable[[Path | None], Subject]] = {
+    "grpcio": lambda _: Product("grpcio"),
+    "grpcio-asyncio": lambda _: Product("grpcio"),
+    "grpcio-tls": lambda identities: Product("grpcio", identities),
+    "fast": lambda _: Product("fast"),
+    "fast-tls": lambda identities: Product("fast", identities),
+    "bare-grpcio": lambda _: BareGrpc(endpoints),
+    "bare-sockets": lambda _: BareSockets(endpoints),
 }
 ON_ASYNCIO = {"grpcio-asyncio"}
 
@@ -133,7 +153,7 @@ async def serve(subject: Subject) -> None:
 
 
 def main() -> None:
-    kind = sys.argv[1]
+    kind, *directories = sys.argv[1:]
     return_large_blocks()
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
@@ -142,7 +162,7 @@ def main() -> None:
     with asyncio.Runner(loop_factory=None if kind in ON_ASYNCIO else uvloop.new_event_loop) as runner:
 
         async def run() -> None:
-            await serve(SUBJECTS[kind]())
+            await serve(SUBJECTS[kind](Path(*directories) if directories else None))
             os._exit(0)  # a thousand streams would only be torn down one by one
 
         runner.run(run())

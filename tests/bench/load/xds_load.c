@@ -6,7 +6,9 @@
  * clusters that it has just been sent. Reads of a response what an ACK needs: type, nonce, names of resources.
  * Commands come as lines on standard input, one answer line each on standard output; see tests/bench/load/client.py.
  *
- *   xds_load HOST PORT PATH sotw|delta
+ *   xds_load HOST PORT PATH sotw|delta [DIRECTORY]
+ *
+ * With a directory (see socket.h) over mutual TLS.
  */
 #define _GNU_SOURCE
 #include <stdarg.h>
@@ -138,11 +140,8 @@ static void on_ready(struct epoll_event *event)
 	struct client *c = clients[event->data.u32];
 	if (c->closed)
 		return;
-	if (!c->connected && event->events & EPOLLOUT) {
-		c->connected = true;
-		connected++;
-		flush(c);
-		watch(c);
+	if (!c->connected && event->events & (EPOLLOUT | (c->shaking ? EPOLLIN : 0))) {
+		on_connecting(c);
 	} else if (event->events & EPOLLOUT) {
 		flush(c);
 		watch(c);
@@ -158,8 +157,10 @@ int main(int argc, char **argv)
 	static struct epoll_event events[256];
 	static char line[1024];
 	static size_t filled;
-	if (argc != 5)
-		fail("usage: xds_load HOST PORT PATH sotw|delta");
+	if (argc != 5 && argc != 6)
+		fail("usage: xds_load HOST PORT PATH sotw|delta [DIRECTORY]");
+	if (argc == 6)
+		tls_init(argv[5]);
 	server.sin_family = AF_INET;
 	server.sin_port = htons(atoi(argv[2]));
 	inet_pton(AF_INET, argv[1], &server.sin_addr);

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import ssl
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ import structlog
 from xdsbpf.errors import ConfigError, ProtocolError
 from xdsbpf.unix_listener import bind_unix
 from xdsbpf.xds.addresses import listen_target, tls_target
+from xdsbpf.xds.h2.acceptor import TlsAcceptor
 from xdsbpf.xds.h2.arrivals import Arrivals
 from xdsbpf.xds.h2.limits import Limits, Timing
 from xdsbpf.xds.h2.protocol import H2Protocol
@@ -34,14 +34,6 @@ _BACKLOG = 4_096
 _END_S = 1.0
 
 log = structlog.get_logger(__name__)
-
-
-class _TlsListener:
-    """A listening socket whose certificates can be replaced."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        self.server: asyncio.Server | None = None
 
 
 class H2Transport:
@@ -67,7 +59,7 @@ class H2Transport:
         self._max_connections = max_connections
         self._connections: set[H2Protocol] = set()
         self._plain: list[asyncio.Server] = []
-        self._tls: list[_TlsListener] = []
+        self._tls: list[TlsAcceptor] = []
         self._paths: list[Path] = []
         self._changed = asyncio.Event()
         self._tick: asyncio.TimerHandle | None = None
@@ -93,24 +85,22 @@ class H2Transport:
                 server = await loop.create_server(self._protocol, sock=sock, backlog=_BACKLOG)
             self._plain.append(server)
         if material is not None:
-            bound += [await self._start_tls(address, material) for address in tls_addresses]
+            bound += [self._start_tls(address, material) for address in tls_addresses]
         self._start_clock()
         return tuple(bound)
 
     async def use_tls(self, material: Material) -> None:
         """See `Transport.use_tls`: open connections lose nothing, and neither do those that wait to be accepted."""
         context = server_context(material)
-        for listener in self._tls:
-            await self._listen(listener, context)
+        for acceptor in self._tls:
+            acceptor.context = context
 
     async def stop(self, grace: float) -> None:
         """Take no new connections, wait at most `grace` seconds for open calls, end the rest with UNAVAILABLE."""
         for server in self._plain:
             server.close()
-        for listener in self._tls:
-            if listener.server is not None:
-                listener.server.close()
-            listener.sock.close()
+        for acceptor in self._tls:
+            acceptor.close()
         for path in self._paths:
             path.unlink(missing_ok=True)
         for connection in self._connections:
@@ -164,25 +154,11 @@ class H2Transport:
     def _protocol(self) -> H2Protocol:
         return H2Protocol(self)
 
-    async def _start_tls(self, address: str, material: Material) -> str:
+    def _start_tls(self, address: str, material: Material) -> str:
         context = server_context(material)
-        listener = _TlsListener(_bind_tcp(tls_target(address)))
-        self._tls.append(listener)
-        await self._listen(listener, context)
-        return _name(listener.sock)
-
-    async def _listen(self, listener: _TlsListener, context: ssl.SSLContext) -> None:
-        """Accept from the socket with that context. The new acceptor takes over before the former one lets go."""
-        before = listener.server
-        listener.server = await asyncio.get_running_loop().create_server(
-            self._protocol,
-            sock=listener.sock.dup(),
-            backlog=_BACKLOG,
-            ssl=context,
-            ssl_handshake_timeout=self.timing.handshake_s,
-        )
-        if before is not None:
-            before.close()
+        sock = _bind_tcp(tls_target(address))
+        self._tls.append(TlsAcceptor(sock, context, self._protocol, self.failed, self.timing.handshake_s))
+        return _name(sock)
 
     def _has_no_calls(self) -> bool:
         return not any(connection.calls for connection in self._connections)
