@@ -18,8 +18,9 @@ import pytest
 from cryptography import x509
 
 from tests.authority import SERVER, Authority, write_files
+from tests.envoy.node_mesh import free_port
 from tests.envoy.real_envoy import unchunked, until
-from tests.envoy.test_raw_resources import cluster, free_port, listener, routes
+from tests.raw_texts import eds_cluster, endpoint, raw_file, web_listener, web_routes
 from xdsbpf.serve import ControlPlane, ServeConfig
 from xdsbpf.xds.peers import AllowRule
 from xdsbpf.xds.tls import TlsFiles
@@ -141,8 +142,8 @@ async def serving(edge: Edge) -> AsyncIterator[ControlPlane]:
 
     server = await asyncio.start_server(answer_one, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    for name, text in (("l", listener(edge.port)), ("r", routes("one")), ("c", cluster("one", port))):
-        (edge.raw / f"{name}.yaml").write_text(text)
+    cluster = eds_cluster(endpoint("127.0.0.1", port), name="one")
+    (edge.raw / "web.yaml").write_text(raw_file(web_listener(edge.port), web_routes("one"), cluster))
     plane, task = await edge.start()
     try:
         yield plane
