@@ -165,6 +165,16 @@ BROKEN = (
         "go before their cluster",
     ),
     Broken(
+        "a cluster that went while the client was away leaves at once",
+        Edit(
+            DeltaSession,
+            "_take_claims",
+            "subscription.remove(name, self._stamp)",
+            "subscription.force(name, self._stamp)",
+        ),
+        "leaves before the routes",
+    ),
+    Broken(
         "what was claimed in an older version keeps clusters for ever",
         Edit(ClusterGuard, "took", "subscription.unknown_uses.difference_update(uses)", "pass"),
         "holds",

@@ -210,7 +210,8 @@ class World(Checks):
             outdated = {name for name in current.keys() & claims if claims[name] != current[name]}
             stream.unknown[type_url] |= {name: claims[name] for name in outdated}
             due |= set(NAMES) if STAR in request.subscribed else request.subscribed - claims.keys()
-            due |= claims.keys() - current.keys()
+            gone = claims.keys() - current.keys()
+            due |= gone & request.asked.names if type_url == CDS else gone
             due |= {name for name in before.names - request.asked.names if request.asked.wild}
             given = {name: edition for name, edition in claims.items() if request.asked.covers(name)}
             stream.given[type_url].update(given)

@@ -115,7 +115,11 @@ class DeltaSession(Session):
             subscription.held[name] = version
             current = self._visible(subscription, name)
             if current is None:
-                subscription.force(name, self._stamp)
+                if subscription.type_url == names.CLUSTER and name not in subscription.names:
+                    # A route that the client has of an older stream may name it: it leaves behind that.
+                    subscription.remove(name, self._stamp)
+                else:
+                    subscription.force(name, self._stamp)
             elif current.version == version:
                 accepted[name] = version
                 unchanged.append(current)

@@ -291,6 +291,16 @@ def test_clusters_stay_while_nobody_knows_what_a_route_of_an_older_stream_names(
     assert types(client.ack(repaired)) == [CDS]
 
 
+def test_a_cluster_that_went_while_the_client_was_away_leaves_behind_the_route_that_leaves_it() -> None:
+    client = StreamClient(store_with(cluster("b"), route("r", "b", 2)))
+    (added,) = client.on(CDS, claims={"a": cluster("a").version})
+    assert sent([added]) == [(CDS, ["b"], [])]
+    assert client.on(RDS, "r", claims={"r": route("r", "a").version}) == ()
+    (moved,) = client.ack(added)
+    assert sent([moved]) == [(RDS, ["r"], [])]
+    assert sent(client.ack(moved)) == [(CDS, [], ["a"])]
+
+
 def back(client: SotwClient, type_url: str, *asked: str) -> tuple[Response, ...]:
     """The first request of a client that has something of an older stream."""
     return client.on(type_url, *asked, version="older")

@@ -323,11 +323,13 @@ def test_claims_are_compared_skipped_updated_or_removed() -> None:
 
 
 def test_claims_under_a_wildcard_are_compared_too() -> None:
-    """Rule 27."""
+    """Rule 27; a cluster leaves behind the routes that may name it (rule 32)."""
     a, b, n = (resource(CDS, name) for name in "abn")
     client = StreamClient(store_with(a, b, n))
     claims = {"a": a.version, "b": "old", "c": "gone"}
-    assert sent(client.on(CDS, claims=claims)) == [(CDS, ["b", "n"], ["c"])]
+    assert sent(client.ack_all(client.on(CDS, claims=claims))) == [(CDS, ["b", "n"], []), (CDS, [], ["c"])]
+    claims = {"l": "gone"}
+    assert sent(client.on(LDS, claims=claims)) == [(LDS, [], ["l"])]
 
 
 def test_claims_outside_the_subscription_get_nothing() -> None:
