@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from pathlib import Path
 
 import grpc
@@ -48,6 +49,12 @@ async def test_an_edit_reaches_the_envoy_and_the_agent(tmp_path: Path) -> None:
         await until(lambda: (FRONTEND, "10.9.0.7:9080/tcp") in agent.held)
         await until(lambda: (FRONTEND, DETAILS_FRONTEND) not in agent.held)
         assert agent.held[FRONTEND, REVIEWS_FRONTEND].body == before.body
+
+
+async def test_the_collector_stays_off_what_was_loaded_and_is_back_when_clients_are_served(tmp_path: Path) -> None:
+    async with running(tmp_path / "m", FILES, tmp_path / "xds.sock"):
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > 0
 
 
 @pytest.mark.parametrize("cut", [0, 10, 60, 120, 150, 230, -1], ids=lambda cut: f"cut at {cut}")
