@@ -7,7 +7,7 @@
  * any DNAT; data starts at the network header. Only a connection's first segment is judged: later
  * ones belong to a connection that was admitted. UDP and ICMP are not judged yet.
  *
- * Kernel: 4.10.
+ * Kernel: 5.0 (packets read in place).
  */
 #include "xb_abi.h"
 #include "xb_common.h"
@@ -76,6 +76,21 @@ static __always_inline enum xb_segment xb_read_tcp(struct __sk_buff *skb, struct
 	return header.syn && !header.ack ? XB_SEGMENT_SYN : XB_SEGMENT_OTHER;
 }
 
+/*
+ * Is it plainly a later segment of an IPv4 connection? Cost: all but one packet of a connection are, so
+ * they are told before anything is copied. What is not plain (options, a header in fragments) is read as a whole.
+ */
+static __always_inline int xb_is_plain_later_segment(struct __sk_buff *skb)
+{
+	const struct iphdr *ip = (void *)(long)skb->data;
+	const struct tcphdr *tcp = (const void *)(ip + 1);
+
+	if (skb->protocol != bpf_htons(ETH_P_IP) || (const void *)(tcp + 1) > (void *)(long)skb->data_end)
+		return 0;
+	return ip->ihl == 5 && !(ip->frag_off & bpf_htons(XB_FRAGMENT_OFFSET)) &&
+	       ip->protocol == IPPROTO_TCP && (!tcp->syn || tcp->ack);
+}
+
 SEC("cgroup_skb/ingress")
 int xb_ingress(struct __sk_buff *skb)
 {
@@ -84,6 +99,10 @@ int xb_ingress(struct __sk_buff *skb)
 	enum xb_segment segment;
 	int failed;
 
+	if (xb_is_plain_later_segment(skb)) {
+		xb_count(XB_COUNT_INGRESS_OTHER);
+		return XB_PROCEED;
+	}
 	if (skb->protocol == bpf_htons(ETH_P_IP))
 		failed = xb_read_ipv4(skb, &packet);
 	else

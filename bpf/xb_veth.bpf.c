@@ -55,9 +55,12 @@ static __always_inline int xb_check_source(struct __sk_buff *skb, const be32 *so
 
 static __always_inline int xb_check_ipv4(struct __sk_buff *skb)
 {
+	const struct iphdr *ip = (void *)(long)skb->data + ETH_HLEN;
 	be32 source[4], ipv4;
 
-	if (bpf_skb_load_bytes(skb, ETH_HLEN + __builtin_offsetof(struct iphdr, saddr), &ipv4, sizeof(ipv4)))
+	if ((const void *)(ip + 1) <= (void *)(long)skb->data_end)
+		ipv4 = ip->saddr;
+	else if (bpf_skb_load_bytes(skb, ETH_HLEN + __builtin_offsetof(struct iphdr, saddr), &ipv4, sizeof(ipv4)))
 		return xb_drop(XB_COUNT_VETH_UNPARSED);
 	xb_map_ipv4(source, ipv4);
 	return xb_check_source(skb, source);
