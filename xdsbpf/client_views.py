@@ -39,6 +39,11 @@ class ClientViews:
         found = self._compiled.get(view)
         return found is not None and found.is_set()
 
+    @property
+    def in_use(self) -> tuple[ClientView, ...]:
+        """Every view that is compiled, or will be."""
+        return tuple(self._compiled)
+
     def published(self) -> None:
         """Everything that was asked for is in the store now."""
         for event in self._compiled.values():

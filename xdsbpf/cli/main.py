@@ -56,6 +56,7 @@ def _add_commands() -> None:
         bpf,
         check,
         completion,
+        diff,
         lab,
         manifests,
         plugins,
@@ -65,7 +66,7 @@ def _add_commands() -> None:
         wait,
     )
 
-    for module in (processes, status, wait, manifests):
+    for module in (processes, status, wait, diff, manifests):
         module.register(app)
     app.add_typer(proxy_config.app, name="pc")
     app.add_typer(proxy_config.app, name="proxy-config", hidden=True)

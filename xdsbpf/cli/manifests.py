@@ -106,6 +106,22 @@ def all_diagnostics(catalog: Catalog, compiler: Compiler) -> tuple[Diagnostic, .
     return sort_by_place((*catalog.diagnostics(), *compiler.diagnostics()), catalog)
 
 
+def refuse_invalid(catalog: Catalog) -> None:
+    """Say what no control plane would take, with its place. Raises: CommandError(BAD_INPUT) if there is anything."""
+    from xdsbpf.diagnostics import Severity, State
+    from xdsbpf.sources.report import format_lines
+
+    broken = [source for source in catalog.sources() if source.state != "ok"]
+    rejected = [status for status in catalog.states() if status.state is State.REJECTED]
+    if not broken and not rejected:
+        return
+    found = [*(source.diagnostics for source in broken), *(status.diagnostics for status in rejected)]
+    errors = [entry for group in found for entry in group if entry.severity is Severity.ERROR]
+    for line in format_lines(errors, catalog):
+        sys.stderr.write(line + "\n")
+    fail("the manifests are not valid, so nobody will ever have them", Exit.BAD_INPUT, hint="xdsbpf analyze -f …")
+
+
 def _types(chosen: str) -> set[str] | None:
     from xdsbpf.model.names import DATAPATH_TYPES, SHORT_TYPES
 
@@ -122,7 +138,7 @@ def _types(chosen: str) -> set[str] | None:
     return wanted
 
 
-def _metadata(path: Path | None) -> dict[str, object]:
+def node_metadata(path: Path | None) -> dict[str, object]:
     """Node metadata from a JSON file; none without one."""
     if path is None:
         return {}
@@ -163,7 +179,7 @@ def translate(
 
     wanted = _types(type_)
     findings: tuple[Diagnostic, ...] = ()
-    known = _metadata(metadata)
+    known = node_metadata(metadata)
     try:
         own = client_view(proxy, known, lambda _namespace, _pod: None)
         partly = preview(parse_node_id(proxy)) if is_mesh_client(proxy) and own is None else None

@@ -16,6 +16,7 @@ import typer
 
 from xdsbpf.cli import admin_client
 from xdsbpf.cli.exits import CommandError, Exit, fail
+from xdsbpf.cli.manifests import refuse_invalid
 from xdsbpf.cli.status import ADMIN
 from xdsbpf.cli.tables import Output, write_document, write_names, write_table
 from xdsbpf.errors import ConfigError
@@ -84,21 +85,12 @@ def parse_duration(text: str) -> float:
 
 def present(filenames: list[str], envoy_resources: list[str]) -> list[dict[str, str]]:
     """The objects of the manifests with their digests; an invalid one ends the command with BAD_INPUT."""
-    from xdsbpf.diagnostics import Severity, State
+    from xdsbpf.diagnostics import State
     from xdsbpf.sources.digest import content_digest
-    from xdsbpf.sources.report import format_lines
 
     catalog = _read(filenames, envoy_resources)
-    states = catalog.states()
-    broken = [source for source in catalog.sources() if source.state != "ok"]
-    rejected = [status for status in states if status.state is State.REJECTED]
-    if broken or rejected:
-        found = [*(source.diagnostics for source in broken), *(status.diagnostics for status in rejected)]
-        errors = [entry for group in found for entry in group if entry.severity is Severity.ERROR]
-        for line in format_lines(errors, catalog):
-            sys.stderr.write(line + "\n")
-        fail("the manifests are not valid, so nobody will ever have them", Exit.BAD_INPUT, hint="xdsbpf analyze -f …")
-    for status in states:
+    refuse_invalid(catalog)
+    for status in catalog.states():
         if not status.in_force and status.state is State.NOT_ENFORCED:
             sys.stderr.write(f"xdsbpf: note: {status.object} is not waited for: {status.detail}\n")
     return [

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from xdsbpf.compiler import Compiler
-from xdsbpf.diagnostics import Origin
+from xdsbpf.diagnostics import Locator, Origin
 from xdsbpf.model.resource import Resource
 from xdsbpf.sources.catalog import Catalog
 
@@ -20,9 +20,9 @@ _RANK: Final = {
 """By kind: which manifests come first, since a mistake is most likely there."""
 
 
-def origin_text(catalog: Catalog, origin: Origin) -> str:
+def origin_text(locator: Locator, origin: Origin) -> str:
     """`file:line Kind/namespace/name path`, as far as the position is known."""
-    location = catalog.locate(origin.object, origin.path)
+    location = locator.locate(origin.object, origin.path)
     return f"{location.file}:{location.line} {origin}" if location is not None else str(origin)
 
 

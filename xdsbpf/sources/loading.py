@@ -10,7 +10,7 @@ import asyncio
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -84,6 +84,34 @@ def load_once(
         verdicts = asyncio.run(validator.judge([parsed for parsed, _ in judged], catalog))
         for verdict, (_, order) in zip(verdicts, judged, strict=True):
             catalog.put_file(verdict, order, 0.0)
+    return catalog
+
+
+def read_texts(paths: Sequence[str | Path], *, stdin: bytes | None = None) -> tuple[tuple[str, bytes], ...]:
+    """(name, content) of every manifest file under these paths, for `load_texts`; `stdin` see `load_once`.
+
+    Raises: ConfigError for a path that does not exist, or a file that cannot be read.
+    """
+    check_arguments([str(path) for path in paths], ())
+    found: list[tuple[str, bytes]] = []
+    for index, argument in enumerate(map(str, paths)):
+        if argument == STDIN:
+            found.append(("<stdin>", sys.stdin.buffer.read(MAX_FILE_BYTES + 1) if stdin is None else stdin))
+            continue
+        for file, _ in scan(index, argument):
+            try:
+                found.append((file, read_bytes(file, waits=True)))
+            except (OSError, SourceError) as error:
+                raise ConfigError(f"{file} cannot be read: {error}") from error
+    return tuple(found)
+
+
+def load_texts(manifests: Iterable[tuple[str, bytes]], raw: Iterable[tuple[str, bytes]] = ()) -> Catalog:
+    """A catalog of texts that somebody else has read: (name, content) of manifests and of raw Envoy resources."""
+    catalog = Catalog()
+    parsed = [*(parse_file(*entry) for entry in manifests), *(parse_envoy_file(*entry) for entry in raw)]
+    for index, entry in enumerate(parsed):
+        catalog.put_file(entry, (index, entry.file), 0.0)
     return catalog
 
 

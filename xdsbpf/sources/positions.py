@@ -1,7 +1,7 @@
 """Field path of an object -> line and column, looked up when it is printed.
 
 Nothing is kept per field: the chunk of text that an object came from is composed again, and the few
-chunks asked for last stay composed. Called by `catalog.locate`.
+chunks asked for last stay composed. Called by `catalog.locate`; `Layered` puts one catalog on top of another.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from functools import lru_cache
 
 from yaml.nodes import Node
 
+from xdsbpf.diagnostics import Location, Locator, ObjectId
 from xdsbpf.sources.yaml_nodes import TextError, compose, find, parse_path
 from xdsbpf.sources.yaml_objects import ReadObject
 
@@ -27,6 +28,17 @@ def locate_in_text(text: str, read: ReadObject, path: str) -> tuple[int, int]:
             mark = find(root, (*read.prefix, *parse_path(path))).start_mark
             return mark.line + 1, mark.column + 1
     return read.line, read.column
+
+
+class Layered:
+    """A `Locator`: what the first does not know, the second may."""
+
+    def __init__(self, first: Locator, second: Locator) -> None:
+        self._first, self._second = first, second
+
+    def locate(self, object: ObjectId, path: str = "") -> Location | None:
+        """See `Locator`."""
+        return self._first.locate(object, path) or self._second.locate(object, path)
 
 
 @lru_cache(maxsize=16)

@@ -12,6 +12,8 @@ GET /debug/whynot  ?node=ID&resource=NAME[&type=cds]: why a client does not have
 GET /metrics    Prometheus text
 POST /distribution  {"objects": [{"kind", "namespace", "name", "group", "digest"}], "connected_only": false}: whether
                 they are in force everywhere, and who is in the way (`xdsbpf wait`); `digest` "" for one to be gone
+POST /diff      {"manifests": [[name, text]], "envoy_resources": [[name, text]], "deletes": false, "proxy": "",
+                "metadata": {}, "bodies": false}: what applying or deleting these would change in both planes
 POST /confirm   accept a mass deletion that is being held
 
 Errors are JSON: {"error": text}.
@@ -36,6 +38,7 @@ from xdsbpf.report.proxies import proxy_rows
 from xdsbpf.report.services import service_rows
 from xdsbpf.report.whynot import whynot_rows
 from xdsbpf.serve import ControlPlane
+from xdsbpf.web.difference import diff_endpoint
 from xdsbpf.web.metrics import registry_of
 from xdsbpf.web.requests import http_error, read_body, refuse_browsers
 
@@ -143,6 +146,7 @@ def admin_app(control_plane: ControlPlane) -> Starlette:
             Route("/config", config),
             Route("/debug/whynot", whynot),
             Route("/distribution", distribution, methods=["POST"]),
+            Route("/diff", diff_endpoint(control_plane), methods=["POST"]),
             Route("/metrics", metrics),
             Route("/confirm", confirm, methods=["POST"]),
         ],

@@ -59,6 +59,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
 
     assert candidates("se") == ["serve", "services"]
     assert candidates("ps", "--verb") == ["--verbose"]
+    assert candidates("diff", "--against-") == ["--against-envoy-resources"]
     assert candidates("wait", "--for", "d") == ["delete"]
 
 

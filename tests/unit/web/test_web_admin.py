@@ -277,3 +277,19 @@ async def test_the_configuration_of_a_client_never_holds_a_secret(tmp_path: Path
         assert (await client.get("/config?node=nobody")).status_code == 404
         assert (await client.get("/config?node=an-envoy&type=nonsense")).status_code == 400
         assert (await client.get("/config")).status_code == 400
+
+
+async def test_a_difference_is_not_for_browsers_nor_for_what_is_no_question(idle: ControlPlane) -> None:
+    change = {"manifests": [["a.yaml", RULE]], "proxy": "node~10.0.0.1~node1~cluster.local"}
+    async with started(idle) as client:
+        found = await client.post("/diff", json.dumps(change))
+        assert [item["name"] for item in found.json()["resources"]] == [REVIEWS_CLUSTER]
+        assert found.json()["resources"][0]["before"] is None, "contents are for who asks for them"
+        assert (await client.post("/diff", json.dumps(change), origin="http://example.com")).status_code == 403
+        texts = ("kind: [", RULE.replace("host", "hots"))
+        questions = ({**change, "proxy": "router~1~2~3"}, *({"manifests": [["a.yaml", text]]} for text in texts))
+        for wrong in ("[", '{"manifests": [1]}', *map(json.dumps, questions)):
+            refused = await client.post("/diff", wrong)
+            assert refused.status_code == 400
+            assert refused.json()["error"]
+        assert (await client.post("/diff", b" " * (32 << 20) + b"{}")).status_code == 413
