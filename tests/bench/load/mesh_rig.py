@@ -19,8 +19,8 @@ from pathlib import Path
 import msgspec
 
 from tests.bench.load.http import Client, Server
-from tests.envoy.real_envoy import bootstrap
 from tests.envoy.test_sidecar import ENVOY_GROUP, METADATA, REDIRECT
+from xdsbpf.compile.raw.bootstrap import ClientBootstrap, envoy_bootstrap
 from xdsbpf.envoy_binary import find_binary
 from xdsbpf.lab.bringup import down, up
 from xdsbpf.lab.lab import Lab
@@ -187,7 +187,7 @@ def _sidecar(lab: Lab, name: str, directory: Path, xds_socket: Path) -> Iterator
     place = directory / f"sidecar-{name}"
     place.mkdir()
     node_id = f"sidecar~{pod.address}~{pod.name}.default~default.svc.cluster.local"
-    document = bootstrap(place, (xds_socket,), node_id)
+    document = envoy_bootstrap(ClientBootstrap(node_id, f"unix:{xds_socket}", admin=str(place / "admin.sock")))
     document["node"]["metadata"] = {**METADATA, "INSTANCE_IPS": pod.address, "LABELS": dict(pod.labels)}
     (place / "bootstrap.json").write_text(json.dumps(document))
     inside = ["nsenter", f"--net={lab.layout.netns(pod.netns)}"]
