@@ -12,13 +12,19 @@ HERE = Path(__file__).parent
 
 
 @functools.cache
+def _directory() -> tempfile.TemporaryDirectory[str]:
+    """Kept by the cache, and so removed at the end of the process."""
+    return tempfile.TemporaryDirectory(prefix="xdsbpf-load-")
+
+
+@functools.cache
 def built(name: str, *libraries: str) -> Path:
     """The program of `<name>.c`, with those libraries; built once per process.
 
     Raises: CalledProcessError, the compiler's words on stderr.
     """
     compiler = shutil.which("cc") or shutil.which("clang") or "cc"
-    found = Path(tempfile.mkdtemp(prefix="xdsbpf-load-")) / name
+    found = Path(_directory().name) / name
     subprocess.run(
         [compiler, "-O2", "-o", str(found), str(HERE / f"{name}.c"), *(f"-l{library}" for library in libraries)],
         check=True,
