@@ -19,7 +19,7 @@ import typer
 
 from xdsbpf.cli import admin_client
 from xdsbpf.cli.exits import CommandError, Exit, fail
-from xdsbpf.cli.tables import Output, write_document, write_names, write_table
+from xdsbpf.cli.tables import NO_HEADERS, Output, write_document, write_names, write_table
 from xdsbpf.errors import SourceError
 
 if TYPE_CHECKING:
@@ -97,7 +97,9 @@ def manifest_lines(rules: list[str], admin: str) -> dict[str, str]:
     return {item["ref"]: item["location"] for item in answer["items"] if item["location"]}
 
 
-def _show(output: Output, kind: str, header: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:
+def _show(
+    output: Output, kind: str, header: tuple[str, ...], rows: list[tuple[object, ...]], *, no_headers: bool
+) -> None:
     """The first column is the node, the second what the rows are called by."""
     keys = [name.lower().replace(" ", "_") for name in header]
     if write_document(output, kind, {"items": [dict(zip(keys, row, strict=True)) for row in rows]}):
@@ -105,11 +107,13 @@ def _show(output: Output, kind: str, header: tuple[str, ...], rows: list[tuple[o
     if output is Output.NAME:
         write_names(str(row[1]) for row in rows)
     else:
-        write_table(header, [[cell if cell not in ("", None) else "-" for cell in row] for row in rows])
+        write_table(
+            header, [[cell if cell not in ("", None) else "-" for cell in row] for row in rows], no_headers=no_headers
+        )
 
 
 @app.command()
-def agents(agent: list[str] = AGENT, node: str = NODE, output: Output = OUTPUT) -> None:
+def agents(agent: list[str] = AGENT, node: str = NODE, output: Output = OUTPUT, no_headers: bool = NO_HEADERS) -> None:
     """Show how the node agents are.
 
     Whether they reach the control plane and with which certificate, their Envoys, and what is wrong.
@@ -124,7 +128,7 @@ def agents(agent: list[str] = AGENT, node: str = NODE, output: Output = OUTPUT) 
         write_names(status.node for status in found)
         return
     header = ("NODE", "SYNCED", "CONTROL PLANE", "ENVOY", "CERTIFICATE", "UNTIL")
-    write_table(header, [_agent_row(status) for status in found])
+    write_table(header, [_agent_row(status) for status in found], no_headers=no_headers)
     for status in found:
         for problem in status.problems:
             sys.stderr.write(f"{status.node}: {problem.subject}: {problem.message}\n")
@@ -138,7 +142,9 @@ def _agent_row(status: agent_pb2.Status) -> tuple[str, ...]:
 
 
 @app.command()
-def frontends(agent: list[str] = AGENT, node: str = NODE, output: Output = OUTPUT) -> None:
+def frontends(
+    agent: list[str] = AGENT, node: str = NODE, output: Output = OUTPUT, no_headers: bool = NO_HEADERS
+) -> None:
     """Show which plane carries each service address."""
     rows: list[tuple[object, ...]] = [
         (
@@ -159,22 +165,27 @@ def frontends(agent: list[str] = AGENT, node: str = NODE, output: Output = OUTPU
         "Frontends",
         ("NODE", "SERVICE", "ADDRESS", "PROTOCOL", "PLANE", "BACKENDS", "PROXY PORT", "POLICY"),
         rows,
+        no_headers=no_headers,
     )
 
 
 @app.command()
-def backends(agent: list[str] = AGENT, node: str = NODE, output: Output = OUTPUT) -> None:
+def backends(
+    agent: list[str] = AGENT, node: str = NODE, output: Output = OUTPUT, no_headers: bool = NO_HEADERS
+) -> None:
     """Show the endpoints that the kernel balances."""
     rows: list[tuple[object, ...]] = [
         (name, row.service, f"{row.address}:{row.port}", row.weight, row.active_connections)
         for name, tables in read_agents(agent, node)
         for row in tables.backends
     ]
-    _show(output, "Backends", ("NODE", "SERVICE", "ADDRESS", "WEIGHT", "ACTIVE"), rows)
+    _show(output, "Backends", ("NODE", "SERVICE", "ADDRESS", "WEIGHT", "ACTIVE"), rows, no_headers=no_headers)
 
 
 @app.command()
-def identities(agent: list[str] = AGENT, node: str = NODE, output: Output = OUTPUT) -> None:
+def identities(
+    agent: list[str] = AGENT, node: str = NODE, output: Output = OUTPUT, no_headers: bool = NO_HEADERS
+) -> None:
     """Show who is behind which address.
 
     And the policy that guards it, and why a pod of the node is nobody.
@@ -184,11 +195,19 @@ def identities(agent: list[str] = AGENT, node: str = NODE, output: Output = OUTP
         for name, tables in read_agents(agent, node)
         for row in tables.identities
     ]
-    _show(output, "Identities", ("NODE", "ADDRESS", "IDENTITY", "NUMBER", "POLICY", "NOTE"), rows)
+    _show(
+        output, "Identities", ("NODE", "ADDRESS", "IDENTITY", "NUMBER", "POLICY", "NOTE"), rows, no_headers=no_headers
+    )
 
 
 @app.command()
-def policies(agent: list[str] = AGENT, node: str = NODE, output: Output = OUTPUT, admin: str = ADMIN) -> None:
+def policies(
+    agent: list[str] = AGENT,
+    node: str = NODE,
+    output: Output = OUTPUT,
+    no_headers: bool = NO_HEADERS,
+    admin: str = ADMIN,
+) -> None:
     """Show what may connect to what.
 
     Every entry of the policies, the rule that it comes from, and where that is written.
@@ -203,13 +222,15 @@ def policies(agent: list[str] = AGENT, node: str = NODE, output: Output = OUTPUT
             location = lines.get(reference.group(0), "") if reference else ""
             rows.append((name, row.policy, row.source, port, row.protocol, row.verdict, row.rule, location))
     header = ("NODE", "POLICY", "SOURCE", "PORT", "PROTOCOL", "VERDICT", "RULE", "MANIFEST")
-    _show(output, "Policies", header, rows)
+    _show(output, "Policies", header, rows, no_headers=no_headers)
 
 
 @app.command()
-def counters(agent: list[str] = AGENT, node: str = NODE, output: Output = OUTPUT) -> None:
+def counters(
+    agent: list[str] = AGENT, node: str = NODE, output: Output = OUTPUT, no_headers: bool = NO_HEADERS
+) -> None:
     """Count the decisions of the kernel programs."""
     rows: list[tuple[object, ...]] = [
         (name, row.name, row.value) for name, tables in read_agents(agent, node) for row in tables.counters
     ]
-    _show(output, "Counters", ("NODE", "COUNTER", "VALUE"), rows)
+    _show(output, "Counters", ("NODE", "COUNTER", "VALUE"), rows, no_headers=no_headers)

@@ -26,7 +26,7 @@ from xdsbpf.cli.manifests import (
     refuse_invalid,
 )
 from xdsbpf.cli.status import ADMIN, OUTPUT, first_places
-from xdsbpf.cli.tables import Output, write_document, write_names, write_table
+from xdsbpf.cli.tables import NO_HEADERS, Output, write_document, write_names, write_table
 from xdsbpf.errors import ConfigError, ProtocolError
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def diff(
     metadata: Path | None = typer.Option(None, "--metadata", help="JSON file with the proxy's node metadata"),
     verbose: bool = typer.Option(False, "--verbose", "-v", help="the lines of every resource that would change"),
     output: Output = OUTPUT,
+    no_headers: bool = NO_HEADERS,
     admin: str = ADMIN,
     registry_only: bool = REGISTRY_ONLY,
     service_cidr: str = SERVICE_CIDR,
@@ -78,7 +79,7 @@ def diff(
     except ConfigError as error:
         raise CommandError(str(error), Exit.BAD_INPUT, hint=error.hint) from error
     if not write_document(output, "Difference", {"proxy": proxy, **answer}):
-        _write(answer, output, has_scopes=not proxy, verbose=verbose)
+        _write(answer, output, has_scopes=not proxy, verbose=verbose, no_headers=no_headers)
     if answer["resources"] or answer["planes"]:
         raise typer.Exit(Exit.FAILURE)
 
@@ -137,7 +138,7 @@ def _compare(
     }
 
 
-def _write(answer: dict[str, Any], output: Output, *, has_scopes: bool, verbose: bool) -> None:
+def _write(answer: dict[str, Any], output: Output, *, has_scopes: bool, verbose: bool, no_headers: bool) -> None:
     resources = answer["resources"]
     if output is Output.NAME:
         write_names(f"{item['type']}/{item['name']}" for item in resources)
@@ -151,14 +152,14 @@ def _write(answer: dict[str, Any], output: Output, *, has_scopes: bool, verbose:
             sys.stdout.writelines(_lines(item))
     elif resources:
         header = ("PLANE", "CHANGE", "TYPE", "NAME", *(("SCOPE",) if has_scopes else ()), "FROM")
-        write_table(header, [_row(item, has_scopes=has_scopes) for item in resources])
+        write_table(header, [_row(item, has_scopes=has_scopes) for item in resources], no_headers=no_headers)
     if answer["planes"]:
         sys.stdout.write("\n" if resources else "")
         rows = [
             (item["name"], item["before"] or "-", item["after"] or "-", "; ".join(item["reasons"]) or "-")
             for item in answer["planes"]
         ]
-        write_table(("SERVICE", "BEFORE", "AFTER", "WHY"), rows)
+        write_table(("SERVICE", "BEFORE", "AFTER", "WHY"), rows, no_headers=no_headers)
     if not resources and not answer["planes"]:
         sys.stderr.write("nothing would change\n")
 

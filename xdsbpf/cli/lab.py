@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 
 from xdsbpf.cli.exits import Exit, fail
-from xdsbpf.cli.tables import Output, write_document, write_names, write_table
+from xdsbpf.cli.tables import NO_HEADERS, Output, write_document, write_names, write_table
 
 app = typer.Typer(help="A mesh on one machine: what kind is to Kubernetes.", no_args_is_help=True)
 
@@ -89,7 +89,7 @@ def down(name: str = NAME) -> None:
 
 
 @app.command()
-def status(name: str = NAME, output: Output = OUTPUT) -> None:
+def status(name: str = NAME, output: Output = OUTPUT, no_headers: bool = NO_HEADERS) -> None:
     """Pods and processes of a lab."""
     require_root()
     import msgspec
@@ -105,11 +105,13 @@ def status(name: str = NAME, output: Output = OUTPUT) -> None:
     write_table(
         ("POD", "NAMESPACE", "NODE", "ADDRESS", "READY"),
         [(pod.name, pod.namespace, pod.node, pod.address, "yes" if pod.ready else "no") for pod in lab_status.pods],
+        no_headers=no_headers,
     )
     sys.stdout.write("\n")
     write_table(
         ("PROCESS", "PID", "STATE"),
         [(entry.role, entry.pid, "running" if entry.alive else "dead") for entry in lab_status.processes],
+        no_headers=no_headers,
     )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from xdsbpf.cli.exits import CommandError, Exit, fail
-from xdsbpf.cli.tables import Format, write_document, write_table
+from xdsbpf.cli.tables import NO_HEADERS, Format, write_document, write_table
 from xdsbpf.errors import ProtocolError
 
 if TYPE_CHECKING:
@@ -163,6 +163,7 @@ def translate(
     registry_only: bool = REGISTRY_ONLY,
     type_: str = typer.Option("", "--type", help="only these types: lds,rds,vhds,cds,eds,ecds,datapath,…"),
     output: Format = typer.Option(Format.TABLE, "--output", "-o", help="table, json or yaml"),
+    no_headers: bool = NO_HEADERS,
     service_cidr: str = SERVICE_CIDR,
     trust_domain: str = TRUST_DOMAIN,
 ) -> None:
@@ -211,7 +212,7 @@ def translate(
             for kind, items in resources.items()
             for item in items
         ]
-        write_table(("TYPE", "NAME", "VERSION", "FROM"), rows)
+        write_table(("TYPE", "NAME", "VERSION", "FROM"), rows, no_headers=no_headers)
         for row in listeners:
             sys.stderr.write(f"{row['object']}: {row['plane']}: {'; '.join(row['reasons'])}\n")
         for line in format_lines(diagnostics, catalog):

@@ -6,12 +6,12 @@ from typing import Any
 
 import typer
 
-from xdsbpf.cli.tables import Output, write_document, write_names, write_table
+from xdsbpf.cli.tables import NO_HEADERS, Output, write_document, write_names, write_table
 
 OUTPUT = typer.Option(Output.TABLE, "--output", "-o", help="table, json, yaml or name")
 
 
-def plugins(output: Output = OUTPUT) -> None:
+def plugins(output: Output = OUTPUT, no_headers: bool = NO_HEADERS) -> None:
     """List the plug-ins that are installed.
 
     In the order in which they are applied.
@@ -44,7 +44,7 @@ def plugins(output: Output = OUTPUT) -> None:
             )
             for item in items
         ]
-        write_table(("NAME", "VERSION", "DISTRIBUTION", "PATCHES", "ADDS"), rows)
+        write_table(("NAME", "VERSION", "DISTRIBUTION", "PATCHES", "ADDS"), rows, no_headers=no_headers)
 
 
 def register(app: typer.Typer) -> None:

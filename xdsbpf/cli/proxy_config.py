@@ -9,7 +9,7 @@ import typer
 
 from xdsbpf.cli import admin_client
 from xdsbpf.cli.status import ADMIN, OUTPUT, first_places
-from xdsbpf.cli.tables import Output, write_document, write_names, write_table
+from xdsbpf.cli.tables import NO_HEADERS, Output, write_document, write_names, write_table
 
 app = typer.Typer(help="Show the resources of one Envoy or agent.", no_args_is_help=True)
 
@@ -29,7 +29,7 @@ WHAT: Final = {
 """Command -> types and help."""
 
 
-def show(types: tuple[str, ...], node: str, name: str, output: Output, admin: str) -> None:
+def show(types: tuple[str, ...], node: str, name: str, output: Output, admin: str, *, no_headers: bool) -> None:
     """Print the resources of these types ((): all)."""
     wants_body = output in (Output.JSON, Output.YAML)
     query = urllib.parse.urlencode({"node": node, "type": ",".join(types), "body": "1" if wants_body else ""})
@@ -43,7 +43,7 @@ def show(types: tuple[str, ...], node: str, name: str, output: Output, admin: st
     several = len({item["node"] for item in items}) > 1
     header = ("TYPE", "NAME", "STATE", "VERSION", "MANIFEST", "ERROR")
     rows = [_row(item, several) for item in items]
-    write_table(("NODE", *header) if several else header, rows)
+    write_table(("NODE", *header) if several else header, rows, no_headers=no_headers)
 
 
 def _row(item: dict[str, Any], several: bool) -> tuple[str, ...]:
@@ -53,8 +53,14 @@ def _row(item: dict[str, Any], several: bool) -> tuple[str, ...]:
 
 
 def _command(types: tuple[str, ...], text: str) -> Any:
-    def command(node: str = NODE, name: str = NAME, output: Output = OUTPUT, admin: str = ADMIN) -> None:
-        show(types, node, name, output, admin)
+    def command(
+        node: str = NODE,
+        name: str = NAME,
+        output: Output = OUTPUT,
+        no_headers: bool = NO_HEADERS,
+        admin: str = ADMIN,
+    ) -> None:
+        show(types, node, name, output, admin, no_headers=no_headers)
 
     command.__doc__ = (
         f"{text}\n\n    ACKED: it has it. SENT: not answered yet. NACKED: it refuses it. WITHHELD: it waits for the"

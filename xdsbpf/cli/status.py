@@ -11,7 +11,7 @@ import typer
 
 from xdsbpf.cli import admin_client
 from xdsbpf.cli.exits import CommandError
-from xdsbpf.cli.tables import Output, format_age, write_document, write_names, write_table
+from xdsbpf.cli.tables import NO_HEADERS, Output, format_age, write_document, write_names, write_table
 
 ADMIN = typer.Option("", "--admin", help="admin address of the control plane: host:port or unix:PATH")
 OUTPUT = typer.Option(Output.TABLE, "--output", "-o", help="table, json, yaml or name")
@@ -29,6 +29,7 @@ def ps(
     node: str = typer.Argument("", help="only this client: its node id, or a node's name for its agent and Envoy"),
     verbose: bool = typer.Option(False, "--verbose", "-v", help="every type: versions, ages, what is refused and why"),
     output: Output = OUTPUT,
+    no_headers: bool = NO_HEADERS,
     admin: str = ADMIN,
 ) -> None:
     """Show what Envoys and agents have taken over.
@@ -48,13 +49,13 @@ def ps(
     if output is Output.NAME:
         write_names(item["node_id"] for item in items)
     elif verbose:
-        _write_types(items)
+        _write_types(items, no_headers=no_headers)
         listeners = [
             (row["object"], row["plane"], "; ".join(row["reasons"])) for row in _ask(admin, "/services")["listeners"]
         ]
         if listeners:
             sys.stdout.write("\n")
-            write_table(("LISTENER", "PLANE", "WHY"), listeners)
+            write_table(("LISTENER", "PLANE", "WHY"), listeners, no_headers=no_headers)
     else:
         rows = [
             (
@@ -67,7 +68,7 @@ def ps(
             )
             for item in items
         ]
-        write_table(("NAME", "KIND", "NODE", "STATE", "CONNECTED", "TYPES"), rows)
+        write_table(("NAME", "KIND", "NODE", "STATE", "CONNECTED", "TYPES"), rows, no_headers=no_headers)
         for name, what, why, _ in _troubles(items):
             sys.stderr.write(f"{name}: {what}: {why}\n")
 
@@ -78,7 +79,7 @@ def worst_state(item: dict[str, Any]) -> str:
     return next((state for state in WORST_FIRST if state in states), "NOT-SENT")
 
 
-def _write_types(items: list[dict[str, Any]]) -> None:
+def _write_types(items: list[dict[str, Any]], *, no_headers: bool) -> None:
     rows = [
         (
             item["node_id"],
@@ -95,11 +96,11 @@ def _write_types(items: list[dict[str, Any]]) -> None:
         for entry in item["types"]
     ]
     header = ("NAME", "TYPE", "STATE", "SENT-VERSION", "ACKED-VERSION", "ACCEPTED", "SENT", "ACKED", "ERROR")
-    write_table(header, rows)
+    write_table(header, rows, no_headers=no_headers)
     troubles = [(name, what, first_places(where), why) for name, what, why, where in _troubles(items)]
     if troubles:
         sys.stdout.write("\n")
-        write_table(("NAME", "RESOURCE", "MANIFEST", "WHY"), troubles)
+        write_table(("NAME", "RESOURCE", "MANIFEST", "WHY"), troubles, no_headers=no_headers)
 
 
 def first_places(manifests: list[str]) -> str:
@@ -146,7 +147,7 @@ def why(
             sys.stdout.write(f"  from {place}\n")
 
 
-def services(output: Output = OUTPUT, admin: str = ADMIN) -> None:
+def services(output: Output = OUTPUT, no_headers: bool = NO_HEADERS, admin: str = ADMIN) -> None:
     """Show which plane carries which service.
 
     The kernel (L4) or the node's Envoy (L7), by service port and by raw listener, and why.
@@ -170,7 +171,7 @@ def services(output: Output = OUTPUT, admin: str = ADMIN) -> None:
         for item in items
     ]
     rows += [_listener_row(item) for item in listeners]
-    write_table(("SERVICE", "PORT", "ADDRESS", "PLANE", "ENDPOINTS", "WHY"), rows)
+    write_table(("SERVICE", "PORT", "ADDRESS", "PLANE", "ENDPOINTS", "WHY"), rows, no_headers=no_headers)
 
 
 def _listener_row(item: dict[str, Any]) -> tuple[Any, ...]:
@@ -180,7 +181,7 @@ def _listener_row(item: dict[str, Any]) -> tuple[Any, ...]:
     return (item["object"], port or "-", address or "-", item["plane"], item["endpoints"], reasons)
 
 
-def objects(output: Output = OUTPUT, admin: str = ADMIN) -> None:
+def objects(output: Output = OUTPUT, no_headers: bool = NO_HEADERS, admin: str = ADMIN) -> None:
     """Show where every manifest object ended.
 
     APPLIED, PENDING, REJECTED, NOT-ENFORCED or SHADOWED-BY, with the reason.
@@ -193,7 +194,7 @@ def objects(output: Output = OUTPUT, admin: str = ADMIN) -> None:
         write_names(item["object"] for item in items)
         return
     rows = [(item["object"], item["state"], item["location"] or "-", _reason(item)) for item in items]
-    write_table(("OBJECT", "STATE", "LOCATION", "REASON"), rows)
+    write_table(("OBJECT", "STATE", "LOCATION", "REASON"), rows, no_headers=no_headers)
     for source in answer["sources"]:
         for found in source["diagnostics"]:
             sys.stderr.write(f"{found['location'] or source['path']}: {source['state']}: {found['message']}\n")

@@ -8,6 +8,10 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import typer
+
+NO_HEADERS = typer.Option(False, "--no-headers", help="tables without their headers")
+
 
 class Output(enum.StrEnum):
     """Formats of `-o` for lists of things that have names."""
@@ -35,9 +39,10 @@ def format_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str
     )
 
 
-def write_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table on standard output."""
-    sys.stdout.write(format_table(header, rows) + "\n")
+def write_table(header: Sequence[str], rows: Iterable[Sequence[object]], *, no_headers: bool = False) -> None:
+    """Print a table on standard output; without its header for scripts that take it apart."""
+    _, *lines = text = format_table(header, rows).split("\n")
+    sys.stdout.writelines(line + "\n" for line in (lines if no_headers else text))
 
 
 def write_document(output: Output | Format, kind: str, body: dict[str, Any]) -> bool:

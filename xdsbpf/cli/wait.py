@@ -18,7 +18,7 @@ from xdsbpf.cli import admin_client
 from xdsbpf.cli.exits import CommandError, Exit, fail
 from xdsbpf.cli.manifests import refuse_invalid
 from xdsbpf.cli.status import ADMIN
-from xdsbpf.cli.tables import Output, write_document, write_names, write_table
+from xdsbpf.cli.tables import NO_HEADERS, Output, write_document, write_names, write_table
 from xdsbpf.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def wait(
     connected: bool = typer.Option(False, "--connected", help="do not miss nodes whose agent or Envoy is away"),
     verbose: bool = typer.Option(False, "--verbose", "-v", help="say what is waited for, also without a terminal"),
     output: Output = typer.Option(Output.TABLE, "--output", "-o", help="table, json, yaml or name (who is in the way)"),
+    no_headers: bool = NO_HEADERS,
     admin: str = ADMIN,
 ) -> None:
     """Wait until manifests are in force everywhere.
@@ -69,7 +70,7 @@ def wait(
     elif output is Output.NAME:
         write_names(client_name(client) for client in answer["clients"] if client["state"] != "confirmed")
     else:
-        _write(answer, elapsed_s)
+        _write(answer, elapsed_s, no_headers=no_headers)
     if answer["verdict"] != "done":
         why = "refused" if answer["verdict"] == "failed" else f"not done after {timeout}"
         fail(f"{why}: {answer['reason']}", hint="xdsbpf ps -v and xdsbpf objects show the state of everything")
@@ -166,7 +167,7 @@ def client_name(client: dict[str, Any]) -> str:
     return str(client["node_id"] or f"{client['kind']} of {client['node']}")
 
 
-def _write(answer: dict[str, Any], elapsed_s: float) -> None:
+def _write(answer: dict[str, Any], elapsed_s: float, *, no_headers: bool) -> None:
     if answer["verdict"] == "done":
         count = len(answer["objects"])
         done = f"{count} object{'s' if count != 1 else ''} ({answer['resources']} resources): {answer['reason']}"
@@ -186,7 +187,7 @@ def _write(answer: dict[str, Any], elapsed_s: float) -> None:
         if client["more"]:
             rows.append((name, client["state"], f"and {client['more']} more", "-"))
     if rows:
-        write_table(("WHO", "STATE", "WHAT", "WHY"), rows)
+        write_table(("WHO", "STATE", "WHAT", "WHY"), rows, no_headers=no_headers)
 
 
 def register(app: typer.Typer) -> None:

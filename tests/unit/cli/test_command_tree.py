@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
+
+from xdsbpf.cli.main import _add_commands, app
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -74,3 +77,27 @@ def test_a_reader_that_has_seen_enough_is_no_failure() -> None:
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "{\n")
     assert "Traceback" not in done.stderr
+
+
+def test_a_table_without_its_header_is_the_same_rows() -> None:
+    command = ("translate", "-f", "deploy/examples/bookinfo", "--proxy", "node~10.0.0.1~node1~cluster.local")
+    _, *rows = xdsbpf(*command).stdout.splitlines()
+    assert len(rows) > 3
+    assert xdsbpf(*command, "--no-headers").stdout.splitlines() == rows
+    assert xdsbpf(*command[:-1], "agent~x", "--type", "cds", "--no-headers").stdout == ""
+
+
+def test_whatever_prints_a_table_can_leave_the_header_out() -> None:
+    _add_commands()
+    tree = typer.main.get_command(app)
+    assert isinstance(tree, typer.core.TyperGroup)
+    groups = [("", tree), *((name, found) for name, found in tree.commands.items() if hasattr(found, "commands"))]
+    offering = {
+        f"{group} {name}".strip()
+        for group, found in groups
+        for name, command in found.commands.items()
+        if any(parameter.name == "no_headers" for parameter in command.params)
+    }
+    assert {"ps", "services", "objects", "wait", "diff", "translate", "plugins", "lab status"} <= offering
+    for group in ("bpf", "pc"):
+        assert {f"{group} {name}" for name in tree.commands[group].commands} <= offering
