@@ -33,9 +33,16 @@ def config_source(variant: Variant, fetch_timeout: str) -> dict[str, Any]:
 
 
 def bootstrap(
-    directory: Path, xds_sockets: tuple[Path, ...], node_id: str, variant: Variant = Variant.DELTA_ADS
+    directory: Path,
+    xds_sockets: tuple[Path, ...],
+    node_id: str,
+    variant: Variant = Variant.DELTA_ADS,
+    layers: tuple[dict[str, Any], ...] = (),
 ) -> dict[str, Any]:
-    """Envoy's bootstrap: admin on a unix socket, LDS and CDS from one of the sockets, deprecated fields refused."""
+    """Envoy's bootstrap: admin on a unix socket, LDS and CDS from one of the sockets, deprecated fields refused.
+
+    `layers` are more layers of runtime values.
+    """
     source = config_source(variant, "0s")
     http2 = {
         "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
@@ -68,7 +75,8 @@ def bootstrap(
                 {
                     "name": "test",
                     "static_layer": {"envoy.features.fail_on_any_deprecated_feature": True},
-                }
+                },
+                *layers,
             ]
         },
     }
@@ -87,13 +95,14 @@ class RealEnvoy:
         xds_sockets: Path | tuple[Path, ...],
         node_id: str,
         variant: Variant = Variant.DELTA_ADS,
+        layers: tuple[dict[str, Any], ...] = (),
     ) -> None:
         self.binary = binary
         self.directory = directory
         self.log = directory / "envoy.log"
         self._bootstrap = directory / "bootstrap.json"
         sockets = xds_sockets if isinstance(xds_sockets, tuple) else (xds_sockets,)
-        self._bootstrap.write_text(json.dumps(bootstrap(directory, sockets, node_id, variant)))
+        self._bootstrap.write_text(json.dumps(bootstrap(directory, sockets, node_id, variant, layers)))
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self, ready_s: float = READY_SECONDS) -> None:
