@@ -43,6 +43,8 @@ BUILD_FAILED: Final = "XB9001"
 """A resource could not be built (a defect of ours); what proxies hold of it stays."""
 PLUGIN_FAILED: Final = "XB9002"
 """A plug-in failed on a resource; what proxies hold of it stays."""
+_FOLLOWED: Final = (known_nodes, families)
+"""Watched queries that say what else is to be watched."""
 DEFECT: Final = "this is a defect of xdsbpf: please report it with the manifest"
 
 
@@ -135,13 +137,12 @@ class Compiler:
             if revision is None:
                 return
             self.publisher.take(revision)
-            try:
-                nodes, present = known_nodes(self.database), families(self.database)
-            except QueryError:  # what is known stays; `diagnostics` has the reason
-                continue
-            if present is not self._families:
+            # Of a failure what is known stays; `diagnostics` has the reason.
+            new = {output.query: output.value for output in revision.outputs if output.query in _FOLLOWED}
+            present, nodes = new.get(families), new.get(known_nodes)
+            if isinstance(present, tuple):
                 self._use(self._nodes, present)
-            if nodes is not self._known_nodes:
+            if isinstance(nodes, tuple):
                 self._known_nodes = nodes
                 self.add_nodes(nodes)
 

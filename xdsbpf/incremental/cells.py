@@ -86,7 +86,13 @@ class QueryCell(Cell):
     __slots__ = ("cited", "compute", "computed", "reads", "reports", "state", "watch")
 
     def __init__(self, home: dict[Any, Cell], key: Any, compute: Callable[..., Any]) -> None:
-        super().__init__(home, key)
+        # As Cell.__init__, without the call: there are several per service.
+        self.home = home
+        self.key = key
+        self.value = UNSET
+        self.changed = 0
+        self.readers = ()
+        home[key] = self
         self.compute = compute
         self.state = DIRTY
         self.reads = ()

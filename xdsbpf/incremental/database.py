@@ -109,6 +109,7 @@ class Database(Inputs):
                     self.queue[cell] = None
                     raise
                 yield
+            self.queue.clear()  # a dictionary that was large keeps its room till then
             self.sweep()
             self._publish()
         finally:

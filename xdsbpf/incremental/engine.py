@@ -123,7 +123,7 @@ class Engine(Graph):
             cell = stack[-1]
             # A run that was abandoned has state RUNNING: it is known to be needed. A cell may be on
             # the stack twice (checked below, read by what it made run): the second find is clean.
-            if cell.state == RUNNING or (cell.state and self._must_run(cell)):
+            if cell.state == RUNNING or (cell.state and (not cell.computed or self._must_run(cell))):
                 height = len(stack)
                 self._run(cell)
                 del stack[height - 1 :], positions[height - 1 :]
@@ -132,13 +132,11 @@ class Engine(Graph):
                 positions.pop()
 
     def _must_run(self, cell: Cell) -> bool:
-        """Whether a read of `cell` changed; if that is not known yet, push the read to refresh.
+        """Whether a read of `cell`, which has run before, changed; if that is not known yet, push the read to refresh.
 
         Becomes clean if no read changed.
         """
         computed = cell.computed
-        if not computed:
-            return True
         cell.state = CHECKING
         reads = cell.reads
         for position in range(self._next[-1], len(reads)):

@@ -7,7 +7,7 @@ per table.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 from xdsbpf.errors import InvariantError
 from xdsbpf.incremental.cells import Cell
@@ -28,15 +28,18 @@ class Inputs(Engine):
 
     def input(self, table: Table[K, V], key: K) -> V | Absent:
         """The value under `key`, or ABSENT; a recorded read."""
-        store = self._store(table)
+        store = self._stores.get(table) or self._store(table)
         run = self.running
-        if run is not None:
-            cell = store.cells.get(key)
-            if cell is None:
-                cell = self._source(store.cells, key, store.rows.get(key, ABSENT))
-            run.reads[cell] = None
-            return cast("V | Absent", cell.value)
-        return cast("V | Absent", store.rows.get(key, ABSENT))
+        value: V | Absent
+        if run is None:
+            value = store.rows.get(key, ABSENT)
+            return value
+        cell = store.cells.get(key)
+        if cell is None:
+            cell = self._source(store.cells, key, store.rows.get(key, ABSENT))
+        run.reads[cell] = None
+        value = cell.value
+        return value
 
     def bucket(self, index: Index[V, B], bucket: B) -> tuple[V, ...]:
         """The values in a bucket, () if none, in the table's order; a recorded read.
@@ -51,7 +54,8 @@ class Inputs(Engine):
         if cell is None:
             cell = self._source(buckets.cells, bucket, buckets.values(bucket))
         run.reads[cell] = None
-        return cast("tuple[V, ...]", cell.value)
+        values: tuple[V, ...] = cell.value
+        return values
 
     def bucket_keys(self, index: Index[V, B]) -> tuple[B, ...]:
         """The keys of the buckets that are not empty, sorted; a recorded read."""
@@ -63,7 +67,8 @@ class Inputs(Engine):
         if cell is None:
             cell = self._source(buckets.names_cells, None, buckets.keys())
         run.reads[cell] = None
-        return cast("tuple[B, ...]", cell.value)
+        keys: tuple[B, ...] = cell.value
+        return keys
 
     def cells_reading(self, table: Table[K, Any], key: K) -> Iterator[Cell]:
         """The source cells that hold a row: its own, and the buckets that it is in; those that somebody reads."""
@@ -109,7 +114,7 @@ class Inputs(Engine):
         return store
 
     def _buckets(self, index: Index[Any, Any]) -> Buckets:
-        store = self._store(index.table)
+        store = self._stores.get(index.table) or self._store(index.table)
         buckets = store.indexes.get(index)
         if buckets is None:
             store.adopt_indexes()

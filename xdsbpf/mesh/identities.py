@@ -39,19 +39,25 @@ PROXY_ADDRESS: Final = "xdsbpf.io/proxy-address"
 
 
 class Workload(msgspec.Struct, frozen=True, gc=False):
-    """A pod with an address of its own; `identity` is its SPIFFE id."""
+    """A pod with an address of its own, and sometimes others; `identity` is its SPIFFE id."""
 
     namespace: str
     pod: str
     uid: str
     labels: Labels
-    addresses: tuple[str, ...]
+    address: str
+    others: tuple[str, ...]
     identity: str
     is_running: bool
 
     @property
+    def addresses(self) -> tuple[str, ...]:
+        """All its addresses, at least one; made when asked for, so that they cost no memory."""
+        return (self.address, *self.others)
+
+    @property
     def name(self) -> str:
-        """`<namespace>/<pod>`; made when asked for, so that it costs no memory."""
+        """`<namespace>/<pod>`, made as the addresses are."""
         return f"{self.namespace}/{self.pod}"
 
 
@@ -67,7 +73,10 @@ def _workloads(db: Database, pods: tuple[Pod, ...]) -> tuple[Workload, ...]:
         meta = pod.metadata
         identity = spiffe_id(trust_domain, meta.namespace, pod.service_account)
         is_running = pod.status.phase == "Running"
-        found.append(Workload(meta.namespace, meta.name, meta.uid, meta.labels, addresses, identity, is_running))
+        first, *others = addresses
+        found.append(
+            Workload(meta.namespace, meta.name, meta.uid, meta.labels, first, tuple(others), identity, is_running)
+        )
     found.sort(key=lambda workload: workload.name)
     return tuple(found)
 
@@ -156,7 +165,13 @@ def identities(db: Database) -> tuple[str, ...]:
     """SPIFFE ids of all running workloads, sorted; the reserved node-proxy identity is not among them."""
     trust_domain = settings(db).trust_domain
     names = (spiffe_id(trust_domain, *account) for account in db.bucket_keys(PODS_BY_ACCOUNT))
-    return tuple(sorted(name for name in names if identity(db, name)))
+    return tuple(sorted(name for name in names if _is_seen(db, name)))
+
+
+@query
+def _is_seen(db: Database, name: str) -> bool:
+    """Whether an identity has an address: pods come and go, and mostly this stays."""
+    return bool(identity(db, name))
 
 
 @query

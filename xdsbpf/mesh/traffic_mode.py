@@ -15,7 +15,7 @@ import msgspec
 from xdsbpf.diagnostics import ObjectId, Origin
 from xdsbpf.incremental import ABSENT, Database, query
 from xdsbpf.mesh.codes import warn
-from xdsbpf.mesh.destination_rules import EffectivePolicy, effective_policy, subsets
+from xdsbpf.mesh.destination_rules import DEFAULTS, EffectivePolicy, effective_policy, subsets
 from xdsbpf.mesh.inputs import NAMESPACES, SERVICES, object_id
 from xdsbpf.mesh.routes import http_rule_origins
 from xdsbpf.mesh.services import MeshService, PortInfo, service
@@ -166,6 +166,8 @@ def _policy_reasons(db: Database, host: str, port: int) -> tuple[Reason, ...]:
 
 def _l7_fields(policy: EffectivePolicy) -> list[tuple[str, Origin]]:
     """What of a policy only a proxy does: (field, where)."""
+    if policy is DEFAULTS:
+        return []
     pool, balancer = policy.connection_pool, policy.load_balancer
     hashed = balancer.consistent_hash if balancer is not None else None
     is_warming = balancer is not None and bool(balancer.warmup or balancer.warmup_duration_secs)
@@ -217,6 +219,8 @@ def _report_not_in_kernel(db: Database, host: str, port: int) -> None:
 
 
 def _kernel_gaps(policy: EffectivePolicy) -> list[tuple[str, Origin]]:
+    if policy is DEFAULTS:
+        return []
     balancer = policy.load_balancer
     tcp = policy.connection_pool.tcp if policy.connection_pool is not None else None
     hashed = balancer.consistent_hash if balancer is not None else None

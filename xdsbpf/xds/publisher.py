@@ -38,9 +38,6 @@ class _Output:
         self.failure = ""
 
 
-_OutputKey = tuple[Callable[..., Any], tuple[Any, ...]]
-
-
 class Publisher:
     """Watches generators and translates revisions to the store.
 
@@ -51,7 +48,8 @@ class Publisher:
     def __init__(self, database: Database, store: ResourceStore) -> None:
         self._database = database
         self._store = store
-        self._outputs: dict[_OutputKey, _Output] = {}
+        self._outputs: dict[Callable[..., Any], dict[tuple[Any, ...], _Output]] = {}
+        """Watched queries by function, then arguments: a key of both would cost each a tuple more."""
         self._builds: dict[Generator, dict[str, _Output]] = {}
         self._families: dict[tuple[str, str], tuple[Generator, ...]] = {}
         """Generators by scope and type; mostly one, and the first one that builds a name counts."""
@@ -78,13 +76,13 @@ class Publisher:
             self._builds[generator] = {}
             family = (generator.scope, generator.type_url)
             self._families[family] = (*self._families.get(family, ()), generator)
-            self._watch((generator.names, generator.args), generator, "")
+            self._watch(generator.names, generator.args, generator, "")
 
     def remove(self, generator: Generator) -> None:
         """Stop watching a family; its resources leave the store with the next commit."""
         for name in tuple(self._builds[generator]):
             self._drop(generator, name)
-        self._unwatch((generator.names, generator.args), generator)
+        self._unwatch(generator.names, generator.args, generator)
         self._failures.pop((generator, _slot(generator, "")), None)
         del self._builds[generator], self._alone[generator]
         family = (generator.scope, generator.type_url)
@@ -102,7 +100,7 @@ class Publisher:
     def take(self, revision: Revision) -> None:
         """Note the outputs of a revision; new names are watched, so drain again before `commit`."""
         for changed in revision.outputs:
-            output = self._outputs.get((changed.query, changed.args))
+            output = self._outputs.get(changed.query, {}).get(changed.args)
             if output is None:
                 continue
             output.failure = _defect_of(changed.value, output)
@@ -130,30 +128,34 @@ class Publisher:
 
     def slots_of(self, outputs: Iterable[tuple[Callable[..., Any], tuple[Any, ...]]]) -> set[Slot]:
         """Where the resources (and lists of names) go that these watched queries build."""
-        found = ((self._outputs.get(key), key) for key in outputs)
-        return {_slot(taker, output.name) for output, _ in found if output is not None for taker in output.takers}
+        found = (self._outputs.get(query, {}).get(args) for query, args in outputs)
+        return {_slot(taker, output.name) for output in found if output is not None for taker in output.takers}
 
     def _built(self, slot: Slot) -> list[Resource]:
         """What the generators of a slot make of it, the one that was added first to the front."""
         found = (self._builds[generator].get(slot.name) for generator in self._families[slot.scope, slot.type_url])
         return [output.value for output in found if output is not None and output.value is not ABSENT]
 
-    def _watch(self, key: _OutputKey, generator: Generator, name: str) -> _Output:
-        output = self._outputs.get(key)
+    def _watch(self, query: Callable[..., Any], args: tuple[Any, ...], generator: Generator, name: str) -> _Output:
+        outputs = self._outputs.setdefault(query, {})
+        output = outputs.get(args)
         if output is None:
-            output = self._outputs[key] = _Output(name, self._alone.setdefault(generator, (generator,)))
-            self._database.watch(key[0], *key[1])
+            output = outputs[args] = _Output(name, self._alone.setdefault(generator, (generator,)))
+            self._database.watch(query, *args)
         else:
             output.takers = (*output.takers, generator)
             self._settle(output, generator)
         return output
 
-    def _unwatch(self, key: _OutputKey, generator: Generator) -> None:
-        output = self._outputs[key]
+    def _unwatch(self, query: Callable[..., Any], args: tuple[Any, ...], generator: Generator) -> None:
+        outputs = self._outputs[query]
+        output = outputs[args]
         output.takers = tuple(taker for taker in output.takers if taker != generator)
         if not output.takers:
-            del self._outputs[key]
-            self._database.unwatch(key[0], *key[1])
+            del outputs[args]
+            if not outputs:
+                del self._outputs[query]
+            self._database.unwatch(query, *args)
 
     def _settle(self, output: _Output, generator: Generator) -> None:
         slot = _slot(generator, output.name)
@@ -172,11 +174,11 @@ class Publisher:
             self._drop(generator, name)
         for name in wanted:
             if name not in builds:
-                builds[name] = self._watch((generator.build, (*generator.args, name)), generator, name)
+                builds[name] = self._watch(generator.build, (*generator.args, name), generator, name)
 
     def _drop(self, generator: Generator, name: str) -> None:
         del self._builds[generator][name]
-        self._unwatch((generator.build, (*generator.args, name)), generator)
+        self._unwatch(generator.build, (*generator.args, name), generator)
         slot = _slot(generator, name)
         self._failures.pop((generator, slot), None)
         self._touched[slot] = None
