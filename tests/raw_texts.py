@@ -63,13 +63,13 @@ def endpoint(address: str = "10.2.0.1", port: int = 5432, extra: str = "") -> st
     return f"{{endpoint: {{address: {place}}}{', ' if extra else ''}{extra}}}"
 
 
-def cluster(*endpoints: str, name: str = "db", extra: str = "", group: str = "") -> str:
+def cluster(*endpoints: str, name: str = "db", extra: str = "", group: str = "", timeout: str = "1s") -> str:
     """A STATIC cluster."""
     members = ", ".join(endpoints or (endpoint(),))
     return f"""\
 - "@type": {T}.config.cluster.v3.Cluster
   name: {name}
-  connect_timeout: 1s
+  connect_timeout: {timeout}
   type: STATIC
   load_assignment: {{cluster_name: {name}, endpoints: [{{lb_endpoints: [{members}]{group}}}]}}
   {extra}

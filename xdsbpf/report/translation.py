@@ -19,7 +19,7 @@ from xdsbpf.compiler import Compiler
 from xdsbpf.diagnostics import Diagnostic, Severity
 from xdsbpf.model.names import CLUSTER, ENDPOINTS, TYPE_PREFIX, NodeId
 from xdsbpf.model.resource import Resource
-from xdsbpf.report.origins import origin_text
+from xdsbpf.report.origins import origin_text, visible
 from xdsbpf.sources.catalog import Catalog
 from xdsbpf.xds.protocol import PUSH_ORDER
 from xdsbpf.xds.store import View
@@ -79,14 +79,11 @@ def translation(
     for type_url in (*PUSH_ORDER, *sorted(held.difference(PUSH_ORDER))):
         if wanted is not None and type_url not in wanted:
             continue
-        rows = [
-            _row(compiler, catalog, scope, resource)
-            for scope in view.scopes
-            for name in compiler.store.names(scope, type_url)
-            if (resource := compiler.store.get(View((scope,), view.node, view.kind), type_url, name)) is not None
-        ]
+        names = {name for scope in view.scopes for name in compiler.store.names(scope, type_url)}
+        found = (visible(compiler, view.scopes, type_url, name) for name in sorted(names))
+        rows = [_row(compiler, catalog, *entry) for entry in found if entry is not None]
         if rows:
-            result[type_url] = sorted(rows, key=lambda row: str(row["name"]))
+            result[type_url] = rows
     return result
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.raw_texts import cluster, raw_file
+
 ROOT = Path(__file__).resolve().parents[3]
 EXAMPLES = "deploy/examples/bookinfo"
 NODE = "node~10.0.0.1~node1~cluster.local"
@@ -136,6 +138,19 @@ def test_the_policy_entry_names_the_rule_that_it_comes_from() -> None:
     policies = named(translation(AGENT), "Policy")
     rules = {entry["rule"] for item in policies.values() for entry in item["body"].get("entries", [])}
     assert any(rule.startswith("AuthorizationPolicy/default/details") for rule in rules) or not policies
+
+
+@pytest.mark.parametrize(("proxy", "timeout"), [("edge-1", "7s"), (NODE, "10s")])
+def test_of_two_resources_of_a_name_the_one_is_shown_that_the_proxy_gets(
+    tmp_path: Path, proxy: str, timeout: str
+) -> None:
+    """An Envoy of its own takes the raw one, a proxy of the mesh that of the mesh."""
+    name = "outbound|9080||details.default.svc.cluster.local"
+    raw = tmp_path / "raw.yaml"
+    raw.write_text(raw_file(cluster(name=f'"{name}"', extra="", timeout="7s"), nodes="'*'"))
+    clusters = translation(proxy, "--envoy-resources", str(raw), "--type", "cds")["resources"]
+    (listed,) = clusters.values()
+    assert [item["body"]["connectTimeout"] for item in listed if item["name"] == name] == [timeout]
 
 
 def test_type_limits_the_output() -> None:
