@@ -29,17 +29,18 @@ DEADLINE_S = 20.0
 
 
 class Replica:
-    """One control plane on a unix socket; `store` is its own."""
+    """One control plane on a unix socket; `store` is its own. Its streams end at about `max_age_s` (0: never)."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, max_age_s: float) -> None:
         self.path = path
+        self.max_age_s = max_age_s
         self.store = ResourceStore()
         self.server: XdsServer | None = None
 
     async def start(self, served: tuple[Resource, ...]) -> None:
         self.store = ResourceStore()
         self.store.apply(SCOPE, served)
-        self.server = XdsServer(self.store, lambda *_: VIEW, time.monotonic)
+        self.server = XdsServer(self.store, lambda *_: VIEW, time.monotonic, max_age_s=self.max_age_s)
         await self.server.start([f"unix:{self.path}"])
 
     async def stop(self) -> None:
@@ -55,10 +56,12 @@ class Replica:
 class Rig:
     """Replicas, Envoy, servers; see the module."""
 
-    def __init__(self, directory: Path, binary: str, variant: Variant, replicas: int) -> None:
+    def __init__(
+        self, directory: Path, binary: str, variant: Variant, replicas: int = 1, max_age_s: float = 0.0
+    ) -> None:
         self.web = Web(free_port(), variant)
         self.variant = variant
-        self.replicas = [Replica(directory / f"xds{number}.sock") for number in range(replicas)]
+        self.replicas = [Replica(directory / f"xds{number}.sock", max_age_s) for number in range(replicas)]
         sockets = tuple(replica.path for replica in self.replicas)
         self.envoy = RealEnvoy(binary, directory, sockets, "edge-1", variant)
         self.servers = Servers()
@@ -120,13 +123,13 @@ class Rig:
 
 @asynccontextmanager
 async def running(
-    directory: Path, binary: str, variant: Variant, *, replicas: int = 1, fleet: int = 0
+    directory: Path, binary: str, variant: Variant, *, replicas: int = 1, fleet: int = 0, max_age_s: float = 0.0
 ) -> AsyncIterator[Rig]:
     """A rig whose Envoy is live: hosts `web` and `db` go to the clusters `a` and `z`, both to the server `one`.
 
     `fleet` is the number of clusters beside these.
     """
-    rig = Rig(directory, binary, variant, replicas)
+    rig = Rig(directory, binary, variant, replicas, max_age_s)
     try:
         await rig.servers.start("one", "two")
         one = rig.servers.ports["one"]

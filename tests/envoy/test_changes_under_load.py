@@ -221,3 +221,16 @@ async def test_streams_that_know_nothing_of_each_other_fail_requests(
     async with running(tmp_path, envoy, variant) as rig:
         with pytest.raises(AssertionError, match=change.__name__):
             await survive(rig, (change,) * 50)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", PER_TYPE)
+async def test_streams_that_end_one_by_one_cost_no_request(tmp_path: Path, envoy: str, variant: Variant) -> None:
+    """What its client has by a stream counts while that is away. (For an idle one Envoy waits longer each time.)"""
+    changes = (
+        routes_switch_and_the_old_cluster_goes,
+        a_new_cluster_comes_with_its_route,
+        the_old_cluster_goes_before_its_route,
+    )
+    async with running(tmp_path, envoy, variant, max_age_s=3.0) as rig:
+        await survive(rig, changes * 10)

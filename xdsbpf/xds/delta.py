@@ -109,6 +109,7 @@ class DeltaSession(Session):
         """Versions that the client says it holds: equal ones are skipped, others are sent or removed."""
         accepted: dict[str, str] = {}
         unchanged: list[Resource] = []
+        gone: list[str] = []
         for name, version in claimed.items():
             if not subscription.covers(name):
                 continue
@@ -118,6 +119,7 @@ class DeltaSession(Session):
                 if subscription.type_url == names.CLUSTER and name not in subscription.names:
                     # A route that the client has of an older stream may name it: it leaves behind that.
                     subscription.remove(name, self._stamp)
+                    gone.append(name)
                 else:
                     subscription.force(name, self._stamp)
             elif current.version == version:
@@ -127,6 +129,8 @@ class DeltaSession(Session):
                 subscription.mark(name, self._stamp)
                 if subscription.type_url in USING_TYPES:
                     subscription.unknown_uses.add(name)
+        if gone and self._siblings is not None:
+            self._siblings.clusters_gone(gone)
         self._guard.took(subscription, uses_of(unchanged, self._reader.references))
         if self._ledger is not None:
             self._ledger.accept(subscription.type_url, accepted)

@@ -18,7 +18,7 @@ from typing import Final
 
 from xdsbpf.model.names import CLUSTER
 from xdsbpf.model.resource import Resource
-from xdsbpf.xds.references import USING_TYPES
+from xdsbpf.xds.references import USING_TYPES, References
 from xdsbpf.xds.response import Reader
 from xdsbpf.xds.siblings import Siblings
 from xdsbpf.xds.store import View
@@ -43,8 +43,6 @@ _LIMITS: Final = {
     Reason.UNFED: COMES_WITHIN_S,
     Reason.INCOMPLETE: WARM_S,
 }
-_FOR_UPDATES: Final = frozenset({Reason.UNASKED, Reason.AWAY})
-"""What only a resource waits for of which the client has a version."""
 
 
 class ClusterGuard:
@@ -111,7 +109,9 @@ class ClusterGuard:
             return False
         before = subscription.waiting.get(name)
         since = now if before is None else before.since
-        until = since + FIRST_S if name not in subscription.held else max(self._until(one, since) for one in missing)
+        until = max(self._until(one, since) for one in missing)
+        if name not in subscription.held:
+            until = min(until, since + FIRST_S)
         if until <= now:
             self._foreign.update(one.cluster for one in missing if _LIMITS[one.reason] == UNKNOWN_S)
             return False
@@ -128,7 +128,7 @@ class ClusterGuard:
         """Whether resources that are new to the client and name these clusters may go, without a look at each."""
         if not wanted or not self._is_on or subscription.type_url not in USING_TYPES:
             return True
-        return all(missing.reason in _FOR_UPDATES for missing in self._unsettled(wanted))
+        return all(missing.reason is Reason.UNASKED for missing in self._unsettled(wanted))
 
     def took(self, subscription: Subscription, uses: Mapping[str, frozenset[str]]) -> None:
         """The client has these resources now, with the clusters that they name; of what it gave up nothing counts."""
@@ -146,19 +146,30 @@ class ClusterGuard:
         """The client has lost listeners or routes: look again at clusters that they kept."""
         self._uses_changed = True
 
-    def clusters_sent(self, subscription: Subscription, names: Iterable[str], stamp: int) -> None:
+    def clusters_sent(self, subscription: Subscription, names: Iterable[str]) -> None:
         """Clusters are about to go out: those that the client does not have will warm. Before `held` has them."""
         if self._siblings is None:
             return
+        new: dict[str, References] = {}
+        changed: list[References] = []
         for name in names:
+            cluster = self._reader.get(self.view, CLUSTER, name)
+            if cluster is None:
+                continue
+            references = self._reader.references(cluster)
             if name not in subscription.held or name in self._siblings.warming:
-                cluster = self._reader.get(self.view, CLUSTER, name)
-                if cluster is not None:
-                    self._siblings.cluster_sent(name, self._reader.references(cluster), stamp)
+                new[name] = references
+            else:
+                changed.append(references)
+        self._siblings.clusters_sent(new, changed)
+
+    def keeps_clusters(self, subscription: Subscription) -> bool:
+        """Whether these are clusters that siblings may use: one that is gone leaves after what names it."""
+        return self._siblings is not None and subscription.type_url == CLUSTER
 
     def users_elsewhere(self, subscription: Subscription) -> Iterator[Subscription]:
         """What a sibling of this stream of clusters has, and may name them."""
-        if self._siblings is not None and subscription.type_url == CLUSTER:
+        if self.keeps_clusters(subscription) and self._siblings is not None:
             yield from self._siblings.users()
 
     def free(self, subscription: Subscription, leaving: Iterable[str]) -> list[str]:
@@ -192,6 +203,8 @@ class ClusterGuard:
     def _until(self, missing: Missing, since: float) -> float:
         if missing.reason is Reason.UNFED and self._siblings is not None:
             return self._siblings.warming.asked_until(missing.cluster, since)
+        if missing.reason is Reason.UNASKED and self._siblings is not None:
+            return since + COMES_WITHIN_S
         return since + _LIMITS[missing.reason]
 
     def _take_uses_changed(self) -> bool:
@@ -225,7 +238,7 @@ class ClusterGuard:
             return
         is_update = resource.name in subscription.held
         for missing in self._unsettled(wanted):
-            if is_update or missing.reason not in _FOR_UPDATES:
+            if is_update or missing.reason is not Reason.UNASKED:
                 yield missing
         if is_update:
             unknown = self._reader.unknown_clusters(self.view, resource)
@@ -253,7 +266,8 @@ class ClusterGuard:
         """The same by the streams of the siblings; what one of several has, the others are not waited for for long."""
         streams = [each for each in siblings.clusters() if each.is_wildcard or each.globs]
         if not siblings.clusters():
-            yield from (Missing(name, Reason.AWAY) for name in sorted(wanted) if self._is_for_all(name))
+            absent = Reason.AWAY if siblings.had_clusters else Reason.UNASKED
+            yield from (Missing(name, absent) for name in sorted(wanted) if self._is_for_all(name))
         found = [{missing.cluster: missing for missing in self._unsettled_on(each, wanted)} for each in streams]
         unsettled = frozenset[str]().union(*found)
         for name in sorted(unsettled):

@@ -154,6 +154,7 @@ class Session(PageFiller):
         type_url = self._type_of(request)
         self._stamp = next(self._stamps)
         subscription = self._subscriptions.get(type_url)
+        is_first = subscription is None
         if subscription is None:
             if len(self._subscriptions) >= MAX_TYPES:
                 raise ProtocolError("RESOURCE_EXHAUSTED", f"more than {MAX_TYPES} types on one stream")
@@ -164,7 +165,7 @@ class Session(PageFiller):
         else:
             self._later_request(subscription, request)
         if self._siblings is not None:
-            self._siblings.heard(subscription)
+            self._siblings.heard(subscription, is_first=is_first)
         if type_url == names.CLUSTER:
             self._guard.clusters_moved()
         if len(subscription.names) > MAX_NAMES:
@@ -348,7 +349,7 @@ class Session(PageFiller):
         To be called before `held` has what is in it.
         """
         if subscription.type_url == names.CLUSTER:
-            self._guard.clusters_sent(subscription, sent.versions, self._stamp)
+            self._guard.clusters_sent(subscription, sent.versions)
             subscription.unusable.update(sent.versions.keys() - subscription.held.keys())
         subscription.held.update(sent.versions)
         if message is None:

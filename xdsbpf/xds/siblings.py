@@ -10,17 +10,23 @@ Made by `xds.streams`, for types that refer to each other; aggregated streams ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, Protocol
 
 import msgspec
 
 from xdsbpf.model.names import CLUSTER, SECRET
+from xdsbpf.model.resource import Resource
 from xdsbpf.xds.references import USING_TYPES, References
+from xdsbpf.xds.response import content_version
 from xdsbpf.xds.subscription import Subscription
 from xdsbpf.xds.warming import COMES_WITHIN_S, NEEDED_TYPES, Warming
 
 LINKED_TYPES: Final = USING_TYPES | NEEDED_TYPES | {CLUSTER}
+
+AWAY_S: Final = 30.0
+"""How long listeners and routes may be without a stream: Envoy waits for up to that before it opens one again on which
+nothing came the last times. It costs a cluster that nobody uses."""
 
 Wake = Callable[[], None]
 """Let a stream look again whether it has something to send; must not do so at once."""
@@ -56,7 +62,11 @@ class Siblings:
         """Differs after all that may let a cluster leave."""
         self._clock = clock
         self._members: dict[str, dict[Member, Wake]] = {}
-        self._without_clusters_since = clock()
+        self._opened_at = self._without_clusters_since = clock()
+        self.had_clusters = False
+        """Whether there has been a stream for clusters."""
+        self._left: tuple[dict[str, Resource], ...] = ()
+        """The sets of clusters that were accepted and sent last on a stream that has ended; state of the world only."""
         self._away: dict[tuple[str, str], tuple[frozenset[str], float]] = {}
         """Clusters that a route or listener names whose stream has ended, and until when it is expected back."""
 
@@ -83,6 +93,9 @@ class Siblings:
                 self.warming.left(subscription, now)
             elif type_url in USING_TYPES:
                 self._remember(subscription, now)
+            else:
+                self.had_clusters = True
+                self._left = (subscription.accepted or {}, subscription.state)
         if type_url == CLUSTER and not self.clusters():
             self._without_clusters_since = now
         self.clusters_moved()
@@ -109,19 +122,33 @@ class Siblings:
             if until <= now:
                 del self._away[key]
         for (type_url, name), (clusters, until) in self._away.items():
-            yield f"{type_url.rpartition('.')[2]} {name}", clusters, until
+            yield f"{type_url.rpartition('.')[2]} {name}".strip(), clusters, until
 
-    def cluster_sent(self, name: str, references: References, stamp: int) -> None:
-        """A cluster that the client does not have, or still warms, goes out; see `Warming.sent`."""
-        self.warming.sent(name, references, stamp, self._of(SECRET))
+    def clusters_left(self, version: str) -> dict[str, Resource] | None:
+        """The set of clusters that the client has by a stream that has ended, under that version; None if unknown."""
+        return next((found for found in self._left if found and content_version(found.values()) == version), None)
 
-    def heard(self, subscription: Subscription) -> None:
+    def clusters_gone(self, names: Iterable[str]) -> None:
+        """A client that is back has clusters that are gone: its listeners and routes may not be back yet."""
+        until = self._opened_at + COMES_WITHIN_S
+        if self._clock() < until:
+            self._away["", "a listener or route"] = (frozenset(names), until)
+
+    def clusters_sent(self, new: Mapping[str, References], changed: Iterable[References]) -> None:
+        """Clusters go out: those that the client does not have, or still warms, and others; see `Warming`."""
+        secrets = self._of(SECRET)
+        for name, references in new.items():
+            self.warming.sent(name, references, secrets)
+        for references in changed:
+            self.warming.changed(references)
+
+    def heard(self, subscription: Subscription, *, is_first: bool) -> None:
         """A request has been taken on the stream of that subscription."""
         if subscription.type_url == CLUSTER:
             self.warming.clusters_answered(subscription, self._clock())
         elif subscription.type_url in USING_TYPES:
             self.uses_changed()
-        elif self.warming.heard(subscription):
+        elif self.warming.heard(subscription, is_back=is_first and subscription.accepted is None):
             self.clusters_moved()
 
     def settled(self, type_url: str) -> None:
@@ -152,13 +179,20 @@ class Siblings:
         return [found for member in self._members.get(type_url, ()) for found in member.subscriptions()]
 
     def _remember(self, subscription: Subscription, now: float) -> None:
-        """Of what was sent and not answered nobody knows which version the client has."""
+        """Of what was sent and not answered nobody knows which version the client has; any cluster may be in use.
+
+        What it had of an older stream still counts as remembered then.
+        """
         uses = dict(subscription.uses)
+        for name in subscription.unknown_uses:
+            known = self._away.get((subscription.type_url, name))
+            everything = frozenset[str]().union(*(clusters.held for clusters in self.clusters()))
+            uses[name] = everything if known is None else known[0]
         for sent in subscription.in_flight.values():
             for name, clusters in sent.uses.items():
                 uses[name] = uses.get(name, frozenset()) | clusters
         for name, clusters in uses.items():
-            self._away[subscription.type_url, name] = (clusters, now + COMES_WITHIN_S)
+            self._away[subscription.type_url, name] = (clusters, now + AWAY_S)
 
 
 class Clients:

@@ -51,6 +51,8 @@ class SotwSession(Session):
             return
         subscription.answer_due = True
         self._mark_all(subscription)
+        if self._guard.keeps_clusters(subscription) and self._siblings is not None:
+            self._adopt(subscription, self._siblings.clusters_left(request.version))
         if _is_whole(subscription) and request.version and not subscription.names:
             state = self._state(subscription, retries=True)
             if content_version(state.values()) == request.version:
@@ -62,6 +64,16 @@ class SotwSession(Session):
                 subscription.answer_due = False
                 if self._ledger is not None:
                     self._ledger.accept(subscription.type_url, subscription.held)
+
+    def _adopt(self, subscription: Subscription, left: dict[str, Resource] | None) -> None:
+        """What the client has by its former stream, if that is known: what is gone of it stays until it may leave."""
+        if left is None:
+            return
+        subscription.state = subscription.accepted = left
+        subscription.held = {name: item.version for name, item in left.items()}
+        for name in left:
+            if self._visible(subscription, name) is None:
+                subscription.remove(name, self._stamp)
 
     def _later_request(self, subscription: Subscription, request: Request) -> None:
         assert isinstance(request, SotwRequest)

@@ -21,25 +21,27 @@ NEEDED_TYPES: Final = frozenset({ENDPOINTS, SECRET})
 """What a cluster may warm with."""
 COMES_WITHIN_S: Final = 2.0
 """How long a client may take to open a stream that it needs; Envoy opens one at once, and again in half a second."""
-_UNSEEN: Final = ("", "")
+_Key = tuple[str, str]
+_UNSEEN: Final[_Key] = ("", "")
 """A need that nobody asks this server for."""
 
 
 class _Need:
-    """One assignment or secret that one cluster waits for, since a stamp."""
+    """An assignment or a secret that clusters warm with."""
 
-    def __init__(self, stamp: int) -> None:
-        self.stamp = stamp
-        self.asking: set[Subscription] = set()
-        """Asked for there, and not accepted yet."""
-        self.is_met = False
+    def __init__(self) -> None:
+        self.clusters: set[str] = set()
+        self.streams: dict[Subscription, bool] = {}
+        """Where it was asked for since they were sent, and whether the answer has been accepted."""
+        self.expected = 0
+        """As many streams ask at most."""
 
 
 class _Cluster:
     """A cluster that was sent, and is not known to be warm."""
 
-    def __init__(self) -> None:
-        self.needs: dict[tuple[str, str], _Need] = {}
+    def __init__(self, needs: Iterable[_Key]) -> None:
+        self.needs = set(needs)
         self.asks_from: float | None = None
         """Since when the client has been free to ask; None before it has accepted the cluster."""
 
@@ -49,8 +51,8 @@ class Warming:
 
     def __init__(self) -> None:
         self._clusters: dict[str, _Cluster] = {}
-        self._users: dict[str, dict[str, set[str]]] = {}
-        """Type -> name of what is needed -> the clusters that need it."""
+        self._needs: dict[str, dict[str, _Need]] = {}
+        """By type and name."""
 
     def __contains__(self, cluster: str) -> bool:
         return cluster in self._clusters
@@ -59,10 +61,10 @@ class Warming:
         """Those of the clusters that may not be warm."""
         return wanted & self._clusters.keys()
 
-    def sent(self, cluster: str, references: References, stamp: int, secrets: Iterable[Subscription]) -> None:
+    def sent(self, cluster: str, references: References, secrets: Iterable[Subscription]) -> None:
         """A cluster of which no version is warm goes out; `secrets` are what the client has of these.
 
-        It does not ask again for a secret that it has. `stamp` is that of the last event on the cluster's stream.
+        It does not ask again for a secret that it has.
         """
         self.forget(cluster)
         needs = [(ENDPOINTS, name) for name in references.endpoints]
@@ -73,66 +75,72 @@ class Warming:
             needs.append(_UNSEEN)
         if not needs:
             return
-        found = self._clusters[cluster] = _Cluster()
+        self._clusters[cluster] = _Cluster(needs)
         for type_url, name in needs:
-            found.needs[type_url, name] = _Need(stamp)
-            self._users.setdefault(type_url, {}).setdefault(name, set()).add(cluster)
+            need = self._needs.setdefault(type_url, {}).setdefault(name, _Need())
+            need.clusters.add(cluster)
+            need.expected += 1
+            need.streams = {stream: False for stream, is_accepted in need.streams.items() if not is_accepted}
+
+    def changed(self, references: References) -> None:
+        """Another version of a warm cluster goes out: the client asks for endpoints for that one, too."""
+        needs = self._needs.get(ENDPOINTS, {})
+        for name in references.endpoints & needs.keys():
+            needs[name].expected += 1
 
     def forget(self, cluster: str) -> None:
         """It is warm, or gone."""
         found = self._clusters.pop(cluster, None)
         for type_url, name in found.needs if found is not None else ():
-            users = self._users[type_url][name]
-            users.discard(cluster)
-            if not users:
-                del self._users[type_url][name]
+            need = self._needs[type_url][name]
+            need.clusters.discard(cluster)
+            if not need.clusters:
+                del self._needs[type_url][name]
 
     def clusters_answered(self, subscription: Subscription, now: float) -> None:
         """The client has said something on its stream for clusters. Cost: O(clusters that warm)."""
         for name, found in tuple(self._clusters.items()):
-            if name not in subscription.held:
+            if name not in subscription.held and name not in subscription.state:
                 self.forget(name)
             elif found.asks_from is None and name not in subscription.unusable:
                 found.asks_from = now
 
-    def heard(self, subscription: Subscription) -> bool:
+    def heard(self, subscription: Subscription, *, is_back: bool) -> bool:
         """The client has asked for something needed, or answered it; whether a cluster is warm now that was not.
 
-        A question counts, and an answer to it; not the answer to a change that another cluster shares.
+        A question counts, and an answer to it: not the answer to a change, for another cluster may have that, too, and
+        not the question of a stream that `is_back`, for the same reason.
         """
-        users = self._users.get(subscription.type_url)
-        if not users:
+        needs = self._needs.get(subscription.type_url)
+        if not needs:
             return False
         has_warmed = False
-        for name in users.keys() & subscription.names:
-            is_asked = subscription.is_asked(name)
-            is_settled = not is_asked and subscription.is_settled(name)
-            for cluster in tuple(users[name]):
-                need = self._clusters[cluster].needs[subscription.type_url, name]
-                if is_asked:
-                    need.asking.add(subscription)
-                elif is_settled and (subscription in need.asking or subscription.first_stamp > need.stamp):
-                    need.asking.discard(subscription)
-                    need.is_met = True
-                    has_warmed |= self._is_warm(cluster)
+        for name in needs.keys() & subscription.names:
+            need = needs[name]
+            if subscription.is_asked(name):
+                if not is_back:
+                    need.streams[subscription] = False
+            elif subscription in need.streams and subscription.is_settled(name):
+                need.streams[subscription] = True
+                has_warmed |= self._is_met(subscription.type_url, name, need)
         return has_warmed
 
     def left(self, subscription: Subscription, now: float) -> None:
         """A stream has ended: the client has to ask anew for what it was still to be answered."""
-        for name in self._users.get(subscription.type_url, {}).keys() & subscription.names:
-            for cluster in self._users[subscription.type_url][name]:
+        needs = self._needs.get(subscription.type_url, {})
+        for name in needs.keys() & subscription.names:
+            if needs[name].streams.pop(subscription, True):
+                continue
+            for cluster in needs[name].clusters:
                 found = self._clusters[cluster]
-                asking = found.needs[subscription.type_url, name].asking
-                if subscription in asking:
-                    asking.discard(subscription)
-                    found.asks_from = found.asks_from and now
+                found.asks_from = found.asks_from and now
 
     def reason(self, cluster: str, now: float) -> Reason | None:
         """Why the client cannot use a cluster that it has accepted; None if it can, as far as anybody knows."""
         found = self._clusters.get(cluster)
         if found is None:
             return None
-        if any(need.asking for need in found.needs.values()):
+        if any(not all(self._needs[type_url][name].streams.values()) for type_url, name in found.needs):
             return Reason.INCOMPLETE
         if found.asks_from is None or now < found.asks_from + COMES_WITHIN_S:
             return Reason.UNFED
@@ -144,9 +152,19 @@ class Warming:
         found = self._clusters.get(cluster)
         return (since if found is None or found.asks_from is None else found.asks_from) + COMES_WITHIN_S
 
-    def _is_warm(self, cluster: str) -> bool:
-        """Forget a cluster that has all that it needs, on all streams that ask for it."""
-        if all(need.is_met and not need.asking for need in self._clusters[cluster].needs.values()):
-            self.forget(cluster)
-            return True
-        return False
+    def _is_met(self, type_url: str, name: str, need: _Need) -> bool:
+        """Settle a need that was answered wherever it was asked for; whether that makes a cluster warm.
+
+        Each cluster has a stream of its own for its endpoints, and nobody sees which. Secrets they share.
+        """
+        enough = need.expected if type_url == ENDPOINTS else 1
+        if len(need.streams) < enough or not all(need.streams.values()):
+            return False
+        del self._needs[type_url][name]
+        has_warmed = False
+        for cluster in need.clusters:
+            self._clusters[cluster].needs.discard((type_url, name))
+            if not self._clusters[cluster].needs:
+                del self._clusters[cluster]
+                has_warmed = True
+        return has_warmed

@@ -89,15 +89,15 @@ class LinkedClient:
         self._woken: list[LinkedStream] = []
 
     def open(
-        self, type_url: str, *names: str, claims: Mapping[str, str] | None = None
+        self, type_url: str, *names: str, claims: Mapping[str, str] | None = None, version: str = ""
     ) -> tuple[LinkedStream, list[Response]]:
-        """Another stream, and what comes after its first request; `claims` are what it holds (delta only)."""
+        """Another stream, and what comes after its first request: it holds `claims` (delta), or `version`."""
         stream = LinkedStream(self, type_url, names)
         self.streams.append(stream)
         self.siblings.join(type_url, stream.session, lambda: self._woken.append(stream))
         if self.is_delta:
             return stream, stream.take(DeltaRequest(type_url, names, claims=dict(claims or {})))
-        return stream, stream.take(SotwRequest(type_url, names))
+        return stream, stream.take(SotwRequest(type_url, names, version))
 
     def connect(self, type_url: str, *names: str) -> LinkedStream:
         """Another stream that has accepted all that it asked for."""
