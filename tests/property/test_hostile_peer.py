@@ -18,9 +18,9 @@ from xdsbpf.model.resource import make_resource
 from xdsbpf.xds import protocol
 from xdsbpf.xds.delta import DeltaSession
 from xdsbpf.xds.gate import Gate
+from xdsbpf.xds.limits import MAX_TYPES, MAX_UNANSWERED
 from xdsbpf.xds.request import MAX_NAMES, DeltaRequest, decode_delta, decode_sotw, request_node
 from xdsbpf.xds.response import encode
-from xdsbpf.xds.session import MAX_TYPES, MAX_UNANSWERED
 from xdsbpf.xds.store import NODE_ENVOY, ResourceStore, View
 
 NODE_ID = "node~10.0.0.1~node1~cluster.local"

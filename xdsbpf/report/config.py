@@ -12,9 +12,9 @@ from typing import Any
 from xdsbpf.compiler import Compiler
 from xdsbpf.model.names import SECRET, short_name
 from xdsbpf.report.origins import manifest_places
-from xdsbpf.report.pacing import unhurried
 from xdsbpf.report.translation import body_json
 from xdsbpf.sources.catalog import Catalog
+from xdsbpf.xds.pacing import unhurried
 from xdsbpf.xds.resource_status import ResourceStatus, resource_statuses
 from xdsbpf.xds.server import XdsServer
 from xdsbpf.xds.session import Session

@@ -23,11 +23,11 @@ from xdsbpf.diagnostics import ObjectId
 from xdsbpf.incremental import Absent
 from xdsbpf.model.names import short_name
 from xdsbpf.model.resource import Resource
-from xdsbpf.report.pacing import unhurried
 from xdsbpf.sources.catalog import Catalog
 from xdsbpf.sources.digest import content_digest
 from xdsbpf.xds.barriers import Barriers, Span
 from xdsbpf.xds.confirmation import Gap, Missing, behind, gaps
+from xdsbpf.xds.pacing import unhurried
 from xdsbpf.xds.publisher import Slot
 from xdsbpf.xds.server import XdsServer
 from xdsbpf.xds.session import Session

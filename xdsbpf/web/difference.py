@@ -19,13 +19,13 @@ from starlette.responses import Response
 from xdsbpf.diagnostics import Severity
 from xdsbpf.errors import ProtocolError
 from xdsbpf.report.difference import Base, Difference, Proxy, difference, finding_rows, resource_rows
-from xdsbpf.report.pacing import unhurried
 from xdsbpf.serve import ControlPlane
 from xdsbpf.sources.catalog import Catalog
 from xdsbpf.sources.loading import load_texts
 from xdsbpf.sources.positions import Layered
 from xdsbpf.sources.report import format_lines
 from xdsbpf.web.requests import read_body, refuse_browsers
+from xdsbpf.xds.pacing import unhurried
 
 MAX_BODY_BYTES = 32 << 20
 

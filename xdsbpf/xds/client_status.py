@@ -1,12 +1,13 @@
 """The client status discovery service (CSDS), answered from our own sync state: what every client has of its resources.
 
-In: requests with node matchers. Out: one ClientConfig per connected client that matches, with a row per resource.
-Secrets are listed without their contents, whoever asks. Bound to a transport by the composition root.
+In: requests with node matchers. Out: one ClientConfig per connected client that matches, with a row per resource; all
+clients are served meanwhile. Secrets are listed without their contents, whoever asks. Bound to a transport by the
+composition root.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from envoy.admin.v3 import config_dump_shared_pb2 as dump
@@ -15,12 +16,17 @@ from google.protobuf.message import DecodeError
 
 from xdsbpf.errors import ProtocolError
 from xdsbpf.model import names
+from xdsbpf.xds.pacing import unhurried
 from xdsbpf.xds.resource_status import ResourceState, ResourceStatus, resource_statuses
 from xdsbpf.xds.session import Session
 from xdsbpf.xds.store import ResourceStore
 from xdsbpf.xds.transport import Call, Handler
 
 SERVICE: Final = "envoy.service.status.v3.ClientStatusDiscoveryService"
+
+MAX_ANSWER: Final = 64 << 20
+"""Bytes of one answer, about; a mesh of a thousand clients would fill the memory."""
+_ROW_BYTES: Final = 64
 
 _CLIENT_STATUS: Final[Mapping[ResourceState, int]] = {
     ResourceState.NACKED: dump.NACKED,
@@ -53,28 +59,40 @@ class ClientStatus:
 
     async def _fetch(self, call: Call) -> None:
         data = await call.read()
-        await call.write(self._answer(data or b""))
+        await call.write(await self._answer(data or b""))
 
     async def _stream(self, call: Call) -> None:
         while (data := await call.read()) is not None:
-            await call.write(self._answer(data))
+            await call.write(await self._answer(data))
 
-    def _answer(self, data: bytes) -> bytes:
-        """Cost: O(resources of the clients that match)."""
+    async def _answer(self, data: bytes) -> bytes:
+        """Cost: O(resources of the clients that match). Raises: ProtocolError, also for more than MAX_ANSWER bytes."""
         try:
             request = csds.ClientStatusRequest.FromString(data)
         except DecodeError as error:
             raise ProtocolError("INVALID_ARGUMENT", f"not a ClientStatusRequest: {error}") from error
+        chosen = [session for session in self._sessions() if _is_asked_for(request, session.node_id)]
         response = csds.ClientStatusResponse()
-        for session in sorted(self._sessions(), key=lambda session: session.node_id):
-            if _is_asked_for(request, session.node_id):
-                config = response.config.add()
-                config.node.id = session.node_id
-                for row in resource_statuses(session, self._store):
-                    self._add(config, session, row, with_body=not request.exclude_resource_contents)
+        size = 0
+        chosen.sort(key=lambda session: session.node_id)
+        async for config, session, row in unhurried(self._rows(response, chosen)):
+            size += self._add(config, session, row, with_body=not request.exclude_resource_contents)
+            if size > MAX_ANSWER:
+                text = f"the answer has more than {MAX_ANSWER >> 20} MiB"
+                hint = "match fewer nodes, or set exclude_resource_contents"
+                raise ProtocolError("RESOURCE_EXHAUSTED", f"{text}: {hint}")
         return bytes(response.SerializeToString(deterministic=True))
 
-    def _add(self, config: Any, session: Session, row: ResourceStatus, *, with_body: bool) -> None:
+    def _rows(self, response: Any, sessions: Iterable[Session]) -> Iterator[tuple[Any, Session, ResourceStatus]]:
+        """Every row with the ClientConfig that it belongs in; those are added to the response."""
+        for session in sessions:
+            config = response.config.add()
+            config.node.id = session.node_id
+            for row in resource_statuses(session, self._store):
+                yield config, session, row
+
+    def _add(self, config: Any, session: Session, row: ResourceStatus, *, with_body: bool) -> int:
+        """Add a row to a ClientConfig; about how many bytes it takes."""
         entry = config.generic_xds_configs.add(
             type_url=row.type_url,
             name=row.name,
@@ -90,6 +108,7 @@ class ClientStatus:
         if with_body and resource is not None and resource.version == row.version and row.type_url != names.SECRET:
             entry.xds_config.type_url = row.type_url
             entry.xds_config.value = resource.body
+        return _ROW_BYTES + len(row.type_url) + len(row.name) + len(row.error) + len(entry.xds_config.value)
 
 
 def _is_asked_for(request: Any, node_id: str) -> bool:

@@ -33,6 +33,9 @@ class DeltaSession(Session):
         assert isinstance(request, DeltaRequest)
         type_url = subscription.type_url
         asked, claimed = request.subscribe, request.claims
+        if claimed:
+            subscription.charge(claimed)
+            subscription.charge(claimed.values())
         if not request.unsubscribe:
             if not claimed and self._answer_in_pages(subscription, asked):
                 return
@@ -92,7 +95,7 @@ class DeltaSession(Session):
                 return False
         if sum(len(page.versions) for page in pages) != len(claimed):
             return False
-        subscription.names = named
+        subscription.add_names(named)
         subscription.held = dict(claimed)
         for page in pages:
             self._guard.took(subscription, page.uses)

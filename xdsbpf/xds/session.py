@@ -20,19 +20,15 @@ from xdsbpf.xds.filling import Oversized, PageFiller
 from xdsbpf.xds.gate import NEVER_REQUIRED, EnvoyLedger, Gate
 from xdsbpf.xds.guard import ClusterGuard
 from xdsbpf.xds.heartbeats import Heartbeats
+from xdsbpf.xds.limits import MAX_TYPES, check_limits
 from xdsbpf.xds.references import References
-from xdsbpf.xds.request import MAX_NAMES, Request
+from xdsbpf.xds.request import Request
 from xdsbpf.xds.response import Reader, Response
 from xdsbpf.xds.shared import SharedMessage
 from xdsbpf.xds.siblings import Siblings
 from xdsbpf.xds.store import AGENT, Changes, View
 from xdsbpf.xds.subscription import Nack, Sent, Subscription
 from xdsbpf.xds.telemetry import Telemetry
-
-MAX_TYPES = 64
-"""Types that one stream may ask for; Envoy knows about twenty."""
-MAX_UNANSWERED = 10_000
-"""Responses of one type that may wait for an ACK: a name asked for again is answered at once."""
 
 _RANK = {type_url: rank for rank, type_url in enumerate(protocol.PUSH_ORDER)}
 
@@ -168,12 +164,7 @@ class Session(PageFiller):
             self._siblings.heard(subscription, is_first=is_first)
         if type_url == names.CLUSTER:
             self._guard.clusters_moved()
-        if len(subscription.names) > MAX_NAMES:
-            raise ProtocolError(
-                "RESOURCE_EXHAUSTED", f"more than {MAX_NAMES} names of {type_url} subscribed on one stream"
-            )
-        if len(subscription.in_flight) > MAX_UNANSWERED:
-            raise ProtocolError("RESOURCE_EXHAUSTED", f"more than {MAX_UNANSWERED} responses without an ACK")
+        check_limits(subscription, self._subscriptions)
 
     def on_changes(self, changes: Changes, stamp: int | None = None) -> bool:
         """Note which of the changed names concern this client; whether any does. Cost: O(changed keys in its scopes).

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 import msgspec
@@ -22,6 +22,8 @@ from xdsbpf.xds.shared import SharedPage
 
 MAX_GLOBS = 100
 """Glob collections of one type on one stream: each is compared with every name of the type."""
+NAME_COST: Final = 64
+"""Bytes that a name is taken to cost beside its own length."""
 NO_CHANGE: Final = 0
 """Stamp of a response that brings nothing new."""
 WHOLE_SET: Final = ""
@@ -104,6 +106,8 @@ class Subscription:
         self.wildcard = Wildcard.NONE
         self.names: set[str] | frozenset[str] = frozenset()
         """Shared with other streams until it changes."""
+        self.name_bytes = 0
+        """What the names and claims of this client cost at most: peers choose how long they are."""
         self.asked: tuple[str, ...] | None = None
         """State of the world only: the names of the last request."""
         self.globs: set[str] = set()
@@ -239,8 +243,9 @@ class Subscription:
             if name == protocol.WILDCARD:
                 self.wildcard = Wildcard.EXPLICIT
                 star = True
-            else:
+            elif name not in self.names:
                 self._own_names().add(name)
+                self.name_bytes += len(name) + NAME_COST
                 # The catch-all virtual host of a route configuration is called `<route configuration>/*`.
                 if self.type_url != model_names.VIRTUAL_HOST and protocol.is_glob(name):
                     self.globs.add(name)
@@ -250,11 +255,16 @@ class Subscription:
         return star
 
     def add_names(self, names: frozenset[str]) -> None:
-        """Add names that are neither `*` nor globs; the first ones stay shared with other streams."""
+        """Add new names that are neither `*` nor globs; the first ones stay shared with other streams."""
+        self.charge(names)
         if self.names:
             self._own_names().update(names)
         else:
             self.names = names
+
+    def charge(self, texts: Collection[str]) -> None:
+        """Count what these cost, names or claims."""
+        self.name_bytes += sum(map(len, texts)) + NAME_COST * len(texts)
 
     def unsubscribe(self, names: Iterable[str], stamp: int) -> list[str]:
         """Drop names, unknown ones are ignored; returns what the client is taken to have forgotten.
@@ -272,6 +282,7 @@ class Subscription:
                     forgotten.extend(other for other in self._queued() if not self.covers(other))
             elif name in self.names:
                 self._own_names().discard(name)
+                self.name_bytes -= len(name) + NAME_COST
                 if name in self.globs:
                     self.globs.discard(name)
                     forgotten.extend(other for other in self._queued() if not self.covers(other))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from envoy.admin.v3 import config_dump_shared_pb2 as dump
 from envoy.service.status.v3 import csds_pb2 as csds
-from xds_stream_client import AGENT_VIEW, CDS, EDS, NODE_ID, RDS, StreamClient, need, resource
+from xds_stream_client import AGENT_VIEW, CDS, EDS, NODE_ID, RDS, StreamClient, need, resource, store_with
 
 from xdsbpf.errors import ProtocolError
 from xdsbpf.model import names
+from xdsbpf.xds import client_status, pacing
 from xdsbpf.xds.client_status import SERVICE, ClientStatus
 from xdsbpf.xds.gate import Gate
 from xdsbpf.xds.resource_status import ResourceState, explain, resource_statuses
@@ -158,3 +160,39 @@ async def test_csds_refuses_a_matcher_that_it_cannot_apply() -> None:
         with pytest.raises(ProtocolError) as error:
             await fetch(store, StreamClient(store), node_matchers=[matcher])
         assert error.value.status == "UNIMPLEMENTED"
+
+
+@pytest.mark.parametrize(("slice_s", "is_served"), [(0.0, True), (60.0, False)])
+async def test_others_are_served_while_csds_looks_at_all_clients(
+    monkeypatch: pytest.MonkeyPatch, slice_s: float, is_served: bool
+) -> None:
+    monkeypatch.setattr(pacing, "SLICE_S", slice_s)
+    store = store_with(*(resource(EDS, f"e{number}") for number in range(50)))
+    client = StreamClient(store)
+    client.on(EDS, *(f"e{number}" for number in range(50)))
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(other())
+    response = await fetch(store, client)
+    task.cancel()
+    assert len(response.config[0].generic_xds_configs) == 50
+    assert (turns > 40) is is_served
+
+
+async def test_csds_refuses_an_answer_that_would_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_status, "MAX_ANSWER", 5_000)
+    store = store_with(resource(EDS, "a", "x" * 3_000))
+    clients = [StreamClient(store) for _ in range(2)]
+    for client in clients:
+        client.on(EDS, "a")
+    assert len((await fetch(store, clients[0])).config) == 1
+    with pytest.raises(ProtocolError, match="exclude_resource_contents") as error:
+        await fetch(store, *clients)
+    assert error.value.status == "RESOURCE_EXHAUSTED"
+    assert len((await fetch(store, *clients, exclude_resource_contents=True)).config) == 2

@@ -15,11 +15,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
 from xdsbpf.errors import ProtocolError
+from xdsbpf.xds import load_reports
 from xdsbpf.xds.grpcio import GrpcTransport
 from xdsbpf.xds.health import Health
 from xdsbpf.xds.load_reporting import SERVICE as LRS
 from xdsbpf.xds.load_reporting import LoadReporting
-from xdsbpf.xds.load_reports import MAX_CLUSTERS, OTHER, LoadReports
+from xdsbpf.xds.load_reports import MAX_CLUSTERS, MAX_NAME, OTHER, LoadReports
 from xdsbpf.xds.protocol import ADS_SERVICE
 from xdsbpf.xds.reflection import reflection_handlers
 from xdsbpf.xds.transport import Handler, Peer
@@ -193,3 +194,36 @@ def test_invented_cluster_names_are_counted_together_beyond_the_limit() -> None:
     rows = reports.rows()
     assert len(rows) == MAX_CLUSTERS + 1
     assert {row.cluster: row.issued for row in rows}[OTHER] == 100
+
+
+def test_long_names_and_invented_categories_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that what one report leaves behind has a bound in bytes, too."""
+    monkeypatch.setattr(load_reports, "MAX_CATEGORIES", 40)
+    reports = LoadReports()
+    reports.open("one")
+    request = LoadStatsRequest()
+    for name in ("x" * MAX_NAME, "x" * (MAX_NAME + 1), "a", "b"):
+        stats = request.cluster_stats.add(cluster_name=name)
+        for number in range(100 if name in "ab" else 0):
+            stats.dropped_requests.add(category=f"{name}{number}", dropped_count=1)
+        stats.dropped_requests.add(category="y" * (MAX_NAME + 1), dropped_count=7)
+    reports.add("one", request)
+    rows = {row.cluster: dict(row.drops) for row in reports.rows()}
+    assert rows.keys() == {"x" * MAX_NAME, OTHER, "a", "b"}
+    assert (rows[OTHER], rows["a"][OTHER], rows["b"][OTHER]) == ({OTHER: 7}, 100 - 32 + 7, 100 - 8 + 7)
+    assert rows["a"].keys() | rows["b"].keys() <= {OTHER, *(f"a{n}" for n in range(32)), *(f"b{n}" for n in range(8))}
+
+
+def test_what_is_in_progress_is_kept_by_name_for_so_many_clients_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load_reports, "MAX_IN_PROGRESS", 4)
+    reports = LoadReports()
+    for reporter in ("one", "two", "three"):
+        reports.open(reporter)
+        for _ in range(2):
+            counts = {"total_requests_in_progress": 1}
+            reports.add(reporter, report(a=counts, b=counts))
+    found = {row.cluster: (row.in_progress, row.reporters) for row in reports.rows()}
+    assert found == {"a": (2, 2), "b": (2, 2), OTHER: (2, 1)}, "of the third, their sum"
+    reports.close("one")
+    reports.add("three", report(a={"total_requests_in_progress": 5}))
+    assert {row.cluster: row.in_progress for row in reports.rows()} == {"a": 6, "b": 1, OTHER: 0}

@@ -10,10 +10,11 @@ from xds_stream_client import CDS, EDS, LDS, NODE_ID, RDS, VHDS, StreamClient, r
 
 from xdsbpf.errors import ProtocolError
 from xdsbpf.model import names
-from xdsbpf.xds import protocol
+from xdsbpf.xds import limits, protocol
 from xdsbpf.xds.request import MAX_NAMES, decode_delta, request_node
 from xdsbpf.xds.response import encode
 from xdsbpf.xds.store import ResourceStore
+from xdsbpf.xds.subscription import NAME_COST
 
 A, B, C = (resource(EDS, name) for name in "abc")
 MADE_UP = "type.googleapis.com/acme.v1.Widget"
@@ -380,3 +381,28 @@ def test_too_many_names_close_the_stream() -> None:
     with pytest.raises(ProtocolError) as error:
         client.on(EDS, *(str(number) for number in range(MAX_NAMES + 1)))
     assert error.value.status == "RESOURCE_EXHAUSTED"
+
+
+@pytest.mark.parametrize("types", [(EDS,), (EDS, CDS)], ids=["one type", "two types"])
+def test_names_that_are_too_long_together_close_the_stream(
+    monkeypatch: pytest.MonkeyPatch, types: tuple[str, ...]
+) -> None:
+    """Limits: a peer chooses how long its names are. What it gives up makes room, and a name counts once."""
+    monkeypatch.setattr(limits, "MAX_NAME_BYTES", 4 * (1000 + NAME_COST))
+    client = StreamClient(store_with(A))
+    for number in (0, 1, 2, 0, 1, 2):
+        client.ack_all(client.on(types[0], "a" * 999 + str(number)))
+    client.on(types[-1], "b" * 1000)
+    client.on(types[-1], unsubscribe=("b" * 1000,))
+    client.on(types[-1], "c" * 1000)
+    with pytest.raises(ProtocolError, match="on one stream") as error:
+        client.on(types[-1], "d")
+    assert error.value.status == "RESOURCE_EXHAUSTED"
+
+
+def test_claims_that_are_too_long_close_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that is back may hold a great deal, with a version each."""
+    monkeypatch.setattr(limits, "MAX_NAME_BYTES", 10_000)
+    StreamClient(store_with(A)).on(CDS, claims={"a": "1", "b": "1"})
+    with pytest.raises(ProtocolError, match="on one stream"):
+        StreamClient(store_with(A)).on(CDS, claims={"a": "1", "b": "1" * 10_000})
