@@ -15,18 +15,21 @@ import grpc
 import hpack
 import pytest
 from cryptography import x509
-from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryResponse
+from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse
 from envoy.service.load_stats.v3.lrs_pb2 import LoadStatsRequest
 from envoy.service.status.v3.csds_pb2 import ClientStatusRequest, ClientStatusResponse
+from google.protobuf import json_format
 from grpc import aio
 from prometheus_client import generate_latest
 
 from tests.authority import SERVER, Authority, write_files
 from tests.waiting import until
+from tests.web_client import Client
 from xdsbpf.errors import ConfigError
 from xdsbpf.model.names import CLUSTER, SECRET
 from xdsbpf.serve import ControlPlane, ServeConfig
 from xdsbpf.web.metrics import registry_of
+from xdsbpf.web.rest import rest_app
 from xdsbpf.xds import certificates, peers, protocol
 from xdsbpf.xds.h2 import frames
 from xdsbpf.xds.peers import AllowRule
@@ -210,6 +213,55 @@ async def test_a_secret_of_another_looks_exactly_like_one_that_does_not_exist(tm
                 answers.append(answer.SerializeToString().replace(name.encode(), b"NAME"))
             assert answers[0] == answers[1]
             assert (await plane.code(channel, "edge-1"))[0] is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_a_secret_of_another_looks_missing_whichever_way_it_is_asked_for(tmp_path: Path, transport: str) -> None:
+    """State of the world, a stream of its own, one fetch, a poll, the status of the client; beside its owner."""
+    sds = "/envoy.service.secret.v3.SecretDiscoveryService"
+    delta_request = protocol.encode_request
+    async with served(tmp_path, transport) as plane:
+        poller = Client(rest_app(plane.plane.server.handlers, lambda: True))
+
+        async def answers(channel: aio.Channel, node_id: str, name: str) -> dict[str, bytes]:
+            """What comes, the name and nonces aside; of state of the world, the types that come."""
+            asked = DiscoveryRequest(type_url=SECRET, resource_names=[name])
+            asked.node.id = node_id
+            found = {}
+            call = channel.stream_stream(f"{sds}/DeltaSecrets")()
+            await call.write(delta_request(SECRET, node_id=node_id, subscribe=[name]))
+            response = DeltaDiscoveryResponse.FromString(await asyncio.wait_for(call.read(), DEADLINE_S))
+            response.ClearField("nonce")
+            found["delta"] = response.SerializeToString()
+            whole = channel.stream_stream(protocol.SOTW_ADS)()
+            await whole.write(asked.SerializeToString())
+            await whole.write(DiscoveryRequest(type_url=CLUSTER).SerializeToString())
+            await whole.done_writing()  # what is owed comes before the end
+            types = []
+            while (data := await asyncio.wait_for(whole.read(), DEADLINE_S)) is not aio.EOF:
+                types.append(DiscoveryResponse.FromString(data).type_url)
+            found["sotw"] = repr(types).encode()
+            found["fetch"] = await channel.unary_unary(f"{sds}/FetchSecrets")(asked.SerializeToString())
+            found["poll"] = (await poller.post("/v3/discovery:secrets", json_format.MessageToJson(asked))).text.encode()
+            request = ClientStatusRequest()
+            request.node_matchers.add().node_id.exact = node_id
+            admin = f"{MESH}/ns/ops/sa/alice"
+            status = ClientStatusResponse.FromString(
+                (await plane.unary(CSDS, admin, request=request.SerializeToString()))[1]
+            )
+            found["status"] = b"".join(one.SerializeToString() for one in status.config[0].generic_xds_configs)
+            call.cancel()
+            return {way: text.replace(name.encode(), b"NAME") for way, text in found.items()}
+
+        async with plane.authority.channel(plane.address, EDGE) as owner:
+            entitled = await answers(owner, "edge-1", "top-secret")
+        async with plane.authority.channel(plane.address, OTHER) as channel:
+            other = await answers(channel, "edge-2", "top-secret")
+            missing = await answers(channel, "edge-2", "nop-secret")
+        assert other == missing
+        assert {way for way in other if entitled[way] == other[way]} == set(), (
+            "the owner gets something else, every way"
+        )
+        assert SECRET not in other["sotw"].decode()
 
 
 async def test_only_an_administrator_sees_what_others_are_served(tmp_path: Path, transport: str) -> None:

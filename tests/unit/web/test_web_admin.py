@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from envoy.service.load_stats.v3.lrs_pb2 import LoadStatsRequest
 from grpc import aio
-from web_client import Client
 
+from tests.web_client import Client
 from xdsbpf.model.names import CLUSTER, ENDPOINTS, SECRET, SHORT_TYPES
 from xdsbpf.serve import ControlPlane, ServeConfig
 from xdsbpf.web.admin import admin_app

@@ -15,8 +15,8 @@ from envoy.config.listener.v3.listener_pb2 import Listener
 from envoy.extensions.filters.http.router.v3.router_pb2 import Router
 from google.protobuf.any_pb2 import Any as ProtoAny
 from google.protobuf.message import Message
-from web_client import Answer, Client
 
+from tests.web_client import Answer, Client
 from xdsbpf.errors import ProtocolError
 from xdsbpf.model.names import CLUSTER, FRONTEND, LISTENER, TYPE_PREFIX
 from xdsbpf.model.resource import Resource, make_resource
