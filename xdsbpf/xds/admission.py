@@ -7,7 +7,9 @@ stream by one place. Driven by `access`, once for each new stream and never for 
 
 from __future__ import annotations
 
-from collections import deque
+import itertools
+from collections import OrderedDict, deque
+from collections.abc import Iterable
 
 import msgspec
 
@@ -71,8 +73,12 @@ class Admission:
         self.answering = 0
         self._rate = TokenBucket(limits.burst, limits.per_s)
         self._accounts: dict[str, _Account] = {}
-        self._line: deque[str] = deque()
+        self._resting: set[str] = set()
+        """Identities without streams that have an account until their bucket is full again."""
+        self._line: OrderedDict[str, _Account] = OrderedDict()
         """Identities with waiting streams, the next one first."""
+        self._arrivals: OrderedDict[Ticket, None] = OrderedDict()
+        """Waiting streams, the first to come first: also the first whose deadline is over."""
 
     def enter(self, identity: str, now: float) -> Ticket:
         """A stream wants to begin; `turn` says when it may. `identity` is "" for a local peer.
@@ -88,14 +94,19 @@ class Admission:
             raise ProtocolError("RESOURCE_EXHAUSTED", f"{self.waiting} new streams are waiting: try again later")
         ticket = Ticket(identity, now + limits.max_wait_s)
         account.streams += 1
+        self._resting.discard(identity)
         if not account.waiting:
-            self._line.append(identity)
+            self._line[identity] = account
         account.waiting.append(ticket)
+        self._arrivals[ticket] = None
         self.waiting += 1
         return ticket
 
     def turn(self, now: float) -> Turn:
-        """Who may begin at `now`. Call it after every other method, and at the time that it says."""
+        """Who may begin at `now`. Call it after every other method, and at the time that it says.
+
+        Cost: of those that begin or are refused, and of the identities before them that have no token.
+        """
         refused = self._overdue(now)
         admitted: list[Ticket] = []
         again_at: float | None = None
@@ -111,7 +122,7 @@ class Admission:
             ticket.is_admitted = ticket.is_answering = True
             self.answering += 1
             admitted.append(ticket)
-        deadlines = [self._accounts[identity].waiting[0].deadline for identity in self._line]
+        deadlines = [ticket.deadline for ticket in itertools.islice(self._arrivals, 1)]
         return Turn(admitted, refused, min([*deadlines, *([] if again_at is None else [again_at])], default=None))
 
     def answered(self, ticket: Ticket) -> None:
@@ -125,19 +136,16 @@ class Admission:
         self.answered(ticket)
         account = self._accounts[ticket.identity]
         account.streams -= 1
-        if not ticket.is_admitted and ticket in account.waiting:
+        if ticket in self._arrivals:
             account.waiting.remove(ticket)
-            self._forget_waiting(ticket.identity, account)
-        if not account.streams and (account.rate is None or account.rate.is_full(now)):
-            del self._accounts[ticket.identity]
+            self._waits_no_more(ticket, account)
+        if not account.streams:
+            self._resting.add(ticket.identity)
+            self._forget_rested((ticket.identity,), now)
 
     def _open_account(self, identity: str, now: float) -> _Account:
         limits = self.limits
-        # Identities that have gone may be many: they are let go as soon as that changes nothing.
-        for other in [key for key, kept in self._accounts.items() if not kept.streams]:
-            rate = self._accounts[other].rate
-            if rate is None or rate.is_full(now):
-                del self._accounts[other]
+        self._forget_rested(tuple(self._resting), now)
         rate = TokenBucket(limits.identity_burst, limits.identity_per_s) if identity else None
         account = self._accounts[identity] = _Account(rate)
         return account
@@ -146,35 +154,41 @@ class Admission:
         """The stream whose turn it is; or None, and when the first identity in line has a token again."""
         first_at: float | None = None
         for _ in range(len(self._line)):
-            identity = self._line.popleft()
-            account = self._accounts[identity]
+            identity, account = next(iter(self._line.items()))
             ready_at = now if account.rate is None else account.rate.ready_at(now)
             if ready_at > now:
                 first_at = ready_at if first_at is None else min(first_at, ready_at)
-                self._line.append(identity)
+                self._line.move_to_end(identity)
                 continue
             if account.rate is not None:
                 account.rate.take(now)
+            self._line.move_to_end(identity)
             ticket = account.waiting.popleft()
-            self.waiting -= 1
-            if account.waiting:
-                self._line.append(identity)
+            self._waits_no_more(ticket, account)
             return ticket, None
         return None, first_at
 
     def _overdue(self, now: float) -> list[Ticket]:
-        """Those that have waited for too long. Within an identity the first one has waited for longest."""
+        """Those that have waited for too long; within an identity, too, they are the first."""
         refused: list[Ticket] = []
-        for identity in list(self._line):
-            account = self._accounts[identity]
-            while account.waiting and account.waiting[0].deadline <= now:
-                refused.append(account.waiting.popleft())
-                self.waiting -= 1
-            if not account.waiting:
-                self._line.remove(identity)
+        while self._arrivals and (ticket := next(iter(self._arrivals))).deadline <= now:
+            account = self._accounts[ticket.identity]
+            account.waiting.popleft()
+            self._waits_no_more(ticket, account)
+            refused.append(ticket)
         return refused
 
-    def _forget_waiting(self, identity: str, account: _Account) -> None:
+    def _waits_no_more(self, ticket: Ticket, account: _Account) -> None:
+        """It has been taken from those that wait in its account."""
+        del self._arrivals[ticket]
         self.waiting -= 1
         if not account.waiting:
-            self._line.remove(identity)
+            del self._line[ticket.identity]
+
+    def _forget_rested(self, identities: Iterable[str], now: float) -> None:
+        """Identities that have gone may be many: they are let go as soon as that changes nothing."""
+        for identity in identities:
+            rate = self._accounts[identity].rate
+            if rate is None or rate.is_full(now):
+                self._resting.discard(identity)
+                del self._accounts[identity]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -229,6 +232,38 @@ async def test_the_limit_of_an_identity_is_its_own() -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def test_the_work_for_a_stream_does_not_grow_with_those_that_wait() -> None:
+    """By lines of code: of a mesh that comes back as a whole everybody waits."""
+
+    def lines_for(identities: int) -> int:
+        count = 0
+
+        def trace(frame: FrameType, event: str, _: object) -> Any:
+            nonlocal count
+            count += event == "line"
+            return trace if frame.f_globals.get("__name__") == Admission.__module__ else None
+
+        admission, now, began = Admission(AdmissionLimits(max_wait_s=1e6)), 100.0, []
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            for number in range(identities):
+                admission.enter(str(number), now)
+                began += admission.turn(now).admitted
+            for ticket in began:  # it grows meanwhile
+                admission.answered(ticket)
+                now += 0.005
+                began += admission.turn(now).admitted
+            for ticket in began:
+                admission.leave(ticket, now)
+        finally:
+            sys.settrace(before)
+        assert len(began) == identities
+        return count
+
+    assert lines_for(1200) < 2.5 * lines_for(600)
 
 
 def test_the_order_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
