@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import pytest
 import structlog
-from xds_stream_client import CDS, EDS, ENVOY_VIEW, NODE_ID, resource, store_with
+from test_xds_guard import cluster, route
+from xds_stream_client import CDS, EDS, ENVOY_VIEW, NODE_ID, RDS, resource, store_with
 
 from xdsbpf.errors import ProtocolError
 from xdsbpf.xds import exchange, protocol
@@ -213,3 +214,33 @@ async def test_what_is_compiled_because_a_client_came_is_no_change_that_is_measu
     assert served.telemetry._taken == {}
     served.changed(changes, 5.0)
     assert list(served.telemetry._taken.values()) == [5.0]
+
+
+@pytest.mark.parametrize(
+    ("identity", "is_held_back"), [("spiffe://t/one", True), ("spiffe://t/two", False), ("", False)]
+)
+async def test_clusters_of_one_identity_hold_back_nobody_elses_routes(identity: str, is_held_back: bool) -> None:
+    """Security: another peer claims the same node id, and never answers on its stream for clusters."""
+    store = store_with(cluster("a"), route("r", "a"))
+    times = [0.0]
+    served = Streams(store, lambda *_: ENVOY_VIEW, lambda: times[0], authorize=lambda *_: None)
+    clusters = ScriptedCall("/envoy.service.cluster.v3.ClusterDiscoveryService/DeltaClusters")
+    clusters.peer = Peer("ipv4:10.0.0.1:1", ("spiffe://t/one",), is_encrypted=True)
+    routes = ScriptedCall("/envoy.service.route.v3.RouteDiscoveryService/DeltaRoutes")
+    routes.peer = Peer("ipv4:10.0.0.2:1", (identity,), is_encrypted=True) if identity else Peer("unix:")
+    tasks = [asyncio.create_task(served.serve(call)) for call in (clusters, routes)]
+    clusters.to_server.put_nowait(protocol.encode_request(CDS, node_id=NODE_ID))
+    first = protocol.decode_response(await asyncio.wait_for(clusters.to_client.get(), 5))
+    clusters.to_server.put_nowait(protocol.encode_request(CDS, nonce=first.nonce))
+    claims = {"r": route("r", "a").version}
+    routes.to_server.put_nowait(protocol.encode_request(RDS, node_id=NODE_ID, subscribe=["r"], initial_versions=claims))
+    while len(served.sessions()) < 2 or not all(session.subscriptions() for session in served.sessions()):
+        await asyncio.sleep(0)
+    times[0] = 10.0  # a stream for clusters that has not come by now is not waited for
+    served.changed(store.apply("node-envoy", [cluster("b"), route("r", "b", 2)]))
+    await asyncio.wait_for(clusters.to_client.get(), 5)
+    (waiting,) = (found.waiting for session in served.sessions() for found in session.subscriptions() if found.names)
+    assert waiting.keys() == ({"r"} if is_held_back else set())
+    for call in (clusters, routes):
+        call.to_server.put_nowait(None)
+    await asyncio.gather(*tasks)
