@@ -20,7 +20,6 @@ from xdsbpf.mesh.inputs import (
     NODES_BY_NAME,
     PODS_BY_ACCOUNT,
     PODS_BY_BLOCK,
-    PODS_BY_NAMESPACE,
     PODS_BY_NODE,
     address_block,
     has_own_address,
@@ -61,12 +60,13 @@ class Workload(msgspec.Struct, frozen=True, gc=False):
         return f"{self.namespace}/{self.pod}"
 
 
-def _workloads(db: Database, pods: tuple[Pod, ...]) -> tuple[Workload, ...]:
-    """The workloads that some pods are, sorted by name: without those that have no address of their own."""
+@query
+def workloads_of_node(db: Database, node: str) -> tuple[Workload, ...]:
+    """Workloads of a node, sorted by name: its pods but for those that have no address of their own."""
     trust_domain = settings(db).trust_domain
     found = []
-    for pod in pods:
-        addresses = _own_addresses(pod)
+    for pod in db.bucket(PODS_BY_NODE, node):
+        addresses = own_addresses(pod)
         if not addresses:
             continue
         db.cite(pod)
@@ -81,27 +81,9 @@ def _workloads(db: Database, pods: tuple[Pod, ...]) -> tuple[Workload, ...]:
     return tuple(found)
 
 
-def _own_addresses(pod: Pod) -> tuple[str, ...]:
+def own_addresses(pod: Pod) -> tuple[str, ...]:
     """The usable addresses of a pod that are its own; none of a finished pod or one on the host's network."""
     return tuple([address for address in pod.addresses if not refusal(address)]) if has_own_address(pod) else ()
-
-
-@query
-def workloads_of_namespace(db: Database, namespace: str) -> tuple[Workload, ...]:
-    """Workloads of a namespace, sorted by name. Cost: O(pods of the namespace)."""
-    return _workloads(db, db.bucket(PODS_BY_NAMESPACE, namespace))
-
-
-@query
-def workloads_of_node(db: Database, node: str) -> tuple[Workload, ...]:
-    """Workloads of a node, sorted by name."""
-    return _workloads(db, db.bucket(PODS_BY_NODE, node))
-
-
-@query
-def workload_namespaces(db: Database) -> tuple[str, ...]:
-    """Namespaces that have pods, sorted."""
-    return db.bucket_keys(PODS_BY_NAMESPACE)
 
 
 def contested(db: Database, addresses: Iterable[str]) -> frozenset[str]:
@@ -182,7 +164,7 @@ def identity(db: Database, name: str) -> tuple[str, ...]:
     namespace = namespace_of_identity(name)
     found: set[str] = set()
     for pod in db.bucket(PODS_BY_ACCOUNT, (namespace, name.rpartition("/")[2])):
-        usable = _own_addresses(pod) if pod.status.phase == "Running" else ()
+        usable = own_addresses(pod) if pod.status.phase == "Running" else ()
         if usable:
             db.cite(pod)
             found.update(usable)

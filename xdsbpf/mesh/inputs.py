@@ -136,7 +136,7 @@ SERVICES_BY_NAME = Index("services_by_name", SERVICES, keys=lambda v: ((v.namesp
 SERVICES_WITHOUT_ADDRESS = Index("services_without_address", SERVICES, keys=_needs_address)
 SERVICES_BY_ADDRESS = Index("services_by_address", SERVICES, keys=_cluster_addresses)
 SLICES_BY_SERVICE = Index("slices_by_service", ENDPOINT_SLICES, keys=_slice_service)
-PODS_BY_NAMESPACE = Index("pods_by_namespace", PODS, keys=lambda v: (v.namespace,))
+PODS_BY_KIND = Index("pods_by_kind", PODS, keys=lambda v: ((v.metadata.namespace, v.metadata.labels),))
 PODS_BY_NODE = Index("pods_by_node", PODS, keys=lambda v: (v.spec.node_name,) if v.spec.node_name else ())
 PODS_BY_ACCOUNT = Index("pods_by_account", PODS, keys=lambda v: ((v.namespace, v.service_account),))
 PODS_BY_BLOCK = Index("pods_by_block", PODS, keys=_address_blocks)

@@ -17,10 +17,10 @@ from xdsbpf.mesh.addresses import packed
 from xdsbpf.mesh.authorization import PolicySet, build_policy_set, policies_of
 from xdsbpf.mesh.codes import warn
 from xdsbpf.mesh.endpoints import Endpoint, subset_endpoints
-from xdsbpf.mesh.identities import workload_namespaces, workloads_of_namespace
+from xdsbpf.mesh.identities import own_addresses
 from xdsbpf.mesh.inputs import (
     PODS_BY_BLOCK,
-    PODS_BY_NAMESPACE,
+    PODS_BY_KIND,
     POLICIES_BY_NAMESPACE,
     address_block,
     object_id,
@@ -85,44 +85,57 @@ def _objects(policies: str) -> tuple[ObjectId, ...]:
 
 
 @query
-def _groups_of_namespace(db: Database, namespace: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """(group, addresses) of a namespace's workloads that have policies, sorted."""
-    if not _has_policies(db, namespace):
-        return ()
-    guarded: dict[str, set[str]] = {}
-    for workload in workloads_of_namespace(db, namespace):
-        policies = workload_policies(db, namespace, workload.labels)
-        if policies:
-            guarded.setdefault(policies, set()).update(workload.addresses)
-    found: dict[str, set[str]] = {}
-    for policies, addresses in guarded.items():
-        name = group_naming(db, policies)
-        for address in addresses:
-            found.setdefault(name(address), set()).add(address)
-    for pod in db.bucket(PODS_BY_NAMESPACE, namespace):
-        is_running = pod.status.phase not in ("Succeeded", "Failed")
-        if pod.spec.host_network and is_running and workload_policies(db, namespace, pod.metadata.labels):
-            for id in policies_of(db, namespace, pod.metadata.labels):
+def _guarded_kinds(db: Database) -> tuple[tuple[str, Labels, str], ...]:
+    """(namespace, labels, policies) of each kind of pods that has policies, sorted. Cost: O(kinds).
+
+    Pods of a namespace with equal labels are of one kind: no policy tells them apart but by their address.
+    """
+    kinds = db.bucket_keys(PODS_BY_KIND) if _are_there_policies(db) else ()
+    found = ((namespace, labels, workload_policies(db, namespace, labels)) for namespace, labels in kinds)
+    return tuple(kind for kind in found if kind[2])
+
+
+@query
+def _addresses_of_kind(db: Database, namespace: str, labels: Labels) -> tuple[str, ...]:
+    """Addresses of the workloads of a guarded kind, sorted. Cost: O(its pods)."""
+    found: set[str] = set()
+    for pod in db.bucket(PODS_BY_KIND, (namespace, labels)):
+        own = own_addresses(pod)
+        if own:
+            db.cite(pod)
+            found.update(own)
+        elif pod.spec.host_network and pod.status.phase not in ("Succeeded", "Failed"):
+            for id in policies_of(db, namespace, labels):
                 text = f"NOT-ENFORCED for {pod.id}: workloads on the host's network cannot be told apart"
                 warn(db, "XB2013", id, "spec.selector", text)
-    return tuple((group, tuple(sorted(found[group], key=packed))) for group in sorted(found))
+    return tuple(sorted(found, key=packed))
+
+
+@query
+def _groups_of_kind(db: Database, namespace: str, labels: Labels, policies: str) -> tuple[str, ...]:
+    """The groups that workloads of a guarded kind are in, sorted: a pod that comes or goes changes none, mostly."""
+    name = group_naming(db, policies)
+    return tuple(sorted({name(address) for address in _addresses_of_kind(db, namespace, labels)}))
 
 
 @query
 def policy_groups(db: Database) -> tuple[str, ...]:
     """Names of all groups that have workloads and policies, sorted."""
-    namespaces = workload_namespaces(db)
-    return tuple(sorted({group for name in namespaces for group, _ in _groups_of_namespace(db, name)}))
+    return tuple(sorted({group for kind in _guarded_kinds(db) for group in _groups_of_kind(db, *kind)}))
 
 
 @query
 def group_addresses(db: Database, group: str) -> tuple[str, ...]:
-    """Addresses of a group's workloads, sorted."""
-    found: set[str] = set()
-    for namespace in workload_namespaces(db):
-        for name, addresses in _groups_of_namespace(db, namespace):
-            if name == group:
-                found.update(addresses)
+    """Addresses of a group's workloads, sorted. Cost: O(guarded kinds), and the group's pods."""
+    policies = group.partition("@")[0]
+    name = group_naming(db, policies)
+    found = {
+        address
+        for namespace, labels, own in _guarded_kinds(db)
+        if own == policies
+        for address in _addresses_of_kind(db, namespace, labels)
+        if name(address) == group
+    }
     return tuple(sorted(found, key=packed))
 
 

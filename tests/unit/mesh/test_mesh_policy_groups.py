@@ -53,6 +53,25 @@ def test_policies_without_effect_form_no_group() -> None:
     assert policy_groups(Mesh(*bookinfo(), policy("audit", rule(), action="AUDIT")).db) == ()
 
 
+def test_a_pod_that_comes_or_goes_recomputes_the_groups_of_its_own_kind_only() -> None:
+    mesh = Mesh(*bookinfo(), VIEWER)
+    mesh.db.watch(policy_groups)
+    mesh.db.watch(group_addresses, "default/viewer")
+    mesh.db.drain()
+    before = mesh.db.runs
+    mesh.put(pod("reviews-v9", "10.10.9.9", labels={"app": "reviews", "version": "v1"}))
+    assert mesh.db.drain() is None
+    assert mesh.db.runs == before
+    mesh.put(pod("ratings-v9", "10.10.9.10", labels={"app": "ratings", "version": "v1"}))
+    revision = mesh.db.drain()
+    assert revision is not None
+    assert [output.value for output in revision.outputs] == [("10.10.2.13", "10.10.9.10")]
+
+
+def test_a_group_comes_from_the_pods_that_it_guards() -> None:
+    assert Mesh(*bookinfo(), VIEWER).origins(group_addresses, "default/viewer") == {"Pod/default/ratings-v1"}
+
+
 def test_a_group_of_a_root_policy_spans_namespaces() -> None:
     mesh = Mesh(
         workload("a", "v1", "10.0.0.1"),
