@@ -5,7 +5,8 @@ clusters that warm, and a call of `wake` for each stream that may go on. A clien
 so nobody keeps anything from anybody else's streams. Streams of the same type all count: they may be one that is back
 before the former one is known to be dead, or those of two processes under one node id.
 
-Made by `xds.streams`, for types that refer to each other; aggregated streams have none. Pure.
+Made by `xds.streams`, for types that refer to each other; aggregated streams have none, so of a client that takes some
+types by one the others are guarded among themselves only. Pure.
 """
 
 from __future__ import annotations
@@ -146,6 +147,7 @@ class Siblings:
         """A request has been taken on the stream of that subscription."""
         if subscription.type_url == CLUSTER:
             self.warming.clusters_answered(subscription, self._clock())
+            self._left = ()  # whoever is back has looked at it
         elif subscription.type_url in USING_TYPES:
             self.uses_changed()
         elif self.warming.heard(subscription, is_back=is_first and subscription.accepted is None):
