@@ -33,6 +33,8 @@ class ClientViews:
         self._pods: dict[tuple[str, str], Counter[ClientView]] = {}
         """Views in use by the clients that say they are of a pod."""
         self._compiled: dict[ClientView, asyncio.Event] = {}
+        self._awaited: list[asyncio.Event] = []
+        """Those of views that are not compiled yet."""
 
     def is_compiled(self, view: ClientView) -> bool:
         """Whether the store holds what its clients see."""
@@ -46,8 +48,9 @@ class ClientViews:
 
     def published(self) -> None:
         """Everything that was asked for is in the store now."""
-        for event in self._compiled.values():
+        for event in self._awaited:
             event.set()
+        self._awaited.clear()
 
     def concerns(self, objects: Iterable[ObjectId]) -> bool:
         """Whether some changed objects give a connected client another view: its pod has other labels now."""
@@ -69,7 +72,8 @@ class ClientViews:
         self._pods.setdefault(pod, Counter())[view] += 1
         try:
             if view not in self._compiled:
-                self._compiled[view] = asyncio.Event()
+                event = self._compiled[view] = asyncio.Event()
+                self._awaited.append(event)
                 self._compiler.add_view(view)
                 self._wake()
             await self._compiled[view].wait()

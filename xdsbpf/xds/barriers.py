@@ -6,6 +6,7 @@ Owned by `serve.py`; asked by `report.distribution`. Pure.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Final
 
@@ -29,7 +30,7 @@ class Barriers:
 
     def __init__(self) -> None:
         self._unpublished: set[ObjectId] = set()
-        self._spans: dict[ObjectId, Span] = {}
+        self._spans: OrderedDict[ObjectId, Span] = OrderedDict()
         self._floor = Span(0, 0)
 
     def taken(self, objects: Iterable[ObjectId]) -> None:
@@ -40,11 +41,11 @@ class Barriers:
         """All that was taken is with the streams; whatever it made them owe has a stamp between these two."""
         span = Span(since, until)
         for object_id in self._unpublished:
-            self._spans.pop(object_id, None)
             self._spans[object_id] = span
+            self._spans.move_to_end(object_id)
         self._unpublished.clear()
         while len(self._spans) > REMEMBERED_OBJECTS:
-            forgotten = self._spans.pop(next(iter(self._spans))).until
+            forgotten = self._spans.popitem(last=False)[1].until
             self._floor = Span(forgotten, forgotten)
 
     def is_published(self, object_id: ObjectId) -> bool:

@@ -53,6 +53,8 @@ class Publisher:
         self._builds: dict[Generator, dict[str, _Output]] = {}
         self._families: dict[tuple[str, str], tuple[Generator, ...]] = {}
         """Generators by scope and type; mostly one, and the first one that builds a name counts."""
+        self._shared: set[tuple[str, str]] = set()
+        """Families of several generators."""
         self._alone: dict[Generator, tuple[Generator, ...]] = {}  # one tuple for all outputs of a generator
         self._touched: dict[Slot, None] = {}
         self._failures: dict[tuple[Generator, Slot], str] = {}
@@ -61,8 +63,8 @@ class Publisher:
     def failures(self) -> Mapping[Slot, str]:
         """What the store does not hold as compiled, and why; sorted."""
         found = {slot: text for (_, slot), text in self._failures.items()}
-        for family, generators in self._families.items():
-            names = [name for generator in generators for name in self._builds[generator]] if generators[1:] else []
+        for family in self._shared:
+            names = (name for generator in self._families[family] for name in self._builds[generator])
             for name in dict.fromkeys(names):
                 slot = Slot(*family, name)
                 number = len(self._built(slot))
@@ -76,6 +78,8 @@ class Publisher:
             self._builds[generator] = {}
             family = (generator.scope, generator.type_url)
             self._families[family] = (*self._families.get(family, ()), generator)
+            if len(self._families[family]) > 1:
+                self._shared.add(family)
             self._watch(generator.names, generator.args, generator, "")
 
     def remove(self, generator: Generator) -> None:
@@ -86,7 +90,13 @@ class Publisher:
         self._failures.pop((generator, _slot(generator, "")), None)
         del self._builds[generator], self._alone[generator]
         family = (generator.scope, generator.type_url)
-        self._families[family] = tuple(other for other in self._families[family] if other != generator)
+        rest = tuple(other for other in self._families[family] if other != generator)
+        if rest:
+            self._families[family] = rest
+        else:
+            del self._families[family]  # scopes are named by clients: nothing is kept of one that is gone
+        if len(rest) < 2:
+            self._shared.discard(family)
 
     def publish(self) -> Changes:
         """Drain the database until it is quiet, then commit.
@@ -133,7 +143,9 @@ class Publisher:
 
     def _built(self, slot: Slot) -> list[Resource]:
         """What the generators of a slot make of it, the one that was added first to the front."""
-        found = (self._builds[generator].get(slot.name) for generator in self._families[slot.scope, slot.type_url])
+        found = (
+            self._builds[generator].get(slot.name) for generator in self._families.get((slot.scope, slot.type_url), ())
+        )
         return [output.value for output in found if output is not None and output.value is not ABSENT]
 
     def _watch(self, query: Callable[..., Any], args: tuple[Any, ...], generator: Generator, name: str) -> _Output:

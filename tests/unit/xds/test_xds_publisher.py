@@ -165,3 +165,4 @@ def test_a_removed_generator_leaves_nothing_behind() -> None:
     assert rig.publisher.publish()
     assert rig.bodies() == {}
     assert rig.db.cells == before
+    assert not rig.publisher._families, "scopes are named by clients"
