@@ -93,6 +93,8 @@ class SotwSession(Session):
                 subscription.unknown_uses.clear()
                 self._guard.uses_changed()
         elif sent is not None and request.error is not None:
+            state = sent.state or {}  # what it had given up is new to it
+            sent.versions.update((name, state[name].version) for name in subscription.crossed & state.keys())
             self._refuse(subscription, sent, request.error)
         self._take_names(subscription, request.names)
         if subscription.crossed:

@@ -96,6 +96,16 @@ def test_what_came_with_a_refused_resource_goes_to_a_client_that_then_asks_for_i
     assert contents(client.nack(first, "bad: refused")) == [(CDS, ["good=1"])]
 
 
+def test_a_client_may_refuse_what_it_had_accepted_and_gave_up_before_the_set_arrived() -> None:
+    """Then the refusal says nothing of what else the set held."""
+    client = SotwClient(store_with(resource(CDS, "bad")))
+    (first,) = client.on(CDS, "*", "good")
+    client.ack(first)
+    (second,) = client.put(resource(CDS, "good"))
+    client.on(CDS, "good", nonce=first.nonce)
+    assert contents(client.nack(second, "bad: refused")) == [(CDS, ["good=1"])]
+
+
 def test_what_came_with_a_refused_resource_is_looked_at_anew_when_it_goes_and_comes_back() -> None:
     client = SotwClient(store_with(resource(CDS, "bad"), resource(CDS, "good")))
     (first,) = client.on(CDS)
