@@ -8,7 +8,7 @@ that a comment added on top of a file changes nothing downstream.
 from __future__ import annotations
 
 import enum
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import msgspec
 
@@ -90,9 +90,30 @@ class Identified(Protocol):
         """Its kind, namespace and name."""
 
 
-def origin_of(cited: Origin | Identified) -> Origin:
-    """The part that is named; of a manifest, the whole."""
-    return cited if isinstance(cited, Origin) else Origin(cited.id)
+class Items(msgspec.Struct, frozen=True, gc=False):
+    """Items of a list in a manifest, such as `endpoints[0]` and `endpoints[3]`: one value in place of many origins."""
+
+    object: ObjectId
+    path: str
+    positions: tuple[int, ...]
+
+
+Cited: TypeAlias = Origin | Items | Identified
+"""What a query can name as used: a part of a manifest, several, or all of it."""
+
+
+def origins_of(cited: Cited) -> tuple[Origin, ...]:
+    """The parts of manifests that are named."""
+    if isinstance(cited, Origin):
+        return (cited,)
+    if isinstance(cited, Items):
+        return tuple(Origin(cited.object, f"{cited.path}[{position}]") for position in cited.positions)
+    return (Origin(cited.id),)
+
+
+def object_of(cited: Cited) -> ObjectId:
+    """The manifest that is named, or of which a part is."""
+    return cited.object if isinstance(cited, Origin | Items) else cited.id
 
 
 class Locator(Protocol):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from xdsbpf.diagnostics import Diagnostic, Identified, Origin
+from xdsbpf.diagnostics import Cited, Diagnostic
 from xdsbpf.incremental.values import Failure
 
 CLEAN: Final = 0  # the value is that of the present inputs, and so is all below
@@ -63,7 +63,7 @@ class Cell:
     computed: int = 0
     compute: Callable[..., Any] | None = None
     reads: tuple[Cell, ...] = ()
-    cited: tuple[Origin | Identified, ...] = ()
+    cited: tuple[Cited, ...] = ()
     reports: tuple[Diagnostic, ...] = ()
     watch: Watch | None = None
 
@@ -110,7 +110,7 @@ class Run:
     def __init__(self, cell: Cell) -> None:
         self.cell = cell
         self.reads: dict[Cell, None] = {}
-        self.cited: list[Origin | Identified] = []
+        self.cited: list[Cited] = []
         self.reports: dict[Diagnostic, None] | None = None
         self.cycle: Failure | None = None
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Set
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from xdsbpf.diagnostics import Diagnostic, Identified, Origin, origin_of
+from xdsbpf.diagnostics import Cited, Diagnostic, Origin, object_of, origins_of
 from xdsbpf.errors import InvariantError
 from xdsbpf.incremental.cells import Cell, Watch
 from xdsbpf.incremental.inputs import Inputs
@@ -37,7 +37,7 @@ class Database(Inputs):
 
     # Side channels of a query
 
-    def cite(self, cited: Origin | Identified) -> None:
+    def cite(self, cited: Cited) -> None:
         """Name a part of a manifest, or a manifest, that the running query used; no part of its value."""
         run = self.running
         if run is None:
@@ -140,7 +140,8 @@ class Database(Inputs):
         """
         found: set[Origin] = set()
         for cell in self._below(query, args, kwargs):
-            found.update(map(origin_of, cell.cited))
+            for cited in cell.cited:
+                found.update(origins_of(cited))
         return tuple(sorted(found))
 
     def diagnostics(
@@ -178,7 +179,7 @@ class Database(Inputs):
         """
         self.refuse_in_query("origins and diagnostics")
         roots = {cell for key in keys for cell in self.cells_reading(table, key)}
-        citing = [cell for cell in self.above(roots) if any(origin_of(cited).object in keys for cited in cell.cited)]
+        citing = [cell for cell in self.above(roots) if any(object_of(cited) in keys for cited in cell.cited)]
         return {(cell.watch.query, cell.key) for cell in self.above(citing) if cell.watch is not None}
 
     @property

@@ -6,16 +6,14 @@ One query per (service, port): a changed slice recomputes its own service and no
 
 from __future__ import annotations
 
-from sys import intern
-
 import msgspec
 
-from xdsbpf.diagnostics import Origin
+from xdsbpf.diagnostics import Items, ObjectId
 from xdsbpf.incremental import ABSENT, Database, query
 from xdsbpf.mesh.addresses import examined
 from xdsbpf.mesh.codes import refuse, warn
 from xdsbpf.mesh.destination_rules import subsets
-from xdsbpf.mesh.inputs import PODS, PODS_BY_BLOCK, SLICES_BY_SERVICE, address_block, object_id
+from xdsbpf.mesh.inputs import PODS, PODS_BY_BLOCK, SLICES_BY_SERVICE, address_block
 from xdsbpf.mesh.services import PortInfo, service
 from xdsbpf.model.kube import EndpointSlice, Pod, SliceEndpoint, SlicePort
 from xdsbpf.model.scalars import Labels, is_subset
@@ -48,21 +46,21 @@ def endpoints(db: Database, host: str, port: int) -> tuple[Endpoint, ...]:
         number = _slice_port(slice_, info)
         if number is None:
             continue
-        id = slice_.id
+        id, used = slice_.id, []
         for position, entry in enumerate(slice_.endpoints):
             if not entry.addresses or not _is_serving(entry):
                 continue
-            path = intern(f"endpoints[{position}]")  # one text for all slices
             address = entry.addresses[0]
             octets, reason = examined(address)
             if reason:
-                refuse(db, "XB2010", id, f"{path}.addresses[0]", f"{address} {reason}: not used")
+                refuse(db, "XB2010", id, f"endpoints[{position}].addresses[0]", f"{address} {reason}: not used")
                 continue
-            db.cite(Origin(id, path))
-            pod = _pod(db, slice_, entry, path, address)
+            used.append(position)
+            pod = _pod(db, slice_, entry, position, address)
             key = (octets, number)
             if key not in found:
                 found[key] = _endpoint(db, pod, address, number)
+        db.cite(Items(id, "endpoints", tuple(used)))
     return tuple(found[key] for key in sorted(found))
 
 
@@ -87,7 +85,7 @@ def _endpoint(db: Database, pod: Pod | None, address: str, number: int) -> Endpo
     return Endpoint(address, number, pod.metadata.namespace, pod.metadata.labels)
 
 
-def _pod(db: Database, slice_: EndpointSlice, entry: SliceEndpoint, path: str, address: str) -> Pod | None:
+def _pod(db: Database, slice_: EndpointSlice, entry: SliceEndpoint, position: int, address: str) -> Pod | None:
     """The pod behind an endpoint: the one named, if it has the address; else the one that has it.
 
     Security: a slice is not believed about the pod's name, or it could lend a pod's labels and
@@ -95,7 +93,7 @@ def _pod(db: Database, slice_: EndpointSlice, entry: SliceEndpoint, path: str, a
     """
     ref = entry.target_ref
     if ref is not None and ref.kind == "Pod":
-        named = db.input(PODS, object_id("Pod", ref.namespace or slice_.namespace, ref.name))
+        named = db.input(PODS, ObjectId("Pod", ref.namespace or slice_.metadata.namespace, ref.name))
         if named is not ABSENT and address in named.addresses:
             return named
         if named is not ABSENT:
@@ -103,7 +101,7 @@ def _pod(db: Database, slice_: EndpointSlice, entry: SliceEndpoint, path: str, a
                 db,
                 "XB2011",
                 slice_.id,
-                f"{path}.targetRef",
+                f"endpoints[{position}].targetRef",
                 f"{named.id} does not have the address {address}: its labels are not used",
             )
     live = [pod for pod in db.bucket(PODS_BY_BLOCK, address_block(address)) if address in pod.addresses]
