@@ -27,6 +27,27 @@ log = structlog.get_logger(__name__)
 class OpenStream:
     """A session, the event that wakes its writer, why it must end, and what must be given back then."""
 
+    __slots__ = (
+        "_alarm",
+        "_ends",
+        "alarm_at",
+        "call",
+        "client",
+        "decode",
+        "end",
+        "gate_revision",
+        "is_half_closed",
+        "is_woken",
+        "ledger",
+        "metadata",
+        "reader",
+        "session",
+        "type_url",
+        "unsent",
+        "wake",
+        "writing_since",
+    )
+
     def __init__(
         self,
         call: Call,

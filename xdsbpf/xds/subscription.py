@@ -99,6 +99,48 @@ class Nack(msgspec.Struct, frozen=True):
 class Subscription:
     """One type on one stream. Queues map a name to the stamp of the change that put it there."""
 
+    __slots__ = (
+        "accepted",
+        "acked_at",
+        "acked_version",
+        "announced",
+        "answer_due",
+        "asked",
+        "backlog",
+        "backlog_named",
+        "backlog_stamp",
+        "changed_again",
+        "crossed",
+        "dirty",
+        "first_stamp",
+        "forced",
+        "globs",
+        "held",
+        "in_flight",
+        "is_first",
+        "kept",
+        "last_error",
+        "last_heartbeat",
+        "last_nonce",
+        "last_revision",
+        "last_version",
+        "nacked_at",
+        "nacks",
+        "name_bytes",
+        "names",
+        "removals",
+        "sent_at",
+        "state",
+        "too_large",
+        "type_url",
+        "unknown_uses",
+        "unusable",
+        "uses",
+        "waiting",
+        "wildcard",
+        "withheld",
+    )
+
     def __init__(self, type_url: str, first_stamp: int = 0) -> None:
         self.type_url = type_url
         self.first_stamp = first_stamp

@@ -24,6 +24,24 @@ _TINY_BYTES = 64
 class Connection:
     """One connection. `is_writable` is set by the owner: False while the socket takes no more."""
 
+    __slots__ = (
+        "_accepts_up_to",
+        "_accounts",
+        "_blocks",
+        "_closed",
+        "_control",
+        "_has_preface",
+        "_limits",
+        "_partial",
+        "buffered",
+        "is_failed",
+        "is_writable",
+        "last_stream_id",
+        "running",
+        "sender",
+        "streams",
+    )
+
     def __init__(self, limits: Limits, cache: FrameCache, now: float) -> None:
         self.streams: dict[int, Stream] = {}
         self.sender = Sender(cache)

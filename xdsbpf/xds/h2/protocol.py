@@ -61,6 +61,24 @@ class Owner(Protocol):
 class H2Protocol(asyncio.Protocol):
     """One connection and its calls."""
 
+    __slots__ = (
+        "_aged_at",
+        "_arriving_at",
+        "_busy_at",
+        "_closing_at",
+        "_connection",
+        "_heard_at",
+        "_is_reading",
+        "_loop",
+        "_opened_at",
+        "_owner",
+        "_paused_at",
+        "_ping_at",
+        "_transport",
+        "calls",
+        "peer",
+    )
+
     def __init__(self, owner: Owner) -> None:
         self.calls: dict[int, H2Call] = {}
         self._owner = owner
