@@ -162,8 +162,11 @@ class SotwSession(Session):
 
     def _take_names(self, subscription: Subscription, asked: tuple[str, ...]) -> None:
         """The names of a request are the whole subscription; new ones are answered, dropped ones are forgotten."""
-        if asked == subscription.asked:
+        if asked is subscription.asked:
             return  # as with nearly every ACK
+        if asked == subscription.asked:
+            subscription.asked = asked  # the next ones share it
+            return
         subscription.asked = asked
         wanted = set(asked)
         star = protocol.WILDCARD in wanted
