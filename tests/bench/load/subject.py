@@ -10,7 +10,6 @@ Reads commands as lines of JSON and answers with lines of JSON.
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import logging
 import os
@@ -28,7 +27,7 @@ from tests.bench.load.identities import server_files
 from xdsbpf.compile.envoy import names as envoy_names
 from xdsbpf.model.names import CLUSTER, ENDPOINTS
 from xdsbpf.model.resource import Resource, make_resource
-from xdsbpf.serve import view_of
+from xdsbpf.serve import spare_collector, view_of
 from xdsbpf.xds.access import AccessControl
 from xdsbpf.xds.allocator import return_large_blocks
 from xdsbpf.xds.peers import PeerRules
@@ -128,8 +127,7 @@ async def serve(subject: Subject) -> None:
         match command, arguments:
             case "load", [clusters, endpoint_sets]:
                 subject.load(clusters, endpoint_sets)
-                gc.collect()
-                gc.freeze()
+                spare_collector()
                 answer = await subject.start()
             case "change", [first, count, content]:
                 answer = time.monotonic()

@@ -24,7 +24,7 @@ from serve_rig import (
 from tests.waiting import until
 from xdsbpf.diagnostics import State
 from xdsbpf.model.names import CLUSTER, EXTENSION, FRONTEND, IDENTITY, VIRTUAL_HOST
-from xdsbpf.serve import ControlPlane, ServeConfig
+from xdsbpf.serve import COLLECT_AFTER, ControlPlane, ServeConfig
 
 FILES = {"mesh.yaml": MESH, "vs.yaml": virtual_service()}
 REVIEWS = "VirtualService/default/reviews"
@@ -55,6 +55,7 @@ async def test_the_collector_stays_off_what_was_loaded_and_is_back_when_clients_
     async with running(tmp_path / "m", FILES, tmp_path / "xds.sock"):
         assert gc.isenabled()
         assert gc.get_freeze_count() > 0
+        assert gc.get_threshold() == COLLECT_AFTER
 
 
 @pytest.mark.parametrize("cut", [0, 10, 60, 120, 150, 230, -1], ids=lambda cut: f"cut at {cut}")
