@@ -24,7 +24,7 @@ from xdsbpf.xds import exchange, protocol
 from xdsbpf.xds.addresses import listen_target
 from xdsbpf.xds.server import ViewResolver, XdsServer
 from xdsbpf.xds.services import METHODS, Method, Variant
-from xdsbpf.xds.status import SyncState
+from xdsbpf.xds.status import SyncState, TypeStatus
 from xdsbpf.xds.store import Batch, ResourceStore, View
 
 pytestmark = pytest.mark.usefixtures("each_transport")
@@ -357,9 +357,13 @@ async def test_an_envoy_ack_opens_the_gate_of_the_agent_on_another_stream() -> N
         rig.server.changed(changes)
         await envoy.send(VHDS, node_id=ENVOY_ID)
         to_envoy = await envoy.receive()
-        by_id = {row.node_id: row for row in rig.server.status()}
-        assert by_id[AGENT_ID].types[0].state is SyncState.PENDING
-        assert by_id[AGENT_ID].types[0].withheld[0].name == "f"
+
+        def of_agent() -> TypeStatus:
+            return next(row for row in rig.server.status() if row.node_id == AGENT_ID).types[0]
+
+        await until(lambda: of_agent().withheld)  # the agent's own ACK may be later than the Envoy's request
+        assert of_agent().state is SyncState.PENDING
+        assert of_agent().withheld[0].name == "f"
         await envoy.send(VHDS, nonce=to_envoy.nonce)
         assert [item.name for item in (await agent.receive()).resources] == ["f"]
 
