@@ -66,6 +66,8 @@ class Rig:
         self.envoy = RealEnvoy(binary, directory, sockets, "edge-1", variant)
         self.servers = Servers()
         self.load = Load(self.web.port)
+        self.starts = 0
+        """Of replicas."""
         self._served: dict[Key, Resource] = {}
 
     def put(self, *puts: Resource, removes: tuple[Key, ...] = ()) -> None:
@@ -80,6 +82,7 @@ class Rig:
     async def start(self, replica: Replica) -> None:
         """Let a replica serve, from a store of its own."""
         await replica.start(tuple(self._served.values()))
+        self.starts += 1
 
     async def synced(self) -> None:
         """Until the Envoy has taken everything on every stream that the load depends on, and no cluster warms.
@@ -110,6 +113,11 @@ class Rig:
             return bool(condition())
 
         await until(holds, DEADLINE_S, self.explain)
+
+    async def connections(self) -> int:
+        """How many connections Envoy has made to its control planes."""
+        made = await self.envoy.stat("cluster.xds.upstream_cx_total")
+        return made - await self.envoy.stat("cluster.xds.upstream_cx_connect_fail")
 
     async def stalls(self) -> int:
         """How often Envoy gave up waiting for something that it warms with."""

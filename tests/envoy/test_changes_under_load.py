@@ -146,6 +146,7 @@ async def test_no_request_fails_and_nothing_stalls(
     async with running(tmp_path, envoy, variant) as rig:
         await survive(rig, CHANGES * (10 if LONG else 1))
         assert rig.load.total > 20 * len(CHANGES)
+        assert await rig.connections() == rig.starts, "a connection ended, as by a punished keepalive"
 
 
 @pytest.mark.usefixtures("each_transport")
