@@ -256,6 +256,38 @@ async def test_a_glob_collection_is_a_wildcard_of_its_prefix(lab: Lab) -> None:
     await client.quiet()
 
 
+@pytest.mark.rule(26, on=ALL)
+async def test_a_glob_collection_is_that_of_its_context_parameters(lab: Lab) -> None:
+    """All of them count, and their order does not; other globs of the same path are other collections."""
+    path = "xdstp://mesh/envoy.config.cluster.v3.Cluster/blue/"
+    await lab.put(*(cluster(path + name) for name in ("a", "a?x=1", "a?x=1&y=2", "a?x=2&y=2")))
+    client, plain = lab.client(), lab.client()
+    await client.subscribe(CDS, path + "*?y=2&x=1")
+    await client.expect(CDS, {path + "a?x=1&y=2": 1})
+    await plain.subscribe(CDS, path + "*")
+    await plain.expect(CDS, {path + "a": 1})
+    await lab.put(*(cluster(path + name, 2) for name in ("a", "a?x=1", "a?x=1&y=2")))
+    await client.expect(CDS, {path + "a?x=1&y=2": 2})
+    await plain.expect(CDS, {path + "a": 2})
+    await client.quiet()
+    await plain.quiet()
+
+
+@pytest.mark.rule(26, on=DELTA)
+async def test_a_glob_collection_comes_back_to_a_client_as_it_is_now(lab: Lab) -> None:
+    path = "xdstp://mesh/envoy.config.cluster.v3.Cluster/blue/"
+    await lab.put(cluster(path + "same"), cluster(path + "changed"), cluster(path + "gone"))
+    before = lab.client()
+    await before.subscribe(CDS, path + "*")
+    await before.expect(CDS, {path + "same": 1, path + "changed": 1, path + "gone": 1})
+    await before.close()
+    await lab.change([cluster(path + "changed", 2)], [(CDS, path + "gone")])
+    client = lab.client()
+    await client.resume(CDS, before)
+    await client.expect(CDS, {path + "changed": 2}, removed=(path + "gone",))
+    await client.quiet()
+
+
 @pytest.mark.rule(26, on=DELTA)
 async def test_a_resource_that_leaves_a_glob_collection_is_removed(lab: Lab) -> None:
     prefix = "xdstp://mesh/envoy.config.cluster.v3.Cluster/blue/"
@@ -345,10 +377,11 @@ async def test_a_name_listed_twice_is_answered_once(lab: Lab) -> None:
     await lab.put(endpoints("a"))
     client = lab.client()
     await client.subscribe(EDS, "missing", "a")
-    await client.send(EDS, resource_names_subscribe=["a", "a", "missing", "missing"])
-    for _ in range(2):
+    for again in (["a", "a", "missing", "missing"], []):
         response = await client.receive(EDS)
         assert (response.holds, response.removed) == ({"a": 1}, ("missing",))
+        if again:
+            await client.send(EDS, resource_names_subscribe=again)
     await client.quiet()
 
 

@@ -6,6 +6,8 @@ whatever it says. Pure.
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 from xdsbpf.model import names
 from xdsbpf.model.resource import Resource
 from xdsbpf.xds import protocol, shared
@@ -46,9 +48,10 @@ class DeltaSession(Session):
             subscription.wildcard = Wildcard.LEGACY
         subscription.unsubscribe(request.unsubscribe, self._stamp)
         owed = self._owed.pop(type_url, set())
+        spared = claimed.keys() - owed
         for name in asked:
-            if name in subscription.names and (name not in claimed or name in owed):
-                self._force(subscription, name)
+            if name in subscription.names and name not in spared:
+                self._force(subscription, name, spared)
         self._take_claims(subscription, claimed)
         if subscription.is_wildcard:
             subscription.answer_due = True
@@ -170,14 +173,15 @@ class DeltaSession(Session):
                 for name in on_its_way.versions:
                     subscription.force(name, self._stamp)
 
-    def _force(self, subscription: Subscription, name: str) -> None:
-        """Answer a name; a glob with its members, or as missing if it has none."""
+    def _force(self, subscription: Subscription, name: str, spared: Set[str] = frozenset()) -> None:
+        """Answer a name; a glob with its members but for those `spared`, or as missing if it has none."""
         members: list[str] = []
         if name in subscription.globs:
             everything = self._reader.wildcard(self.view, subscription.type_url)
             members = [item.name for item in everything if protocol.glob_matches(name, item.name)]
         for member in members or (name,):
-            subscription.force(member, self._stamp)
+            if member not in spared:
+                subscription.force(member, self._stamp)
 
     def _next_update(self, subscription: Subscription, earlier: tuple[Subscription, ...]) -> Response | None:
         if subscription.type_url in _OFTEN_CHANGED and (change := self._shared_change(subscription)) is not None:

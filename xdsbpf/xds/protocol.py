@@ -238,10 +238,12 @@ def is_glob(name: str) -> bool:
 
 
 def glob_matches(glob: str, name: str) -> bool:
-    """Whether `name` is in the collection: below its path, with the same context parameters."""
+    """Whether `name` is in the collection: below its path, with the same context parameters in any order."""
     path, _, parameters = glob.partition("?")
     found, _, others = name.partition("?")
-    return found.startswith(path[:-1]) and others == parameters
+    if not found.startswith(path[:-1]):
+        return False
+    return others == parameters or sorted(others.split("&")) == sorted(parameters.split("&"))
 
 
 def readable_error(text: str) -> str:

@@ -62,7 +62,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         20,
         "claims spare nothing",
-        Edit(_D, "_first_request", "(name not in claimed or name in owed)", "True"),
+        Edit(_D, "_first_request", "claimed.keys() - owed", "frozenset()"),
         a3.test_names_that_a_reconnecting_client_holds_are_not_sent_again,
         DELTA,
         Seen("await client.quiet()", noise(EDS)),
@@ -124,6 +124,25 @@ MUTANTS: tuple[Mutant, ...] = (
             'await client.expect(CDS, {inside + "a": 1})',
             "removed {'xdstp://mesh/envoy.config.cluster.v3.Cluster/blue/a'}, expected ()",
         ),
+    ),
+    Mutant(
+        26,
+        "context parameters do not count",
+        Edit(protocol, "glob_matches", "return others == parameters", "return True"),
+        a3.test_a_glob_collection_is_that_of_its_context_parameters,
+        DELTA,
+        Seen(
+            'await client.expect(CDS, {path + "a?x=1&y=2": 1})',
+            "got {'xdstp://mesh/envoy.config.cluster.v3.Cluster/blue/a': 1",
+        ),
+    ),
+    Mutant(
+        26,
+        "members of a glob are sent though they are claimed",
+        Edit(_D, "_force", "if member not in spared:", "if True:"),
+        a3.test_a_glob_collection_comes_back_to_a_client_as_it_is_now,
+        DELTA,
+        Seen('await client.expect(CDS, {path + "changed": 2}', "Cluster/blue/same': 1}"),
     ),
     Mutant(
         27,

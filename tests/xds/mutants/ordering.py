@@ -52,7 +52,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         34,
         "what is owed to a reconnect is forgotten",
-        Edit(_D, "_first_request", " or name in owed", ""),
+        Edit(_D, "_first_request", "claimed.keys() - owed", "claimed.keys()"),
         a4.test_after_a_reconnect_the_endpoints_of_a_changed_cluster_come_though_held,
         DELTA,
         Seen('assert (await client.receive(EDS)).holds == {"a": 1}', no_response(EDS)),
