@@ -24,9 +24,13 @@ from xdsbpf.xds import protocol
 STREAMS, NAMES, ROUNDS = 1000, 100, 20
 SYNC_STREAMS, SYNC_RESOURCES = 100, 10_000
 SOTW_STREAMS, SOTW_NAMES = 200, 1000
-REPEATS = 3
+MANY_STREAMS, MANY_ROUNDS = 5000, 10
+CONNECTED_AT_ONCE = 500
+REPEATS = {"push_to_many": 1}
+USUAL_REPEATS = 3
 PRODUCTS = ("grpcio", "grpcio-asyncio", "fast")
 FLOORS = ("bare-grpcio", "bare-sockets")
+OVER_TLS = ("grpcio-tls", "fast-tls")
 PEERS = (PEER,) if PEER_COMMAND in os.environ else ()
 """Another xDS server in the same run: no part of this repository."""
 
@@ -36,6 +40,12 @@ TARGETS: dict[str, dict[str, Figures]] = {
     "push": {
         "grpcio": {"cpu_us_per_push": 120, "kb_per_stream": 80},
         "fast": {"cpu_us_per_push": 35, "received_all_ms": 80, "kb_per_stream": 27},
+        "grpcio-tls": {"cpu_us_per_push": 60, "kb_per_stream": 104},
+        "fast-tls": {"cpu_us_per_push": 60, "kb_per_stream": 104},
+    },
+    "push_to_many": {
+        "grpcio": {"cpu_us_per_push": 120, "kb_per_stream": 80},
+        "fast": {"cpu_us_per_push": 35, "kb_per_stream": 27},
     },
     "first_sync": {"grpcio": {"cpu_s": 1.5}, "fast": {"cpu_s": 1.5}},
     "sotw_push": {"grpcio": {"cpu_us_per_push": 170}, "fast": {"cpu_us_per_push": 170}},
@@ -47,30 +57,42 @@ FLOOR_OF = {"grpcio": "bare-grpcio", "grpcio-asyncio": "bare-grpcio", "fast": "b
 
 def push(kind: str) -> Figures:
     """One changed endpoint to STREAMS streams of NAMES names each, everybody idle before."""
+    return _push(kind, STREAMS, ROUNDS)
+
+
+def push_to_many(kind: str) -> Figures:
+    """The same to MANY_STREAMS streams."""
+    return _push(kind, MANY_STREAMS, MANY_ROUNDS)
+
+
+def _push(kind: str, streams: int, rounds: int) -> Figures:
     with started(kind, endpoint_sets=NAMES) as rig:
         before = rig.server.rss_bytes
         rig.client.requests([named(NAMES)])
-        rig.client.open(0, STREAMS)
-        received = STREAMS * NAMES
-        rig.client.wait(received)
-        memory = (rig.server.rss_bytes - before) / STREAMS
-        rounds = [_one_push(rig, number, received + (number + 1) * STREAMS) for number in range(ROUNDS)]
-    return {**_medians(rounds), "kb_per_stream": memory / 1024}
+        for first in range(0, streams, CONNECTED_AT_ONCE):  # no more than are let in before they have waited too long
+            rig.client.open(first, CONNECTED_AT_ONCE)
+            rig.client.wait((first + CONNECTED_AT_ONCE) * NAMES)
+        memory = (rig.server.rss_bytes - before) / streams
+        received = streams * NAMES
+        found = [_one_push(rig, streams, number, received + (number + 1) * streams) for number in range(rounds)]
+    return {**_medians(found), "kb_per_stream": memory / 1024}
 
 
-def _one_push(rig: Rig, number: int, received: int) -> Figures:
-    answered = rig.ask("answers") + STREAMS
-    cpu = rig.cpu()
+def _one_push(rig: Rig, streams: int, number: int, received: int) -> Figures:
+    answered = rig.ask("answers") + streams
+    cpu, waited = rig.cpu(), rig.server.waited_s
     changed_at = rig.ask("change", number % NAMES, 1, number + 1)
     all_at = rig.client.wait(received)
+    waited = rig.server.waited_s - waited
     acked_at = rig.ask("answered", answered)
     cost = rig.cost_since(cpu)
-    times = rig.client.times(0, STREAMS, changed_at)
+    times = rig.client.times(0, streams, changed_at)
     return {
-        "cpu_us_per_push": cost.server_s * 1e6 / STREAMS,
-        "client_cpu_us_per_push": cost.client_s * 1e6 / STREAMS,
+        "cpu_us_per_push": cost.server_s * 1e6 / streams,
+        "client_cpu_us_per_push": cost.client_s * 1e6 / streams,
         "received_p50_ms": times.p50 * 1e3,
         "received_all_ms": (all_at - changed_at) * 1e3,
+        "server_without_processor_ms": waited * 1e3,
         "last_ack_ms": (acked_at - changed_at) * 1e3,
     }
 
@@ -144,7 +166,8 @@ def reconnect(kind: str) -> Figures:
 
 
 SCENARIOS: dict[str, tuple[Callable[[str], Figures], tuple[str, ...]]] = {
-    "push": (push, (*PRODUCTS, *FLOORS, *PEERS)),
+    "push": (push, (*PRODUCTS, *OVER_TLS, *FLOORS, *PEERS)),
+    "push_to_many": (push_to_many, ("grpcio", "fast", *FLOORS, *PEERS)),
     "first_sync": (first_sync, (*PRODUCTS, *FLOORS, *PEERS)),
     "sotw_push": (sotw_push, (*PRODUCTS, *PEERS)),
     "reconnect": (reconnect, PRODUCTS),
@@ -197,5 +220,5 @@ def _short(value: float) -> float:
 
 def run() -> dict[str, Any]:
     """The figures as one JSON-able value."""
-    rows = {name: measure(name, REPEATS) for name in SCENARIOS}
-    return {"machine": describe(), "load_average": os.getloadavg(), "repeats": REPEATS, "rows": rows}
+    rows = {name: measure(name, REPEATS.get(name, USUAL_REPEATS)) for name in SCENARIOS}
+    return {"machine": describe(), "load_average": os.getloadavg(), "rows": rows}

@@ -80,6 +80,35 @@ def test_clients_that_read_nothing_cost_no_memory_and_delay_nobody(rig: Rig) -> 
     assert 2 * FAULTY <= settled(rig)["messages"] - messages - OTHERS <= 4 * FAULTY
 
 
+def test_clients_whose_machine_is_gone_cost_no_memory_and_delay_nobody(rig: Rig) -> None:
+    """F10: half-open TCP; their connections stay until nobody answers a PING, which the benchmark waits for."""
+    rig.client.open(OTHERS, FAULTY)
+    rig.client.wait((OTHERS + FAULTY) * NAMES)
+    change_reaches(rig, 1, 0, OTHERS + FAULTY)
+    rig.client.vanish(OTHERS, FAULTY)
+    before = rig.server.rss_bytes
+    gone_at = time.monotonic()
+    for burst in range(1, 4):
+        rig.ask("changes", CHANGES, NAMES, burst * CHANGES)
+        change_reaches(rig, burst)
+    assert rig.server.rss_bytes - before < 10 << 20
+    assert rig.client.times(OTHERS, FAULTY, gone_at).clients == 0
+
+
+def test_clients_that_read_a_byte_at_a_time_delay_nobody_and_get_what_is_sent(rig: Rig) -> None:
+    """F10."""
+    rig.client.open(OTHERS, FAULTY)
+    rig.client.wait((OTHERS + FAULTY) * NAMES)
+    rig.client.set(OTHERS, FAULTY, deaf=True)
+    at = rig.ask("change", 0, 1, 1)
+    change_reaches(rig, 2)
+    assert rig.client.times(OTHERS, FAULTY, at).clients == 0
+    deadline = time.monotonic() + 20
+    while rig.client.times(OTHERS, FAULTY, at).clients < FAULTY:
+        assert time.monotonic() < deadline, "a byte at a time never made a message"
+        rig.client.sip(OTHERS, FAULTY)
+
+
 def test_a_stopped_process_delays_nobody_and_has_the_newest_when_it_goes_on(rig: Rig) -> None:
     """F10."""
     with LoadClient(rig.address) as stopped:

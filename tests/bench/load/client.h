@@ -17,6 +17,7 @@
 #define MAX_STREAMS 8192
 #define MAX_TYPES 8
 #define FRAME 16384
+#define CHUNK (1 << 18)
 #define STREAM_WINDOW (16u << 20) /* as Envoy's */
 #define CONNECTION_WINDOW (24u << 20)
 #define DIGITS 6
@@ -262,10 +263,11 @@ static void on_frame(struct client *c, int type, int flags, uint32_t stream, con
 		c->resets++; /* the stream is over, or about to be */
 }
 
-static void on_readable(struct client *c)
+/* Takes at most so many bytes from the socket. */
+static void on_readable(struct client *c, size_t most)
 {
-	static uint8_t chunk[1 << 18];
-	ssize_t got = socket_receive(c->fd, c->ssl, chunk, sizeof chunk);
+	static uint8_t chunk[CHUNK];
+	ssize_t got = socket_receive(c->fd, c->ssl, chunk, most);
 	if (got < 0 && errno == EAGAIN)
 		return;
 	if (got <= 0) {

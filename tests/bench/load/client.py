@@ -99,6 +99,14 @@ class LoadClient:
         """How clients answer from now on; a deaf one does not read from its socket."""
         self._ask(f"set {first} {count} {int(answer)} {int(deaf)}")
 
+    def sip(self, first: int, count: int) -> None:
+        """Let clients, who are deaf otherwise, take one byte each from their sockets."""
+        self._ask(f"sip {first} {count}")
+
+    def vanish(self, first: int, count: int) -> None:
+        """To the server, the clients' machines are gone from now on: no segment of it is acknowledged."""
+        self._ask(f"vanish {first} {count}")
+
     def wait(self, resources: int, timeout_s: float = 120.0) -> float:
         """Until all clients together have received that many resources; returns when it was. Raises: TimeoutError."""
         return int(self._ask(f"wait {resources}", timeout_s)) / 1e9

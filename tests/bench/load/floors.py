@@ -82,6 +82,9 @@ class BareGrpc:
     def answers(self) -> int:
         return self._answers
 
+    def streams(self) -> int:
+        return len(self._writers)
+
     async def _serve(self, _: object, context: aio.ServicerContext[bytes, bytes]) -> None:
         writer = _Writer()
         self._writers.add(writer)
@@ -158,6 +161,9 @@ class BareSockets:
 
     def answers(self) -> int:
         return self.received
+
+    def streams(self) -> int:
+        return len(self.connections)
 
 
 def _in_frames(message: bytes) -> bytes:

@@ -41,6 +41,11 @@ class Lines:
         return cpu_s_of(self.pid)
 
     @property
+    def waited_s(self) -> float:
+        """How long the first thread was ready to run and had no processor: what a busy machine adds to its times."""
+        return int(Path(f"/proc/{self.pid}/schedstat").read_text().split()[1]) / 1e9
+
+    @property
     def rss_bytes(self) -> int:
         """Resident memory now."""
         return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -5,6 +5,7 @@
  * As recv(2) and send(2): -1 with EAGAIN if there is nothing to be done now. Included by client.h.
  */
 #pragma once
+#include <linux/filter.h>
 #include <openssl/err.h>
 #include <openssl/ssl.h>
 #include <sys/socket.h>
@@ -86,4 +87,13 @@ static ssize_t socket_send(int fd, SSL *ssl, const void *from, size_t size)
 		return send(fd, from, size, MSG_NOSIGNAL);
 	int done = SSL_write(ssl, from, size);
 	return done > 0 ? done : tls_result(ssl, done);
+}
+
+/* Drop what comes, before TCP sees it: to the server the machine is gone, for nothing is ever acknowledged. */
+static void socket_vanish(int fd)
+{
+	struct sock_filter nothing = BPF_STMT(BPF_RET | BPF_K, 0);
+	struct sock_fprog program = {1, &nothing};
+	if (setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program))
+		fail("SO_ATTACH_FILTER");
 }

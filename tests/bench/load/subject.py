@@ -65,6 +65,8 @@ class Subject(Protocol):
 
     def answers(self) -> int: ...
 
+    def streams(self) -> int: ...
+
 
 class Product:
     """The engine as it is shipped, with the views of node Envoys."""
@@ -102,6 +104,9 @@ class Product:
     def answers(self) -> int:
         events = self._server.telemetry.events
         return sum(number for (event, _), number in events.items() if event in ("acked", "nacked"))
+
+    def streams(self) -> int:
+        return len(self._server.streams.sessions())
 
 
 SUBJECTS: dict[str, Callable[[Path | None], Subject]] = {
@@ -144,6 +149,8 @@ async def serve(subject: Subject) -> None:
                 answer = time.monotonic()
             case "answers", []:
                 answer = subject.answers()
+            case "streams", []:
+                answer = subject.streams()
             case _:
                 raise ValueError(f"no such command: {line!r}")
         sys.stdout.write(json.dumps(answer) + "\n")

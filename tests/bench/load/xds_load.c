@@ -122,6 +122,15 @@ static void on_command(char *line)
 		say("ok");
 	} else if (!strcmp(word, "set") && sscanf(line, "%*s %d %d %d %d", &first, &count, &answer, &deaf) == 4) {
 		set_range(first, count, answer, deaf);
+	} else if (!strcmp(word, "sip") && sscanf(line, "%*s %d %d", &first, &count) == 2) {
+		for (int i = first; i < first + count; i++)
+			if (!clients[i]->closed)
+				on_readable(clients[i], 1);
+		say("ok");
+	} else if (!strcmp(word, "vanish") && sscanf(line, "%*s %d %d", &first, &count) == 2) {
+		for (int i = first; i < first + count; i++)
+			socket_vanish(clients[i]->fd);
+		say("ok");
 	} else if (!strcmp(word, "wait") && sscanf(line, "%*s %lu", &number) == 1) {
 		wanted = number;
 		say_done();
@@ -147,7 +156,7 @@ static void on_ready(struct epoll_event *event)
 		watch(c);
 	}
 	if (!c->closed && !c->deaf && event->events & (EPOLLIN | EPOLLHUP | EPOLLERR))
-		on_readable(c);
+		on_readable(c, CHUNK);
 	else if (!c->closed && event->events & (EPOLLHUP | EPOLLERR))
 		gone(c);
 }
