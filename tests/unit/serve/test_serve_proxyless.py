@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ spec: {selector: {matchLabels: {app: reviews}}, action: ALLOW, rules: [{from: [{
 @pytest.fixture(autouse=True)
 def loopback_endpoints(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mesh refuses loopback addresses; here they are the only ones that may be dialled."""
-    monkeypatch.setattr("xdsbpf.mesh.endpoints.refusal", lambda text: "")
+    monkeypatch.setattr("xdsbpf.mesh.endpoints.examined", lambda text: (socket.inet_aton(text), ""))
     monkeypatch.setattr("xdsbpf.model.validate_kube.unusable", lambda address: "")
 
 
