@@ -33,6 +33,7 @@ from xdsbpf.model.kube import (
     NodeAddress,
     NodeStatus,
     Pod,
+    PodIP,
     PodSpec,
     PodStatus,
     Service,
@@ -99,12 +100,13 @@ def pod(
     node: str = "node1",
     phase: str = "Running",
     host_network: bool = False,
+    others: tuple[str, ...] = (),
 ) -> Pod:
-    """A running pod with one address."""
+    """A running pod with one address, or `others`, too."""
     return Pod(
         metadata=meta(name, namespace, labels=labels),
         spec=PodSpec(node_name=node, service_account_name=account, host_network=host_network),
-        status=PodStatus(phase=phase, pod_ip=address),  # type: ignore[arg-type]
+        status=PodStatus(phase=phase, pod_ip=address, pod_ips=tuple(map(PodIP, others))),  # type: ignore[arg-type]
     )
 
 

@@ -152,7 +152,11 @@ class Buckets:
                 for bucket in before:
                     leaving.setdefault(bucket, []).append(key)
             for bucket in after:
-                entering.setdefault(bucket, []).append(key)
+                members = entering.get(bucket)
+                if members is None:
+                    entering[bucket] = [key]  # smaller than a list that grows: most buckets have one member
+                else:
+                    members.append(key)
         self.touch(leaving)
         self.touch(entering)
         for bucket, members in leaving.items():

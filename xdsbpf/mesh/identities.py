@@ -73,10 +73,8 @@ def workloads_of_node(db: Database, node: str) -> tuple[Workload, ...]:
         meta = pod.metadata
         identity = spiffe_id(trust_domain, meta.namespace, pod.service_account)
         is_running = pod.status.phase == "Running"
-        first, *others = addresses
-        found.append(
-            Workload(meta.namespace, meta.name, meta.uid, meta.labels, first, tuple(others), identity, is_running)
-        )
+        first, others = addresses[0], addresses[1:]
+        found.append(Workload(meta.namespace, meta.name, meta.uid, meta.labels, first, others, identity, is_running))
     found.sort(key=lambda workload: workload.name)
     return tuple(found)
 

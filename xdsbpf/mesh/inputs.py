@@ -129,7 +129,7 @@ def address_block(address: str) -> str:
 
 
 def _address_blocks(pod: Pod) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(map(address_block, pod.addresses))) if has_own_address(pod) else ()
+    return tuple(map(address_block, pod.addresses)) if has_own_address(pod) else ()
 
 
 SERVICES_BY_NAME = Index("services_by_name", SERVICES, keys=lambda v: ((v.namespace, v.name),))
@@ -138,7 +138,7 @@ SERVICES_BY_ADDRESS = Index("services_by_address", SERVICES, keys=_cluster_addre
 SLICES_BY_SERVICE = Index("slices_by_service", ENDPOINT_SLICES, keys=_slice_service)
 PODS_BY_KIND = Index("pods_by_kind", PODS, keys=lambda v: ((v.metadata.namespace, v.metadata.labels),))
 PODS_BY_NODE = Index("pods_by_node", PODS, keys=lambda v: (v.spec.node_name,) if v.spec.node_name else ())
-PODS_BY_ACCOUNT = Index("pods_by_account", PODS, keys=lambda v: ((v.namespace, v.service_account),))
+PODS_BY_ACCOUNT = Index("pods_by_account", PODS, keys=lambda v: ((v.metadata.namespace, v.service_account),))
 PODS_BY_BLOCK = Index("pods_by_block", PODS, keys=_address_blocks)
 NODES_BY_NAME = Index("nodes_by_name", NODES, keys=lambda v: (v.name,))
 VIRTUAL_SERVICES_BY_HOST = Index(

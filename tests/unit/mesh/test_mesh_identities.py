@@ -11,6 +11,7 @@ from xdsbpf.mesh.identities import (
     contested,
     identities,
     identity,
+    is_seen_at,
     known_nodes,
     proxy_address,
     proxy_addresses,
@@ -49,6 +50,23 @@ def test_an_address_that_two_identities_claim_has_none() -> None:
     assert contested(mesh.db, ["10.0.0.1"]) == {"10.0.0.1"}
     assert len(mesh.findings("XB2012")) == 2
     mesh.remove(pod("b", "").id)
+    assert identity(mesh.db, A) == ("10.0.0.1",)
+
+
+def test_a_pod_that_does_not_run_is_seen_where_a_running_one_has_its_identity() -> None:
+    waiting = pod("waiting", "10.0.0.1", account="a", phase="Pending")
+    alone = Mesh(waiting)
+    (found,) = workloads_of_node(alone.db, "node1")
+    assert not is_seen_at(alone.db, found, "10.0.0.1")
+    assert not is_seen_at(Mesh(waiting, pod("b", "10.0.0.1", account="b")).db, found, "10.0.0.1")
+    assert is_seen_at(Mesh(waiting, pod("a", "10.0.0.1", account="a")).db, found, "10.0.0.1")
+
+
+def test_an_address_in_another_block_does_not_hide_who_claims_it_there() -> None:
+    both = pod("a", "10.0.0.1", account="a", others=("10.0.1.1",))
+    mesh = Mesh(both, pod("b", "10.0.1.1", account="b"))
+    assert contested(mesh.db, ["10.0.0.1"]) == set()
+    assert contested(mesh.db, ["10.0.1.9"]) == {"10.0.1.1"}
     assert identity(mesh.db, A) == ("10.0.0.1",)
 
 
