@@ -7,7 +7,7 @@ wait for). Out: exactly one state per object and place. Called by the admin endp
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
@@ -44,13 +44,16 @@ class ObjectState(msgspec.Struct, frozen=True):
 
 
 def object_states(compiler: Compiler, catalog: Catalog, clients: Iterable[NodeStatus]) -> Iterator[ObjectState]:
-    """One per occurrence of an object, with the findings of every stage, sorted by object and place."""
+    """One per occurrence of an object, with the findings of every stage, sorted by object and place.
+
+    Cost: `Compiler.diagnostics` at first, which is most of it, then little for each.
+    """
     later: dict[ObjectId, list[Diagnostic]] = defaultdict(list)
     for found in (*compiler.diagnostics(), *landings(compiler, clients)):
         if found.object is not None:
             later[found.object].append(found)
     troubled = [source for source in catalog.sources() if source.state in _SOURCE_STATES]
-    for status in catalog.states():
+    for status in catalog.each_state():
         found_later = tuple(later[status.object]) if status.in_force else ()
         source = _source_of(status, troubled)
         if source is not None and status.state is State.APPLIED:
@@ -63,16 +66,18 @@ def object_states(compiler: Compiler, catalog: Catalog, clients: Iterable[NodeSt
 
 def object_rows(compiler: Compiler, catalog: Catalog, clients: Iterable[NodeStatus]) -> list[dict[str, Any]]:
     """`object_states` as JSON items."""
-    return [
-        {
-            "object": str(entry.status.object),
-            "state": entry.state.value,
-            "detail": entry.reason,
-            "location": str(entry.status.location),
-            "diagnostics": [as_json(found, catalog) for found in entry.diagnostics],
-        }
-        for entry in object_states(compiler, catalog, clients)
-    ]
+    return [object_row(entry, catalog) for entry in object_states(compiler, catalog, clients)]
+
+
+def object_row(entry: ObjectState, catalog: Catalog) -> dict[str, Any]:
+    """One of them as a JSON item."""
+    return {
+        "object": str(entry.status.object),
+        "state": entry.state.value,
+        "detail": entry.reason,
+        "location": str(entry.status.location),
+        "diagnostics": [as_json(found, catalog) for found in entry.diagnostics],
+    }
 
 
 def source_rows(catalog: Catalog) -> list[dict[str, Any]]:
@@ -85,12 +90,6 @@ def source_rows(catalog: Catalog) -> list[dict[str, Any]]:
         }
         for source in catalog.sources()
     ]
-
-
-def state_counts(compiler: Compiler, catalog: Catalog, clients: Iterable[NodeStatus]) -> dict[State, int]:
-    """How many occurrences of objects are in each state; every state is listed."""
-    counts = Counter(entry.state for entry in object_states(compiler, catalog, clients))
-    return {state: counts[state] for state in State}
 
 
 def _state(status: ObjectStatus, found: tuple[Diagnostic, ...]) -> tuple[State, str]:

@@ -9,7 +9,7 @@ half-written files and mass removals change nothing but the status (reliability.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import msgspec
@@ -171,7 +171,12 @@ class Catalog:
 
     def states(self) -> tuple[ObjectStatus, ...]:
         """One status per occurrence of an object, sorted by object, then by place."""
-        return tuple(status for object_id in sorted(self._claims) for status in self.states_of(object_id))
+        return tuple(self.each_state())
+
+    def each_state(self) -> Iterator[ObjectStatus]:
+        """`states` one by one; the catalog may change in between: of what is gone by then there is none."""
+        for object_id in sorted(self._claims):
+            yield from self.states_of(object_id)
 
     def states_of(self, object_id: ObjectId) -> list[ObjectStatus]:
         """One status per occurrence of one object, sorted by place."""

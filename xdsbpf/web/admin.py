@@ -22,7 +22,7 @@ Errors are JSON: {"error": text}.
 from __future__ import annotations
 
 import msgspec
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -33,14 +33,15 @@ from xdsbpf.model.names import SHORT_TYPES
 from xdsbpf.report.config import config_rows
 from xdsbpf.report.distribution import Awaited, Distributor
 from xdsbpf.report.listeners import listener_rows
-from xdsbpf.report.objects import find_reference, object_rows, source_rows
+from xdsbpf.report.objects import find_reference, object_row, object_states, source_rows
 from xdsbpf.report.proxies import proxy_rows
 from xdsbpf.report.services import service_rows
 from xdsbpf.report.whynot import whynot_rows
 from xdsbpf.serve import ControlPlane
 from xdsbpf.web.difference import diff_endpoint
-from xdsbpf.web.metrics import registry_of
+from xdsbpf.web.metrics import Metrics
 from xdsbpf.web.requests import http_error, read_body, refuse_browsers
+from xdsbpf.xds.pacing import unhurried
 
 MAX_REFERENCES = 10_000
 """References that one request to /locate may name."""
@@ -57,7 +58,7 @@ class Question(msgspec.Struct, frozen=True):
 
 def admin_app(control_plane: ControlPlane) -> Starlette:
     """The ASGI application over a running control plane."""
-    registry = registry_of(control_plane)
+    metrics_of = Metrics(control_plane)
     distributor = Distributor(
         control_plane.compiler, control_plane.catalog, control_plane.server, control_plane.barriers
     )
@@ -72,16 +73,20 @@ def admin_app(control_plane: ControlPlane) -> Starlette:
         return JSONResponse({"items": service_rows(compiler), "listeners": listener_rows(compiler)})
 
     async def proxies(_: Request) -> Response:
-        clients = control_plane.server.status()
+        clients = await control_plane.server.streams.look()
         rows = proxy_rows(clients, control_plane.compiler, control_plane.catalog)
         certificates = control_plane.certificates
-        certificate = None if certificates is None else msgspec.to_builtins(certificates.status())
-        return JSONResponse({"items": msgspec.to_builtins(rows), "certificate": certificate})
+        certificate = None if certificates is None else certificates.status()
+        # Of a large mesh this is megabytes: the encoder takes a tenth of the time that json does.
+        document = msgspec.json.encode({"items": rows, "certificate": certificate})
+        return Response(document, media_type="application/json")
 
     async def objects(_: Request) -> Response:
-        clients = control_plane.server.status()
-        items = object_rows(control_plane.compiler, control_plane.catalog, clients)
-        return JSONResponse({"items": items, "sources": source_rows(control_plane.catalog)})
+        plane = control_plane
+        states = object_states(plane.compiler, plane.catalog, await plane.server.streams.look())
+        items = [object_row(entry, plane.catalog) async for entry in unhurried(states)]
+        document = msgspec.json.encode({"items": items, "sources": source_rows(plane.catalog)})
+        return Response(document, media_type="application/json")
 
     async def loads(_: Request) -> Response:
         rows = [msgspec.to_builtins(row) for row in control_plane.load_reports.rows()]
@@ -129,7 +134,7 @@ def admin_app(control_plane: ControlPlane) -> Starlette:
         return JSONResponse(msgspec.to_builtins(found))
 
     async def metrics(_: Request) -> Response:
-        return PlainTextResponse(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+        return PlainTextResponse(await metrics_of.text(), media_type=CONTENT_TYPE_LATEST)
 
     async def confirm(request: Request) -> Response:
         refuse_browsers(request)

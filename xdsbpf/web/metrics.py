@@ -11,15 +11,17 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from xdsbpf.diagnostics import State
 from xdsbpf.model.names import SHORT_TYPES
-from xdsbpf.report.objects import state_counts
+from xdsbpf.report.objects import object_states
 from xdsbpf.serve import ControlPlane
 from xdsbpf.xds.access import REFUSALS
 from xdsbpf.xds.load_reports import ClusterLoad
+from xdsbpf.xds.pacing import unhurried
 from xdsbpf.xds.status import NodeStatus
 from xdsbpf.xds.telemetry import BOUNDS_S, Delays, Telemetry
 
@@ -29,15 +31,27 @@ Samples = dict[tuple[str, ...], int]
 _TYPE_LABELS: Final = {type_url: short for short, type_url in SHORT_TYPES.items()}
 
 
-def registry_of(control_plane: ControlPlane) -> CollectorRegistry:
+class Metrics:
     """Everything that `/metrics` prints."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(control_plane.compile_seconds)
-    registry.register(_ControlPlaneCollector(control_plane))
-    ProcessCollector(registry=registry)
-    PlatformCollector(registry=registry)
-    GCCollector(registry=registry)
-    return registry
+
+    def __init__(self, control_plane: ControlPlane) -> None:
+        self._control_plane = control_plane
+        self._collector = _ControlPlaneCollector(control_plane)
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(control_plane.compile_seconds)
+        self._registry.register(self._collector)
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+        GCCollector(registry=self._registry)
+
+    async def text(self) -> bytes:
+        """The samples of about this moment: streams are served while clients and objects are looked at."""
+        plane = self._control_plane
+        clients = await plane.server.streams.look()
+        states = object_states(plane.compiler, plane.catalog, clients)
+        counts = Counter([entry.state async for entry in unhurried(states)])
+        self._collector.clients, self._collector.states = clients, counts
+        return generate_latest(self._registry)
 
 
 def type_label(type_url: str) -> str:
@@ -48,11 +62,12 @@ def type_label(type_url: str) -> str:
 class _ControlPlaneCollector(Collector):
     def __init__(self, control_plane: ControlPlane) -> None:
         self._control_plane = control_plane
+        self.clients: tuple[NodeStatus, ...] = ()
+        self.states: Counter[State] = Counter()
 
     def collect(self) -> Iterator[Metric]:
-        """Samples of this moment. Cost: one pass over objects and clients."""
-        plane = self._control_plane
-        clients = plane.server.status()
+        """Samples of the clients and states that it was given, and of this moment."""
+        plane, clients = self._control_plane, self.clients
         yield _gauge("xdsbpf_ready", "1 once clients are served", {(): int(plane.ready.is_set())})
         yield _gauge("xdsbpf_store_revision", "Revision of the resource store", {(): plane.compiler.store.revision})
         failures = len(plane.compiler.publisher.failures)
@@ -63,8 +78,7 @@ class _ControlPlaneCollector(Collector):
         yield from _traffic(plane.server.telemetry)
         yield from _loads(plane.load_reports.rows())
         yield from _access(plane)
-        states = state_counts(plane.compiler, plane.catalog, clients)
-        by_state: dict[tuple[str, ...], int] = {(state.value,): count for state, count in states.items()}
+        by_state: dict[tuple[str, ...], int] = {(state.value,): self.states[state] for state in State}
         yield _gauge("xdsbpf_objects", "Manifest objects by state", by_state, "state")
 
 

@@ -22,6 +22,7 @@ from xdsbpf.xds.filling import max_message_of, takes_wrapped
 from xdsbpf.xds.gate import Gate
 from xdsbpf.xds.lifetimes import drain_delays, lifetime
 from xdsbpf.xds.open_stream import OpenStream
+from xdsbpf.xds.pacing import unhurried
 from xdsbpf.xds.peers import Authorize, PeerRules, readable_identity
 from xdsbpf.xds.request import Request, decode_delta, decode_sotw, request_node
 from xdsbpf.xds.response import Response, content_version, encode_sotw
@@ -30,7 +31,7 @@ from xdsbpf.xds.services import METHODS, Method, Variant
 from xdsbpf.xds.session import Session
 from xdsbpf.xds.siblings import LINKED_TYPES, ClientKey, Clients
 from xdsbpf.xds.sotw import SotwSession
-from xdsbpf.xds.status import NodeStatus, node_statuses
+from xdsbpf.xds.status import NodeStatus, node_status, node_statuses
 from xdsbpf.xds.store import AGENT, NODE_ENVOY, Changes, ResourceStore, View
 from xdsbpf.xds.telemetry import Telemetry
 from xdsbpf.xds.transport import Call
@@ -182,6 +183,11 @@ class Streams:
     def status(self) -> tuple[NodeStatus, ...]:
         """The status of every connected client, sorted by node id."""
         return node_statuses(self.sessions(), self.gate, self._clock())
+
+    async def look(self) -> tuple[NodeStatus, ...]:
+        """`status`, with the streams being served in between. Cost: 40 us for each."""
+        rows = [node_status(entry, self.gate, self._clock()) async for entry in unhurried(self.sessions())]
+        return tuple(sorted(rows, key=lambda row: row.node_id))
 
     def drain(self, seconds: float) -> float:
         """End the open streams one by one within `seconds`; returns how long that takes at most."""

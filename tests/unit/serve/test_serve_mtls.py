@@ -20,7 +20,6 @@ from envoy.service.load_stats.v3.lrs_pb2 import LoadStatsRequest
 from envoy.service.status.v3.csds_pb2 import ClientStatusRequest, ClientStatusResponse
 from google.protobuf import json_format
 from grpc import aio
-from prometheus_client import generate_latest
 
 from tests.authority import SERVER, Authority, write_files
 from tests.waiting import until
@@ -28,7 +27,7 @@ from tests.web_client import Client
 from xdsbpf.errors import ConfigError
 from xdsbpf.model.names import CLUSTER, SECRET
 from xdsbpf.serve import ControlPlane, ServeConfig
-from xdsbpf.web.metrics import registry_of
+from xdsbpf.web.metrics import Metrics
 from xdsbpf.web.rest import rest_app
 from xdsbpf.xds import certificates, peers, protocol
 from xdsbpf.xds.h2 import frames
@@ -337,9 +336,7 @@ async def test_files_that_cannot_be_used_change_nothing_and_are_told(tmp_path: P
         await until(lambda: own_files.reloads["refused"])
         assert own_files.reloads["taken"] == 0 or what == "expired"
         assert str(tmp_path) in own_files.status().error
-        assert 'xdsbpf_tls_reloads_total{result="refused"}' in (
-            text := generate_latest(registry_of(plane.plane)).decode()
-        )
+        assert 'xdsbpf_tls_reloads_total{result="refused"}' in (text := (await Metrics(plane.plane).text()).decode())
         assert "xdsbpf_tls_files_refused 1.0" in text
         async with own.channel(plane.address, NODE) as channel:
             assert (await plane.code(channel, NODE_ID))[0] is grpc.StatusCode.OK
