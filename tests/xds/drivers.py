@@ -16,7 +16,7 @@ import msgspec
 from google.protobuf import json_format
 
 from tests.xds.client import Client
-from tests.xds.resources import PREFIX, RTDS, Served, runtime
+from tests.xds.resources import LEDS, PREFIX, RTDS, Served, runtime
 from tests.xds.wire import Variant
 from xdsbpf.model.resource import Resource, make_resource
 from xdsbpf.xds.client_status import ClientStatus
@@ -153,9 +153,10 @@ def _resource(served: Served) -> Resource:
 
 
 def _as_json(served: Served) -> dict[str, Any]:
-    """A resource as it stands in a file; one with a TTL is wrapped, as Envoy's format has it."""
+    """A resource as it stands in a file; one with a TTL or without a name is wrapped, as Envoy's format has it."""
     body = {"@type": served.type_url, **json_format.MessageToDict(served.message, preserving_proto_field_name=True)}
-    if not served.ttl_s:
+    if not served.ttl_s and served.type_url != LEDS:
         return body
     wrapper = PREFIX + "envoy.service.discovery.v3.Resource"
-    return {"@type": wrapper, "name": served.name, "ttl": f"{served.ttl_s}s", "resource": body}
+    ttl = {"ttl": f"{served.ttl_s}s"} if served.ttl_s else {}
+    return {"@type": wrapper, "name": served.name, **ttl, "resource": body}

@@ -90,6 +90,14 @@ def endpoints(name: str, edition: int = 1, *, size: int = 1) -> Served:
     return Served(name, message)
 
 
+def endpoint(name: str, edition: int = 1) -> Served:
+    """One endpoint on loopback, for LEDS; its message holds no name."""
+    message = LbEndpoint()
+    address = message.endpoint.address.socket_address
+    address.address, address.port_value = "127.0.0.1", _BASE_PORT + edition
+    return Served(name, message)
+
+
 def listener(name: str, edition: int = 1, *, route: str = "") -> Served:
     """A listener with an HTTP connection manager that takes `route` over ADS, or has a route of its own."""
     message = Listener(name=name)
@@ -178,6 +186,7 @@ def _extension_edition(message: Any) -> int:
 
 
 _EDITIONS: dict[str, tuple[type[Any], Callable[[Any], int]]] = {
+    LEDS: (LbEndpoint, lambda message: message.endpoint.address.socket_address.port_value - _BASE_PORT),
     CDS: (Cluster, lambda message: message.connect_timeout.seconds),
     EDS: (ClusterLoadAssignment, _endpoints_edition),
     LDS: (Listener, lambda message: message.per_connection_buffer_limit_bytes.value),
@@ -192,6 +201,7 @@ _EDITIONS: dict[str, tuple[type[Any], Callable[[Any], int]]] = {
 BUILDERS: dict[str, Callable[..., Served]] = {
     CDS: cluster,
     EDS: endpoints,
+    LEDS: endpoint,
     LDS: listener,
     RDS: routes,
     VHDS: virtual_host,
@@ -204,9 +214,12 @@ BUILDERS: dict[str, Callable[..., Served]] = {
 
 
 def read_any(packed: ProtoAny) -> tuple[str, int]:
-    """Name and edition of a resource as a server sent it; a type that is not served here is an assertion error."""
+    """Name ("" if there is none in it) and edition of a resource as a server sent it.
+
+    A type that is not served here is an assertion error.
+    """
     assert packed.type_url in _EDITIONS, f"a resource of type {packed.type_url!r} was never served"
     kind, edition = _EDITIONS[packed.type_url]
     message = kind()
     message.ParseFromString(packed.value)
-    return getattr(message, "cluster_name" if packed.type_url == EDS else "name"), edition(message)
+    return getattr(message, "cluster_name" if packed.type_url == EDS else "name", ""), edition(message)

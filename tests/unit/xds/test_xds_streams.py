@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import structlog
@@ -12,7 +12,8 @@ from test_xds_guard import cluster, route
 from xds_stream_client import CDS, EDS, ENVOY_VIEW, NODE_ID, RDS, resource, store_with
 
 from xdsbpf.errors import ProtocolError
-from xdsbpf.xds import exchange, protocol
+from xdsbpf.model.resource import Resource
+from xdsbpf.xds import exchange, protocol, shared
 from xdsbpf.xds.shared import MIN_NAMES, PAGE_RESOURCES
 from xdsbpf.xds.store import ResourceStore
 from xdsbpf.xds.streams import Streams
@@ -115,7 +116,7 @@ async def test_a_request_that_comes_with_the_half_close_is_answered_before_the_e
 
 @pytest.mark.parametrize("takes_at_once", [True, False])
 async def test_one_change_reaches_more_streams_than_one_turn_serves(takes_at_once: bool) -> None:
-    """Rule 51: in turns, and all of them."""
+    """In turns, and all of them."""
     store = store_with(resource(EDS, "a"))
     served = serving(store)
     calls = [ScriptedCall(takes_at_once=takes_at_once) for _ in range(STREAMS_PER_TURN + 10)]
@@ -185,6 +186,36 @@ async def test_streams_that_ask_the_same_are_sent_the_same_page() -> None:
     for call in calls:
         call.to_server.put_nowait(None)
     await asyncio.gather(*tasks)
+
+
+@pytest.mark.parametrize("count", [2, 60])
+async def test_what_is_rendered_does_not_grow_with_the_streams(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Rule 51: a first sync and a change are put together once, whoever gets them."""
+    join, rendered = shared.join, []
+
+    def counted(source: shared.Source, resources: Sequence[Resource]) -> bytes:
+        rendered.append(len(resources))
+        return join(source, resources)
+
+    monkeypatch.setattr(shared, "join", counted)
+    asked = [f"e{number}" for number in range(2 * MIN_NAMES)]
+    store = store_with(*(resource(EDS, name) for name in asked))
+    served = serving(store)
+    calls = [ScriptedCall(takes_at_once=True) for _ in range(count)]
+    tasks = [asyncio.create_task(served.serve(call)) for call in calls]
+    for call in calls:
+        call.to_server.put_nowait(protocol.encode_request(EDS, node_id=NODE_ID, subscribe=asked))
+        got = protocol.decode_response(await asyncio.wait_for(call.to_client.get(), 5))
+        call.to_server.put_nowait(protocol.encode_request(EDS, nonce=got.nonce))
+    while any(not call.to_server.empty() for call in calls):
+        await asyncio.sleep(0)
+    served.changed(store.apply("node-envoy", [resource(EDS, "e7", "2")]))
+    for call in calls:
+        got = protocol.decode_response(await asyncio.wait_for(call.to_client.get(), 5))
+        assert [item.body for item in got.resources] == [b"e7=2"]
+        call.to_server.put_nowait(None)
+    await asyncio.gather(*tasks)
+    assert rendered == [len(asked), 1]
 
 
 async def test_a_flood_of_refusals_is_a_few_lines_in_the_log_and_all_in_the_status() -> None:

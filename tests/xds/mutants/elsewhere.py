@@ -7,7 +7,7 @@ import msgspec
 from tests.xds.mutation import Edit, Value
 from xdsbpf.compile.raw import grpc_endpoints, resources
 from xdsbpf.web import rest
-from xdsbpf.xds import exchange, token_bucket, turns
+from xdsbpf.xds import delta, exchange, token_bucket
 
 
 class Broken(msgspec.Struct, frozen=True):
@@ -51,11 +51,11 @@ BROKEN: tuple[Broken, ...] = (
     ),
     Broken(
         51,
-        "streams beyond one turn are forgotten",
-        Edit(turns.Turns, "_serve", "if self._waiting:", "self._waiting.clear()\n        if self._waiting:"),
-        "tests/unit/xds/test_xds_streams.py::test_one_change_reaches_more_streams_than_one_turn_serves",
-        "TimeoutError",
-        "[True]",
+        "a change is put together for each stream",
+        Edit(delta.DeltaSession, "_shared_change", "if not dirty or", "if dirty or"),
+        "tests/unit/xds/test_xds_streams.py::test_what_is_rendered_does_not_grow_with_the_streams",
+        "assert [64] == [64, 1]",
+        "[60]",
     ),
     Broken(
         53,
