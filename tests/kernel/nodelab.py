@@ -58,6 +58,21 @@ def ip(*arguments: str, netns: str | None = None) -> None:
     subprocess.run(["ip", *(["-n", netns] if netns else []), *arguments], check=True, capture_output=True)
 
 
+def add_pod_network(pod: str, veth: str, address: str, node: str, services: str) -> None:
+    """A namespace `pod` with that address, routed over `veth` of the namespace `node`; services lead nowhere."""
+    ip("netns", "add", pod)
+    ip("link", "add", veth, "type", "veth", "peer", "name", "eth0", "netns", pod, netns=node)
+    ip("addr", "add", "169.254.1.1/32", "dev", veth, netns=node)
+    ip("link", "set", veth, "up", netns=node)
+    ip("link", "set", "lo", "up", netns=pod)
+    ip("addr", "add", f"{address}/32", "dev", "eth0", netns=pod)
+    ip("link", "set", "eth0", "up", netns=pod)
+    ip("route", "add", "169.254.1.1", "dev", "eth0", netns=pod)
+    ip("route", "add", "blackhole", services, netns=pod)
+    ip("route", "add", "default", "via", "169.254.1.1", netns=pod)
+    ip("route", "add", f"{address}/32", "dev", veth, netns=node)
+
+
 class Place:
     """Where a process runs: a cgroup and a network namespace."""
 
@@ -267,18 +282,8 @@ class Node:
             self._open_pod(number, address)
 
     def _open_pod(self, number: int, address: str) -> None:
-        pod, veth = f"xbk{number}", f"v{number}"
-        ip("netns", "add", pod)
-        ip("link", "add", veth, "type", "veth", "peer", "name", "eth0", "netns", pod, netns=NODE_NETNS)
-        ip("addr", "add", "169.254.1.1/32", "dev", veth, netns=NODE_NETNS)
-        ip("link", "set", veth, "up", netns=NODE_NETNS)
-        ip("link", "set", "lo", "up", netns=pod)
-        ip("addr", "add", f"{address}/32", "dev", "eth0", netns=pod)
-        ip("link", "set", "eth0", "up", netns=pod)
-        ip("route", "add", "169.254.1.1", "dev", "eth0", netns=pod)
-        ip("route", "add", "blackhole", SERVICES, netns=pod)
-        ip("route", "add", "default", "via", "169.254.1.1", netns=pod)
-        ip("route", "add", f"{address}/32", "dev", veth, netns=NODE_NETNS)
+        veth = f"v{number}"
+        add_pod_network(f"xbk{number}", veth, address, NODE_NETNS, SERVICES)
         self.interfaces[number] = self.host.run(lambda: socket.if_nametoindex(veth))
 
     def start(self, place: Place, function: Callable[[Callable[[Any], None]], Any]) -> Child:

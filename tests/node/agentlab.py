@@ -20,7 +20,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from tests.kernel.nodelab import SYSCTLS, Child, Place, ip, serve, wait_until
+from tests.kernel.nodelab import SYSCTLS, Child, Place, add_pod_network, ip, serve, wait_until
 from xdsbpf._pb.xdsbpf.agent.v1 import agent_pb2
 from xdsbpf._pb.xdsbpf.datapath.v1 import datapath_pb2 as pb
 from xdsbpf.agent.status import fetch_status, fetch_tables
@@ -96,17 +96,7 @@ class AgentLab:
         netns, veth = f"xba{number}", f"v{number}"
         place = Place(f"pod{number}", CGROUP / "pods" / f"pod{number}", netns)
         place.cgroup.mkdir()
-        ip("netns", "add", netns)
-        ip("link", "add", veth, "type", "veth", "peer", "name", "eth0", "netns", netns, netns=NODE_NETNS)
-        ip("addr", "add", "169.254.1.1/32", "dev", veth, netns=NODE_NETNS)
-        ip("link", "set", veth, "up", netns=NODE_NETNS)
-        ip("link", "set", "lo", "up", netns=netns)
-        ip("addr", "add", f"{pod_address(number)}/32", "dev", "eth0", netns=netns)
-        ip("link", "set", "eth0", "up", netns=netns)
-        ip("route", "add", "169.254.1.1", "dev", "eth0", netns=netns)
-        ip("route", "add", "blackhole", SERVICES, netns=netns)
-        ip("route", "add", "default", "via", "169.254.1.1", netns=netns)
-        ip("route", "add", f"{pod_address(number)}/32", "dev", veth, netns=NODE_NETNS)
+        add_pod_network(netns, veth, pod_address(number), NODE_NETNS, SERVICES)
         self.start(place, serve(place.name, PORT))
         self.pods[number] = place
         return place
