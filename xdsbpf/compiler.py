@@ -16,7 +16,7 @@ from xdsbpf.compile.plugins import PluginError, empty_families, patched_types, p
 from xdsbpf.compile.raw.resources import Globs, families
 from xdsbpf.compile.views import ClientView
 from xdsbpf.diagnostics import Diagnostic, ObjectId, Origin, Severity
-from xdsbpf.incremental import ABSENT, Absent, Database, QueryError, Table
+from xdsbpf.incremental import ABSENT, Absent, Database, Table
 from xdsbpf.mesh.findings import findings
 from xdsbpf.mesh.identities import known_nodes
 from xdsbpf.mesh.inputs import (
@@ -195,7 +195,11 @@ class Compiler:
         """
         generation, found = self._found
         if generation != self.generation:
-            every = {*self.database.reported(findings), *self._failures()}
+            reported, failure = self.database.reported(findings)
+            every = {*reported, *self._failures()}
+            if failure is not None:
+                text = f"not everything could be examined: {failure}"
+                every.add(Diagnostic(BUILD_FAILED, Severity.ERROR, None, "", text, DEFECT))
             found = tuple(sorted(every, key=lambda d: (str(d.object), d.path, d.code, d.message)))
             self._found = (self.generation, found)
         return found
@@ -212,11 +216,6 @@ class Compiler:
                 yield Diagnostic(code, Severity.ERROR, target, "", text, hint)
             if not targets:
                 yield Diagnostic(code, Severity.ERROR, None, "", text, hint)
-        try:
-            findings(self.database)
-        except QueryError as error:
-            text = f"not everything could be examined: {error.failure}"
-            yield Diagnostic(BUILD_FAILED, Severity.ERROR, None, "", text, DEFECT)
 
     def origins(self, scope: str, resource: Resource) -> tuple[Origin, ...]:
         """The parts of manifests that a resource of the store was made from."""

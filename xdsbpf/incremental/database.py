@@ -15,7 +15,7 @@ from xdsbpf.errors import InvariantError
 from xdsbpf.incremental.cells import Cell, Watch
 from xdsbpf.incremental.inputs import Inputs
 from xdsbpf.incremental.tables import K, Table
-from xdsbpf.incremental.values import Output, Revision
+from xdsbpf.incremental.values import Failure, Output, Revision
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -156,10 +156,13 @@ class Database(Inputs):
             found.update(cell.reports)
         return tuple(sorted(found, key=_rank))
 
-    def reported(self, query: Callable[Concatenate[Any, P], Any], *args: P.args, **kwargs: P.kwargs) -> set[Diagnostic]:
+    def reported(
+        self, query: Callable[Concatenate[Any, P], Any], *args: P.args, **kwargs: P.kwargs
+    ) -> tuple[set[Diagnostic], Failure | None]:
         """All that was reported for any watched query or for `query(*args)`, there or below; unsorted.
 
-        The same as the union of `diagnostics` over all of them, at one visit per cell that exists.
+        The same as the union of `diagnostics` over all of them, at one visit per cell that exists; and why
+        `query(*args)` has no value, if it has none.
         """
         self.refuse_in_query("origins and diagnostics")
         cell = self._cell(query, args, kwargs)
@@ -167,7 +170,8 @@ class Database(Inputs):
             self.bring(cell)
             self._idle.pop(cell, None)  # held by this call
             self.sweep()  # what is left now is below a watch or below `cell`
-            return {found for cells in self._queries.values() for kept in cells.values() for found in kept.reports}
+            found = {report for cells in self._queries.values() for kept in cells.values() for report in kept.reports}
+            return found, cell.value if isinstance(cell.value, Failure) else None
         finally:
             self.release(cell)
 

@@ -207,3 +207,22 @@ def test_a_defect_in_a_build_is_a_finding_on_the_objects_concerned(
     assert {"VirtualService/default/reviews", "Service/default/reviews"} <= {str(found.object) for found in failed}
     assert all("made for a test" in found.message for found in failed)
     assert states(compiler, catalog)["VirtualService/default/reviews"] == "NOT-ENFORCED"
+
+
+def test_what_cannot_be_examined_is_a_finding_beside_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once: an object that a defect keeps from being looked at hides no finding on another one."""
+    from xdsbpf.mesh import findings
+
+    def broken(*_: object) -> object:
+        raise ValueError("made for a test")
+
+    compiler, _ = compiled(tmp_path, *BASE)
+    assert [found for found in compiler.diagnostics() if found.code == BUILD_FAILED] == []
+    monkeypatch.setattr(findings, "identities", broken)
+    compiler.generation += 1
+    (failed,) = (found for found in compiler.diagnostics() if found.code == BUILD_FAILED)
+    assert failed.object is None
+    assert "not everything could be examined" in failed.message
+    assert "made for a test" in failed.message
