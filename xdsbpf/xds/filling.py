@@ -39,19 +39,25 @@ class Oversized(msgspec.Struct, frozen=True):
 
 
 def max_message_of(view: View, metadata: Mapping[str, object]) -> int | None:
-    """What a client takes in one message: a gRPC library, which its user agent or its view tells, not much."""
-    is_grpc = view.kind == _GRPC or str(metadata.get("node.user_agent_name", "")).lower().startswith(_GRPC)
-    return GRPC_MAX_MESSAGE if is_grpc else None
+    """What a client takes in one message: a gRPC library not much."""
+    return GRPC_MAX_MESSAGE if _is_grpc(view, metadata) else None
 
 
-def takes_wrapped(metadata: Mapping[str, object]) -> bool:
-    """Whether a client of the state of the world says that it takes a resource in a Resource, with a time to live.
+def takes_ttl(view: View, metadata: Mapping[str, object]) -> bool:
+    """Whether a client of the state of the world takes a resource in a Resource, and a Resource without content.
 
-    The specification and grpcio spell it differently.
+    The specification spells the feature in two ways. gRPC libraries have it as well, but know no time to live, and
+    refuse a Resource without content.
     """
     features = metadata.get("node.client_features", ())
     assert isinstance(features, tuple)
-    return any(f"xds.config.{name}" in features for name in ("supports-resource-in-sotw", "resource-in-sotw"))
+    is_able = any(f"xds.config.{name}" in features for name in ("supports-resource-in-sotw", "resource-in-sotw"))
+    return is_able and (not _is_grpc(view, metadata) or "xds.config.supports-resource-ttl" in features)
+
+
+def _is_grpc(view: View, metadata: Mapping[str, object]) -> bool:
+    """Its user agent tells, or its view."""
+    return view.kind == _GRPC or str(metadata.get("node.user_agent_name", "")).lower().startswith(_GRPC)
 
 
 class PageFiller(abc.ABC):

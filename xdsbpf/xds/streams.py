@@ -18,7 +18,7 @@ from xdsbpf.errors import ProtocolError
 from xdsbpf.xds import protocol
 from xdsbpf.xds.delta import DeltaSession
 from xdsbpf.xds.exchange import Exchange
-from xdsbpf.xds.filling import max_message_of, takes_wrapped
+from xdsbpf.xds.filling import max_message_of, takes_ttl
 from xdsbpf.xds.gate import Gate
 from xdsbpf.xds.lifetimes import drain_delays, lifetime
 from xdsbpf.xds.open_stream import OpenStream
@@ -241,7 +241,7 @@ class Streams:
             service_type=method.type_url,
             quarantine=self._quarantine,
             max_message=max_message_of(view, metadata),
-            takes_ttl=method.variant is Variant.DELTA or takes_wrapped(metadata),
+            takes_ttl=method.variant is Variant.DELTA or takes_ttl(view, metadata),
             siblings=siblings,
         )
         stream = OpenStream(call, method, session, ledger, metadata, client)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import textwrap
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,10 +16,11 @@ from tests.envoy.node_mesh import free_port
 from tests.unit.serve.grpc_rig import backend, peer
 from tests.unit.serve.serve_rig import Rig, running
 from tests.waiting import until
-from xdsbpf.model.names import LISTENER, ROUTES
+from xdsbpf.model.names import ENDPOINTS, LISTENER, ROUTES
 from xdsbpf.xds.resource_status import explain
 from xdsbpf.xds.roster import Roster
 from xdsbpf.xds.session import Session
+from xdsbpf.xds.status import SyncState
 from xdsbpf.xds.store import View
 
 V1, V2 = "127.1.0.1", "127.1.0.2"
@@ -115,6 +117,31 @@ async def test_a_grpc_client_gets_endpoints_that_it_would_refuse_put_right(
         found = await client.calls(1)
         assert found["answers"] == {}
         assert "EDS resource app" in found["errors"][0]
+
+
+@pytest.mark.parametrize("beats", [False, True])
+async def test_a_grpc_client_is_not_sent_heartbeats_that_it_would_refuse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beats: bool
+) -> None:
+    """Rule 52: it takes a wrapped resource, and refuses one without content; a time to live is nothing to it."""
+    if beats:
+        monkeypatch.setattr("xdsbpf.xds.streams.takes_ttl", lambda *_: True)
+    port = free_port()
+    head, _, assignment = cluster(port, is_right=True).partition("\n")
+    content = textwrap.indent(assignment.replace("- ", "  ", 1), "  ")
+    mortal = f'{head}\n- "@type": {T}.service.discovery.v3.Resource\n  ttl: 1s\n  resource:\n{content}'
+    resources = (application("app"), mortal)
+    async with serving(tmp_path, *resources, port=port) as rig, peer(rig, "client", "client", "app") as client:
+        assert (await client.calls(10))["errors"] == []
+        answered = rig.plane.server.telemetry.events
+        assert rig.plane.compiler.store.has_ttl
+        if beats:  # the mechanism: it refuses each of them
+            await until(lambda: answered["nacked", ENDPOINTS] > 1)
+            return
+        await asyncio.sleep(0.7)  # in which two would have come
+        assert answered["nacked", ENDPOINTS] == 0
+        assert [entry.state for entry in rig.plane.server.status()[0].types] == [SyncState.SYNCED] * 4
+        assert (await client.calls(10))["errors"] == []
 
 
 async def test_no_envoy_that_asks_for_all_listeners_gets_one_for_grpc_clients(tmp_path: Path) -> None:
