@@ -73,6 +73,8 @@ class ResourceStore:
         self._headers: dict[tuple[str, str, str, int], bytes] = {}
         self._references: dict[tuple[str, str, str, int], References] = {}
         self._wildcards: dict[tuple[tuple[str, ...], str], tuple[Resource, ...]] = {}
+        self._wildcards_with: dict[tuple[str, str], set[tuple[tuple[str, ...], str]]] = {}
+        """(scope, type) -> keys that a change of it makes wrong: every node has a scope, so there are many others."""
         self._wildcard_names: dict[tuple[tuple[str, ...], str], tuple[str, ...]] = {}
         self._unknown: dict[tuple[tuple[str, ...], str, str], tuple[tuple[str, int], frozenset[str]]] = {}
         self._types: set[str] = set()
@@ -175,16 +177,17 @@ class ResourceStore:
                 merged.update(self._scopes[scope][type_url])
             found = tuple(merged[name] for name in sorted(merged) if not merged[name].on_demand)
             self._wildcards[key] = found
+            for scope in key[0]:
+                self._wildcards_with.setdefault((scope, type_url), set()).add(key)
         return found
 
     def _forget_wildcards(self, by_scope: Mapping[str, tuple[Key, ...]]) -> None:
         changed = {(scope, type_url) for scope, keys in by_scope.items() for type_url, _ in keys}
-        for scope, type_url in changed:
-            self._changed[scope, type_url] = self.revision
-        for scopes, type_url in tuple(self._wildcards):
-            if any((scope, type_url) in changed for scope in scopes):
-                del self._wildcards[scopes, type_url]
-                self._wildcard_names.pop((scopes, type_url), None)
+        for pair in changed:
+            self._changed[pair] = self.revision
+            for key in self._wildcards_with.pop(pair, ()):
+                self._wildcards.pop(key, None)
+                self._wildcard_names.pop(key, None)
 
     def knows_type(self, type_url: str) -> bool:
         """True for a type of xDS or of ours, or one that the store has held."""

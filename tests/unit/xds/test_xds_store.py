@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
 from xds_stream_client import CDS, EDS, resource
 
@@ -125,3 +127,23 @@ def test_views_that_differ_in_a_scope_without_the_type_share_its_pages() -> None
     assert [item.body for item in common.resources] == [b"a=1", b"b=1", b"c=1"]
     assert store.shared.current(views[0].scopes, first[0]) is own
     assert store.shared.current(views[1].scopes, first[0]) is common
+
+
+def test_what_a_wildcard_covers_is_right_after_any_change_and_kept_where_nothing_changed() -> None:
+    draw = random.Random(7)
+    store, written = ResourceStore(), dict[tuple[str, str, str], Resource]()
+    views = [View(tuple(sorted(draw.sample("abcd", draw.randint(1, 4)))), "", "e") for _ in range(6)]
+    for step in range(400):
+        scope, type_url, name = draw.choice("abcd"), draw.choice((CDS, EDS)), draw.choice("xyz")
+        before = {(view, kind): store.wildcard(view, kind) for view in views for kind in (CDS, EDS)}
+        if draw.random() < 0.6:
+            written[scope, type_url, name] = resource(type_url, name, str(step))
+            store.apply(scope, [written[scope, type_url, name]])
+        else:
+            written.pop((scope, type_url, name), None)
+            store.apply(scope, (), [(type_url, name)])
+        for (view, kind), old in before.items():
+            seen = {n: r for s in view.scopes for (where, t, n), r in written.items() if (where, t) == (s, kind)}
+            assert store.wildcard(view, kind) == tuple(seen[name] for name in sorted(seen))
+            if kind != type_url and old:
+                assert store.wildcard(view, kind) is old
