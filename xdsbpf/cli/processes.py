@@ -17,7 +17,6 @@ import typer
 from xdsbpf.cli.exits import CommandError, Exit, fail
 from xdsbpf.cli.manifests import REGISTRY_ONLY, VALIDATE, VALIDATE_BINARY, validating_binary
 from xdsbpf.errors import XdsbpfError
-from xdsbpf.xds.allocator import return_large_blocks
 
 if TYPE_CHECKING:
     from xdsbpf.xds.tls import TlsFiles
@@ -68,7 +67,6 @@ def run_until_signal(main: Coroutine[Any, Any, None]) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             await task
 
-    return_large_blocks()
     try:
         with asyncio.Runner(loop_factory=_uvloop) as runner:
             runner.run(supervised())
@@ -150,8 +148,9 @@ def serve(
     from xdsbpf.web.listening import bind_admin, bind_rest, serve_http
     from xdsbpf.web.rest import rest_app
     from xdsbpf.xds.admission import AdmissionLimits
+    from xdsbpf.xds.allocator import return_large_blocks
     from xdsbpf.xds.peers import parse_allow_rule, parse_identity_pattern
-    from xdsbpf.xds.transports import TRANSPORTS
+    from xdsbpf.xds.transports import LARGE_BLOCKS, TRANSPORTS
 
     if transport not in TRANSPORTS:
         fail(f"--transport {transport!r} is not a transport", Exit.USAGE, hint=" or ".join(sorted(TRANSPORTS)))
@@ -199,6 +198,7 @@ def serve(
                 polling = rest_app(control_plane.server.handlers, control_plane.ready.is_set)
                 tasks.create_task(serve_http(polling, rest_listener))
 
+    return_large_blocks(LARGE_BLOCKS[transport])
     run_until_signal(run())
 
 

@@ -10,12 +10,17 @@ from __future__ import annotations
 import ctypes
 from typing import Final
 
-LARGE_BYTES: Final = 64 << 10
-"""A block from this size on is mapped alone and unmapped when it is freed; gRPC reads sockets into blocks of it."""
+GRPC_BYTES: Final = 64 << 10
+"""gRPC reads sockets into blocks of it, and its threads free them in heaps of their own."""
+H2_BYTES: Final = 320 << 10
+"""uvloop takes and frees 256 KiB for every read from TLS: they must not be mapped each time, which costs 20 us."""
 _M_MMAP_THRESHOLD: Final = -3  # malloc.h
 
 
-def return_large_blocks() -> bool:
-    """Fix that limit. False where the C library has no such setting (it is not glibc)."""
+def return_large_blocks(large_bytes: int) -> bool:
+    """Map each block from that size on alone, and unmap it when it is freed.
+
+    False where the C library has no such setting (it is not glibc).
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES) == 1
+    return mallopt is not None and mallopt(_M_MMAP_THRESHOLD, large_bytes) == 1
