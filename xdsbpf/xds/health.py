@@ -18,6 +18,9 @@ from xdsbpf.xds.transport import Call, Handler
 
 SERVICE: Final = "grpc.health.v1.Health"
 
+MAX_WATCHES: Final = 1_000
+"""Whoever has a certificate may watch for as long as it likes, and nobody else counts it. Single checks go on."""
+
 _SERVING: Final[int] = HealthCheckResponse.SERVING
 _NOT_SERVING: Final[int] = HealthCheckResponse.NOT_SERVING
 _UNKNOWN: Final[int] = HealthCheckResponse.SERVICE_UNKNOWN
@@ -32,6 +35,7 @@ class Health:
         self._is_serving = False
         self._is_draining = False
         self._changed = asyncio.Event()
+        self._watches = 0
 
     def handlers(self) -> Mapping[str, Handler]:
         """Method path -> handler."""
@@ -76,7 +80,15 @@ class Health:
 
     async def _watch(self, call: Call) -> None:
         """The status now and whenever it changes; a service that is not here may yet come, so the call stays open."""
-        service = await _service_asked(call)
+        if self._watches >= MAX_WATCHES:
+            raise ProtocolError("RESOURCE_EXHAUSTED", f"{MAX_WATCHES} watches are open: check from time to time")
+        self._watches += 1
+        try:
+            await self._tell(call, await _service_asked(call))
+        finally:
+            self._watches -= 1
+
+    async def _tell(self, call: Call, service: str) -> None:
         last: int | None = None
         while True:
             changed, status = self._changed, self._status(service)

@@ -114,6 +114,26 @@ async def test_a_watch_of_a_service_that_is_not_here_stays_open() -> None:
         assert not watch.done()
 
 
+async def test_so_many_watch_and_no_more_and_one_that_ends_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody with a certificate may, so nothing else limits them; who only checks is answered all the same."""
+    monkeypatch.setattr("xdsbpf.xds.health.MAX_WATCHES", 2)
+    health = Health(())
+    async with served(dict(health.handlers())) as channel:
+        stub, request = health_pb2_grpc.HealthStub(channel), health_pb2.HealthCheckRequest()
+        watches = [stub.Watch(request) for _ in range(2)]
+        for watch in watches:
+            await watch.read()
+        with pytest.raises(aio.AioRpcError) as error:
+            await stub.Watch(request).read()
+        assert error.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert (await stub.Check(request)).status == Status.NOT_SERVING
+        watches[0].cancel()
+        async with asyncio.timeout(10):
+            while health._watches == 2:
+                await asyncio.sleep(0.01)
+        assert (await stub.Watch(request).read()).status == Status.NOT_SERVING
+
+
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])
 async def test_reflection_lists_the_services_and_describes_one(version: str) -> None:
     async with served(dict(reflection_handlers((ADS_SERVICE,)))) as channel:
