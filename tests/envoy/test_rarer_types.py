@@ -97,10 +97,11 @@ def runtime(percent: int) -> str:
 """
 
 
-def cluster() -> str:
+def cluster(timeout: str = "5s") -> str:
     return f"""\
 - "@type": {T}.config.cluster.v3.Cluster
   name: web
+  connect_timeout: {timeout}
   type: EDS
   eds_cluster_config: {{eds_config: {ADS}}}
 """
@@ -178,13 +179,23 @@ async def test_each_of_them_changes_what_envoy_does(envoy: str, tmp_path: Path, 
 
         await until(holds, DEADLINE_S, lambda: f"{wanted} never came, but {list(seen)}\n{proxy.tail()}")
 
+    async def has_changed() -> bool:
+        changed, warming = [
+            await proxy.stat(f"cluster_manager.{name}") for name in ("cluster_modified", "warming_clusters")
+        ]
+        return changed == 1 and warming == 0
+
     try:
         await asyncio.wait_for(plane.ready.wait(), DEADLINE_S)
         await proxy.start()
         await comes("blue", "one", "1")
         await comes("green", "HTTP/1.1 404 Not Found", "1")
-        write(scope=scope("green", "green-routes"))
+        write(cluster=cluster("6s"), scope=scope("green", "green-routes"))
         await comes("green", "one", "1")
+        await until(has_changed, DEADLINE_S)
+        assert "init_fetch_timeout: 1" not in await proxy.admin("/stats?filter=init_fetch_timeout"), (
+            "it warmed for 15 s"
+        )
         write(stamp=stamp("2"))
         await comes("green", "one", "2")
         write(runtime=runtime(100))

@@ -77,8 +77,8 @@ def cluster(name: str, edition: int = 1, *, service_name: str = "", secret: str 
     return Served(name, message)
 
 
-def endpoints(name: str, edition: int = 1, *, size: int = 1) -> Served:
-    """Endpoints on loopback, `size` of them; edition 0 is the empty assignment."""
+def endpoints(name: str, edition: int = 1, *, size: int = 1, collection: str = "") -> Served:
+    """Endpoints on loopback, `size` of them, or in a collection besides; edition 0 is the empty assignment."""
     message = ClusterLoadAssignment(cluster_name=name)
     if edition:
         locality = message.endpoints.add()
@@ -87,6 +87,10 @@ def endpoints(name: str, edition: int = 1, *, size: int = 1) -> Served:
             address = locality.lb_endpoints.add().endpoint.address.socket_address
             address.address = f"127.{number >> 16 & 255}.{number >> 8 & 255}.{(number & 255) or 1}"
             address.port_value = _BASE_PORT + edition
+    if collection:
+        leds = message.endpoints.add(priority=1).leds_cluster_locality_config
+        leds.leds_config.ads.SetInParent()
+        leds.leds_collection_name = collection
     return Served(name, message)
 
 

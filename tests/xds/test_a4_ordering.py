@@ -12,12 +12,14 @@ from tests.xds.resources import (
     ECDS,
     EDS,
     LDS,
+    LEDS,
     RDS,
     RTDS,
     SDS,
     SRDS,
     VHDS,
     cluster,
+    endpoint,
     endpoints,
     listener,
     routes,
@@ -94,6 +96,53 @@ async def test_the_endpoints_of_a_changed_cluster_follow_it_though_unchanged(lab
     assert (follows.type_url, follows.holds) == (EDS, {"a": 1})
     await client.ack(follows)
     await client.ack(changed)
+    await client.quiet()
+
+
+MEMBERS = "xdstp://mesh/envoy.config.endpoint.v3.LbEndpoint/a/"
+
+
+@pytest.mark.rule(33, on=(Variant.DELTA_ADS,))
+async def test_single_endpoints_follow_the_cluster_whose_endpoints_name_their_collection(lab: Lab) -> None:
+    await lab.put(cluster("a"), cluster("b"), endpoints("a", collection=MEMBERS + "*"), endpoints("b"))
+    await lab.put(endpoint(MEMBERS + "one"), endpoint(MEMBERS + "two"))
+    client = lab.client()
+    await client.subscribe(CDS)
+    await client.expect(CDS, {"a": 1, "b": 1})
+    await client.subscribe(EDS, "a", "b")
+    await client.expect(EDS, {"a": 1, "b": 1})
+    await client.subscribe(LEDS, MEMBERS + "*")
+    await client.expect(LEDS, {MEMBERS + "one": 1, MEMBERS + "two": 1})
+    await lab.put(cluster("a", 2))
+    for type_url, holds in ((CDS, {"a": 2}), (EDS, {"a": 1}), (LEDS, {MEMBERS + "one": 1, MEMBERS + "two": 1})):
+        response = await client.receive()
+        assert (response.type_url, response.holds) == (type_url, holds)
+        await client.ack(response)
+    await lab.put(cluster("b", 2))
+    await client.expect(CDS, {"b": 2})
+    await client.expect(EDS, {"b": 1})
+    await client.quiet()
+
+
+@pytest.mark.rule(34, on=(Variant.DELTA_ADS,))
+@pytest.mark.parametrize("first", [CDS, LEDS], ids=["clusters-first", "members-first"])
+async def test_after_a_reconnect_single_endpoints_of_a_changed_cluster_come_though_held(lab: Lab, first: str) -> None:
+    await lab.put(cluster("a"), endpoints("a", collection=MEMBERS + "*"), endpoint(MEMBERS + "one"))
+    before = lab.client()
+    await before.subscribe(CDS)
+    await before.expect(CDS, {"a": 1})
+    await before.subscribe(EDS, "a")
+    await before.expect(EDS, {"a": 1})
+    await before.subscribe(LEDS, MEMBERS + "*")
+    await before.expect(LEDS, {MEMBERS + "one": 1})
+    await before.close()
+    await lab.put(cluster("a", 2))
+    client = lab.client()
+    for type_url in (first, EDS, LEDS if first == CDS else CDS):
+        await client.resume(type_url, before)
+    assert (await client.receive(CDS)).holds == {"a": 2}
+    assert (await client.receive(EDS)).holds == {"a": 1}
+    assert (await client.receive(LEDS)).holds == {MEMBERS + "one": 1}
     await client.quiet()
 
 

@@ -6,12 +6,12 @@ whatever it says. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterable, Set
 
 from xdsbpf.model import names
 from xdsbpf.model.resource import Resource
 from xdsbpf.xds import protocol, shared
-from xdsbpf.xds.references import NONE, REFERRING_TYPES, USING_TYPES, merged, uses_of
+from xdsbpf.xds.references import NONE, REFERRING_TYPES, USING_TYPES, References, collections_of, merged, uses_of
 from xdsbpf.xds.request import DeltaRequest, Request
 from xdsbpf.xds.response import Page, Response, encode
 from xdsbpf.xds.session import Session
@@ -51,7 +51,7 @@ class DeltaSession(Session):
         spared = claimed.keys() - owed
         for name in asked:
             if name in subscription.names and name not in spared:
-                self._force(subscription, name, spared)
+                self._force(subscription, name, spared if name not in owed else frozenset())
         self._take_claims(subscription, claimed)
         if subscription.is_wildcard:
             subscription.answer_due = True
@@ -182,6 +182,26 @@ class DeltaSession(Session):
         for member in members or (name,):
             if member not in spared:
                 subscription.force(member, self._stamp)
+
+    def _owe(self, references: References) -> None:
+        super()._owe(references)
+        if references.endpoints and self._reader.wildcard(self.view, protocol.LOCALITY_ENDPOINTS):
+            self._owe_members(references.endpoints)
+
+    def _owe_members(self, assignments: Iterable[str]) -> None:
+        """Behind the endpoints of an updated cluster come the members of a collection that these name (LEDS), too.
+
+        Envoy warms the cluster with them, and does not ask again for a collection that it has.
+        """
+        type_url = protocol.LOCALITY_ENDPOINTS
+        there = (self._reader.get(self.view, names.ENDPOINTS, name) for name in assignments)
+        found = frozenset().union(*(collections_of(item) for item in there if item is not None))
+        subscription = self._subscriptions.get(type_url)
+        if subscription is not None:
+            for name in subscription.names & found:
+                self._force(subscription, name)
+        elif found and not self._service_type:
+            self._owed.setdefault(type_url, set()).update(found)
 
     def _next_update(self, subscription: Subscription, earlier: tuple[Subscription, ...]) -> Response | None:
         if subscription.type_url in _OFTEN_CHANGED and (change := self._shared_change(subscription)) is not None:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 from envoy.config.cluster.v3.cluster_pb2 import Cluster
+from envoy.config.endpoint.v3.endpoint_pb2 import ClusterLoadAssignment
 from envoy.config.route.v3.route_components_pb2 import VirtualHost
 from envoy.config.route.v3.route_pb2 import RouteConfiguration
 from google.protobuf.message import DecodeError
@@ -27,6 +28,10 @@ REFERRING_TYPES: Final = USING_TYPES | {names.CLUSTER}
 _NOTHING: Final[frozenset[str]] = frozenset()
 _TLS: Final = b"transport_sockets."
 """In the type of every transport socket: only there a cluster names secrets."""
+
+
+_MEMBER: Final = protocol.LOCALITY_ENDPOINTS.removeprefix(names.TYPE_PREFIX).encode()
+"""In the name of every collection of endpoints."""
 
 
 class References(msgspec.Struct, frozen=True):
@@ -74,6 +79,17 @@ def merged(found: Iterable[References]) -> References:
         _NOTHING.union(*(one.endpoints for one in each)),
         _NOTHING.union(*(one.secrets for one in each)),
     )
+
+
+def collections_of(assignment: Resource) -> frozenset[str]:
+    """The collections that have the endpoints of an assignment, one resource each. Cost: a parse if there are any."""
+    if _MEMBER not in assignment.body:
+        return _NOTHING
+    try:
+        groups = ClusterLoadAssignment.FromString(assignment.body).endpoints
+    except DecodeError:
+        return _NOTHING
+    return frozenset(group.leds_cluster_locality_config.leds_collection_name for group in groups) - {""}
 
 
 def uses_of(resources: Sequence[Resource], find: Callable[[Resource], References]) -> dict[str, frozenset[str]]:

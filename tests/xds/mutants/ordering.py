@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.xds import test_a4_ordering as a4
 from tests.xds.mutation import Edit, Mutant, Seen, no_response, noise
-from tests.xds.resources import CDS, EDS, LDS, RDS, SDS
+from tests.xds.resources import CDS, EDS, LDS, LEDS, RDS, SDS
 from tests.xds.wire import Variant
 from xdsbpf.xds import delta, guard, references, session, store, streams, warming
 
@@ -56,6 +56,23 @@ MUTANTS: tuple[Mutant, ...] = (
         a4.test_after_a_reconnect_the_endpoints_of_a_changed_cluster_come_though_held,
         DELTA,
         Seen('assert (await client.receive(EDS)).holds == {"a": 1}', no_response(EDS)),
+        {"first": CDS},
+    ),
+    Mutant(
+        33,
+        "single endpoints do not follow",
+        Edit(_D, "_owe_members", "self._force(subscription, name)", "pass"),
+        a4.test_single_endpoints_follow_the_cluster_whose_endpoints_name_their_collection,
+        Variant.DELTA_ADS,
+        Seen("response = await client.receive()", "no response of any type"),
+    ),
+    Mutant(
+        34,
+        "single endpoints that are held are not owed",
+        Edit(_D, "_first_request", "spared if name not in owed else frozenset()", "spared"),
+        a4.test_after_a_reconnect_single_endpoints_of_a_changed_cluster_come_though_held,
+        Variant.DELTA_ADS,
+        Seen('assert (await client.receive(LEDS)).holds == {MEMBERS + "one": 1}', no_response(LEDS)),
         {"first": CDS},
     ),
     Mutant(
