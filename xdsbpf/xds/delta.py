@@ -256,7 +256,7 @@ class DeltaSession(Session):
         dirty = subscription.dirty
         if not dirty or subscription.in_flight or subscription.backlog:
             return None
-        if len(dirty) > min(shared.PUSH_NAMES, shared.PAGE_RESOURCES):
+        if len(dirty) > shared.PUSH_NAMES or len(dirty) > shared.PAGE_RESOURCES:
             return None
         if subscription.forced or subscription.withheld or subscription.too_large:
             return None

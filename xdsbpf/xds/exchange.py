@@ -15,7 +15,7 @@ import structlog
 
 from xdsbpf.errors import ProtocolError
 from xdsbpf.xds import protocol
-from xdsbpf.xds.gate import Gate
+from xdsbpf.xds.gate import NEVER_REQUIRED, Gate
 from xdsbpf.xds.log_budget import LogBudget
 from xdsbpf.xds.open_stream import OpenStream
 from xdsbpf.xds.request import Request
@@ -103,7 +103,7 @@ class Exchange:
         type_url = request.type_url or stream.type_url
         answer = "" if not request.nonce else "acked" if request.error is None else "nacked"
         self._telemetry.received(type_url, len(data), answer)
-        if stream.ledger is not None:
+        if stream.ledger is not None and type_url not in NEVER_REQUIRED:
             revision = self._gate.revision(session.view.node)
             if revision != stream.gate_revision:
                 stream.gate_revision = revision

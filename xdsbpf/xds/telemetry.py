@@ -16,6 +16,9 @@ from xdsbpf.xds import protocol
 BOUNDS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Upper bounds of the histograms, in seconds; one bucket more holds what took longer."""
 
+_LABELS: Final = {type_url: type_url for type_url in protocol.KNOWN_TYPES}
+"""The types that we know. All others have the label "": peers may ask for any number of them."""
+
 REMEMBERED_CHANGES: Final = 16_384
 """Changes whose time is known. A response whose oldest change is older than that many others is not measured."""
 
@@ -58,7 +61,7 @@ class Telemetry:
 
     def response_made(self, type_url: str, stamp: int, at: float, *, has_more: bool) -> None:
         """A response whose oldest change or question has this stamp goes out; `has_more`: more of its type waits."""
-        label = label_of(type_url)
+        label = _LABELS.get(type_url, "")
         self.events["sent", label] += 1
         if has_more:
             self.events["unfinished", label] += 1
@@ -66,22 +69,22 @@ class Telemetry:
 
     def response_accepted(self, type_url: str, stamp: int, at: float) -> None:
         """The client accepted a response."""
-        self._measure(self.until_acked, label_of(type_url), stamp, at)
+        self._measure(self.until_acked, _LABELS.get(type_url, ""), stamp, at)
 
     def written(self, type_url: str, size: int) -> None:
         """A response of so many bytes is with the transport."""
-        self.sent_bytes[label_of(type_url)] += size
+        self.sent_bytes[_LABELS.get(type_url, "")] += size
 
     def received(self, type_url: str, size: int, answer: str = "") -> None:
         """A request of so many bytes came; `answer`: what it says of a response, "acked" or "nacked"."""
-        label = label_of(type_url)
+        label = _LABELS.get(type_url, "")
         self.received_bytes[label] += size
         if answer:
             self.events[answer, label] += 1
 
     def count(self, event: str, type_url: str) -> None:
         """One more of an event of `events`."""
-        self.events[event, label_of(type_url)] += 1
+        self.events[event, _LABELS.get(type_url, "")] += 1
 
     def _measure(self, histograms: dict[str, Delays], label: str, stamp: int, at: float) -> None:
         taken = self._taken.get(stamp)
@@ -91,8 +94,3 @@ class Telemetry:
         if delays is None:
             delays = histograms[label] = Delays()
         delays.observe(at - taken)
-
-
-def label_of(type_url: str) -> str:
-    """The type URL if it is one that we know, else "": peers may ask for any number of types."""
-    return type_url if type_url in protocol.KNOWN_TYPES else ""
