@@ -11,7 +11,7 @@ import pytest
 
 from tests.xds.lab import Lab
 from tests.xds.resources import BUILDERS, CDS, EDS, LDS, RTDS, cluster, endpoints, runtime
-from tests.xds.wire import ALL, DELTA, SOTW, Variant
+from tests.xds.wire import ADS, ALL, DELTA, SOTW, Variant
 
 CHANGES = 100
 BURST = 10_000
@@ -204,21 +204,25 @@ async def test_ten_thousand_changes_reach_a_client_in_few_responses(lab: Lab) ->
     assert len(client.log) - before <= 20
 
 
-@pytest.mark.rule(42, on=DELTA, needs="own server")
+@pytest.mark.rule(42, on=ADS, needs="own server")
 async def test_clients_that_do_not_read_cost_names_and_no_bytes(lab: Lab) -> None:
-    """Each asks 300 times for 200 KB: 1.2 GB if the answers were queued."""
-    await lab.put(endpoints("a", size=6000))
+    """Each asks 300 times for 200 KB that change each time: 1.2 GB if the answers or the changes were queued."""
+    editions = [endpoints("a", edition, size=6000) for edition in (1, 2)]
+    await lab.put(editions[0])
     stalled = [lab.client(reads=False) for _ in range(20)]
+    for client in stalled:
+        await client.subscribe(EDS, "a")
     before = resident_bytes()
-    for _ in range(300):
+    for number in range(300):
+        await lab.put(editions[number % 2])
         for client in stalled:
-            await client.send(EDS, resource_names_subscribe=["a"])
+            await client.subscribe(EDS, "a")
         assert resident_bytes() - before < LITTLE
     await stalled[0].quiet()
     assert resident_bytes() - before < LITTLE
     reading = lab.client()
     await reading.subscribe(EDS, "a")
-    await reading.expect(EDS, {"a": 1})
+    await reading.expect(EDS, {"a": 2})
 
 
 @pytest.mark.rule(55, on=ALL)
