@@ -32,6 +32,9 @@ from xdsbpf.xds.transport import Handler, Peer
 MAX_BODY_BYTES: Final = 16 << 20
 """Of a request: some hundred thousand names."""
 
+AT_A_TIME: Final = 4
+"""Answers that are made at a time: of a large mesh one has tens of megabytes, and a fleet polls in the same second."""
+
 NOUNS: Final = {
     "FetchListeners": "listeners",
     "FetchRoutes": "routes",
@@ -81,8 +84,9 @@ class _Call:
 
 def rest_app(handlers: Mapping[str, Handler], is_ready: Callable[[], bool]) -> Starlette:
     """The ASGI application over the gRPC handlers of a server; it answers 503 until that is ready."""
+    turns = asyncio.Semaphore(AT_A_TIME)
     routes = [
-        Route(f"/v3/discovery:{noun}", _endpoint(path, handlers[path], is_ready), methods=["POST"])
+        Route(f"/v3/discovery:{noun}", _endpoint(path, handlers[path], is_ready, turns), methods=["POST"])
         for path, noun in _paths().items()
     ]
     return Starlette(routes=routes, exception_handlers={HTTPException: http_error, ProtocolError: _refused})
@@ -94,20 +98,23 @@ def _paths() -> dict[str, str]:
     return {path: NOUNS[path.rpartition("/")[2]] for path in fetching}
 
 
-def _endpoint(path: str, handler: Handler, is_ready: Callable[[], bool]) -> Callable[[Request], Awaitable[Response]]:
+def _endpoint(
+    path: str, handler: Handler, is_ready: Callable[[], bool], turns: asyncio.Semaphore
+) -> Callable[[Request], Awaitable[Response]]:
     async def fetch(request: Request) -> Response:
         refuse_browsers(request)
         if not is_ready():
             raise HTTPException(503, "the control plane is not ready: it has not read all of its input yet")
         asked = _parse(await read_body(request, MAX_BODY_BYTES))
         call = _Call(path, _peer(request), asked.SerializeToString())
-        await handler(call)
-        answer = DiscoveryResponse.FromString(call.answer)
-        answer.version_info = _version(answer)
-        if answer.version_info == asked.version_info:
-            return Response(status_code=304)
-        # Of a large mesh it takes long, and nothing else has this message.
-        return Response(await asyncio.to_thread(_json, answer), media_type="application/json")
+        async with turns:
+            await handler(call)
+            answer = DiscoveryResponse.FromString(call.answer)
+            answer.version_info = _version(answer)
+            if answer.version_info == asked.version_info:
+                return Response(status_code=304)
+            # Of a large mesh it takes long, and nothing else has this message.
+            return Response(await asyncio.to_thread(_json, answer), media_type="application/json")
 
     return fetch
 

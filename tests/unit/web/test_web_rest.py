@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -169,6 +170,28 @@ async def test_a_request_over_the_limit_is_refused(poller: Poller, monkeypatch: 
     monkeypatch.setattr(rest, "MAX_BODY_BYTES", 200)
     assert (await poller.poll("endpoints", "a")).status_code == 200
     assert (await poller.poll("endpoints", "a" * 200)).status_code == 413
+
+
+@pytest.mark.parametrize("limit", [2, 20])
+async def test_so_many_answers_are_made_at_a_time(poller: Poller, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    """A fleet may poll in the same second; the others wait, and all are answered."""
+    monkeypatch.setattr(rest, "AT_A_TIME", limit)
+    poller.http = Client(rest_app(XdsServer(poller.store, resolve, time.monotonic).handlers, lambda: True))
+    poller.store.apply(SCOPE, [cluster("a")])
+    at_once, highest = 0, 0
+
+    async def rendered(make: Callable[..., str], answer: object) -> str:
+        nonlocal at_once, highest
+        at_once += 1
+        highest = max(highest, at_once)
+        await asyncio.sleep(0)
+        at_once -= 1
+        return make(answer)
+
+    monkeypatch.setattr(asyncio, "to_thread", rendered)
+    answers = await asyncio.gather(*(poller.poll("clusters") for _ in range(10)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert highest == min(limit, 10)
 
 
 async def test_a_browser_is_refused(poller: Poller) -> None:
