@@ -21,6 +21,7 @@ from xdsbpf.xds.exchange import Exchange
 from xdsbpf.xds.filling import max_message_of, takes_ttl
 from xdsbpf.xds.gate import Gate
 from xdsbpf.xds.lifetimes import drain_delays, lifetime
+from xdsbpf.xds.log_budget import LogBudget
 from xdsbpf.xds.open_stream import OpenStream
 from xdsbpf.xds.pacing import unhurried
 from xdsbpf.xds.peers import Authorize, PeerRules, readable_identity
@@ -98,6 +99,7 @@ class Streams:
         """Agents' streams by node."""
         self._clients = Clients(clock)
         self._exchange = Exchange(clock, self.gate, self.telemetry, self._wake_agents)
+        self._refusals = LogBudget()
         self._is_stopping = False
 
     async def serve(self, call: Call) -> None:
@@ -121,20 +123,28 @@ class Streams:
                 del first, request  # a reconnecting client's are half a megabyte, and this goes on for days
                 await self._exchange.run(stream)
         except ProtocolError as error:
-            log.log(
-                logging.INFO if self._is_stopping else logging.WARNING,
-                "xds.stream_refused",
-                node=stream.session.node_id if stream else "",
-                peer=call.peer.address,
-                identity=readable_identity(call.peer),
-                method=call.method,
-                status=error.status,
-                error=protocol.readable_error(str(error)),
-            )
+            self._log_end(call, stream, error)
             raise
         finally:
             if stream is not None:
                 self._leave(stream)
+
+    def _log_end(self, call: Call, stream: OpenStream | None, error: ProtocolError) -> None:
+        """A peer can be refused as often as it can call: the log has as many as it bears."""
+        unlogged = self._refusals.take(self._clock())
+        if unlogged is None:
+            return
+        log.log(
+            logging.INFO if self._is_stopping else logging.WARNING,
+            "xds.stream_refused",
+            node=stream.session.node_id if stream else "",
+            peer=call.peer.address,
+            identity=readable_identity(call.peer),
+            method=call.method,
+            status=error.status,
+            error=protocol.readable_error(str(error)),
+            unlogged=unlogged,
+        )
 
     def changed(self, changes: Changes, taken_at: float | None = None) -> None:
         """Tell every session what changed in the store, and let it send. Cost: O(streams x changed keys).

@@ -238,6 +238,20 @@ async def test_a_flood_of_refusals_is_a_few_lines_in_the_log_and_all_in_the_stat
     await asyncio.wait_for(task, 5)
 
 
+async def test_a_flood_of_broken_streams_is_a_few_lines_in_the_log() -> None:
+    """Peers decide how many there are, too."""
+    served = serving(store_with())
+    with structlog.testing.capture_logs() as logged:
+        for _ in range(200):
+            call = ScriptedCall()
+            call.to_server.put_nowait(b"\xff\xff\xff")
+            with pytest.raises(ProtocolError):
+                await served.serve(call)
+    lines = [line for line in logged if line["event"] == "xds.stream_refused"]
+    assert 20 <= len(lines) < 60
+    assert lines[0]["status"] == "INVALID_ARGUMENT"
+
+
 async def test_what_is_compiled_because_a_client_came_is_no_change_that_is_measured() -> None:
     served = serving(store_with())
     changes = served.store.apply("node-envoy", [resource(CDS, "a")])
