@@ -274,3 +274,31 @@ def test_routes_may_go_before_their_cluster_only_while_the_server_has_not_read_t
     assert broken.send_one()
     with pytest.raises(AssertionError, match="go before their cluster a"):
         broken.send_one()
+
+
+def a_route_leaves_a_cluster_that_is_asked_for_by_name(target: str) -> World:
+    """The cluster `a` goes with the change that moves the routes to `target`; `c` is there."""
+    world = World(is_delta=True)
+    world.client.subscribe(CDS, "a")
+    world.client.subscribe(RDS, "b")
+    world.settle()
+    world.apply(Batch("all", (world.fresh(CDS, "a", ""), world.fresh(CDS, "c", ""), world.fresh(RDS, "b", "a"))))
+    world.settle()
+    world.apply(Batch("all", (world.fresh(RDS, "b", target),), ((CDS, "a"),)))
+    return world
+
+
+def test_a_cluster_asked_for_by_name_may_leave_only_before_routes_that_wait_for_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = a_route_leaves_a_cluster_that_is_asked_for_by_name("c")
+    assert world.send_one(), "the routes"
+    assert not world.send_one()
+    edit = Edit(Session, "_may_leave", "default=self._stamp + 1)", "default=0) * 0 + self._stamp + 1")
+    monkeypatch.setattr(edit.owner, edit.name, edit.apply())
+    waiting = a_route_leaves_a_cluster_that_is_asked_for_by_name("b")
+    assert waiting.send_one(), "the removal: `b` is not there, and so the routes wait"
+    broken = a_route_leaves_a_cluster_that_is_asked_for_by_name("c")
+    assert broken.send_one()
+    with pytest.raises(AssertionError, match="cluster a leaves before the routes b"):
+        broken.send_one()
