@@ -32,6 +32,7 @@ OVER_TLS = ("grpcio-tls", "fast-tls")
 LONG = {"a_byte_a_second", "vanished"}
 """Faults that are over when the server lets go of the client, which takes most of a minute: once each."""
 CUT_S = 90.0
+LIMIT_S, RETRY_S = 60.0, 5.0
 
 Figures = dict[str, float]
 
@@ -93,22 +94,26 @@ def reconnects(kind: str) -> Figures:
         new.requests([named(NAMES)])
         cpu, opened_at = rig.cpu(), time.monotonic()
         new.open(OLD, NEW)
-        worst = []
+        delays, retry_at = [], opened_at + RETRY_S
         while True:
-            at = changes.make()
-            worst.append(changes.until_received(0, OLD, at)[1])
-            if time.monotonic() > opened_at + 60:
+            waited, at = rig.server.waited_s, changes.make()
+            delays.append((changes.until_received(0, OLD, at)[1], rig.server.waited_s - waited))
+            if time.monotonic() > opened_at + LIMIT_S:
                 raise TimeoutError(f"not all clients got through: {new.stat()}")
             time.sleep(PACE_S)
-            times = new.times(OLD, NEW, at)
-            if times.clients == NEW:
+            if time.monotonic() > retry_at:
+                new.reopen(OLD, NEW)
+                retry_at += RETRY_S
+            # The new ones are busy with their handshakes: what they say can wait until the server has them all.
+            if rig.ask("streams") == OLD + NEW and (times := new.times(OLD, NEW, at)).clients == NEW:
                 break
         return {
             "all_synced_s": at + times.max - opened_at,
-            "others_p99_ms": max(worst) * 1e3,
-            "others_p99_ms_median": statistics.median(worst) * 1e3,
+            "others_p99_ms": max(delays)[0] * 1e3,
+            "of_it_server_without_processor_ms": max(delays)[1] * 1e3,
+            "others_p99_ms_median": statistics.median(delay for delay, _ in delays) * 1e3,
             "others_p99_ms_before": before,
-            "changes_meanwhile": len(worst),
+            "changes_meanwhile": len(delays),
             "cpu_ms_per_stream": rig.cost_since(cpu).server_s * 1e3 / NEW,
             "streams_lost": rig.client.stat()["closed"] + new.stat()["closed"],
         }

@@ -91,6 +91,10 @@ class LoadClient:
         """Connect clients; returns when it was. They send their requests and answer what comes."""
         return int(self._ask(f"open {first} {count}")) / 1e9
 
+    def reopen(self, first: int, count: int) -> int:
+        """Connect those again that have lost their connection; returns how many."""
+        return int(self._ask(f"reopen {first} {count}"))
+
     def close(self, first: int, count: int) -> None:
         """Close their sockets, without a word."""
         self._ask(f"close {first} {count}")

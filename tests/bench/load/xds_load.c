@@ -11,6 +11,7 @@
  * With a directory (see socket.h) over mutual TLS.
  */
 #define _GNU_SOURCE
+#include <signal.h>
 #include <stdarg.h>
 
 #include "client.h"
@@ -116,6 +117,12 @@ static void on_command(char *line)
 		for (int i = first; i < first + count && i < MAX_STREAMS; i++)
 			open_client(i);
 		say("%lu", now_ns());
+	} else if (!strcmp(word, "reopen") && sscanf(line, "%*s %d %d", &first, &count) == 2) {
+		int opened = 0;
+		for (int i = first; i < first + count; i++)
+			if (clients[i]->closed && ++opened)
+				open_client(i);
+		say("%d", opened);
 	} else if (!strcmp(word, "close") && sscanf(line, "%*s %d %d", &first, &count) == 2) {
 		for (int i = first; i < first + count; i++)
 			gone(clients[i]);
@@ -176,6 +183,7 @@ int main(int argc, char **argv)
 	path = argv[3];
 	is_sotw = !strcmp(argv[4], "sotw");
 	put(&error_text, "refused", 7);
+	signal(SIGPIPE, SIG_IGN); /* OpenSSL writes without MSG_NOSIGNAL */
 	epoll = epoll_create1(0);
 	struct epoll_event input = {.events = EPOLLIN, .data.u32 = MAX_STREAMS};
 	epoll_ctl(epoll, EPOLL_CTL_ADD, 0, &input);
