@@ -236,11 +236,12 @@ async def test_files_for_some_nodes_reach_an_envoy_that_is_connected_already(env
         await fixture.until_answer("one")
 
 
+@pytest.mark.parametrize("protocol", ["--delta", pytest.param("--sotw", marks=pytest.mark.slow)])
 async def test_a_resource_with_a_time_to_live_stays_while_the_server_beats_and_expires_without(
-    envoy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    envoy: str, tmp_path: Path, protocol: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rule 52, over delta; what is broken on purpose is the heartbeat."""
-    async with running(envoy, tmp_path) as fixture:
+    """Rule 52; what is broken on purpose is the heartbeat."""
+    async with running(envoy, tmp_path, protocol) as fixture:
         port = fixture.servers["one"].sockets[0].getsockname()[1]
         head, mortal, lasting = cluster("one", port).split("- ", 2)
         wrapper = f'- "@type": {T}.service.discovery.v3.Resource\n  ttl: 1s\n  resource:\n    '

@@ -61,6 +61,9 @@ def envoy_bootstrap(options: ClientBootstrap) -> dict[str, Any]:
         ads.transport_api_version = config_source_pb2.V3
         ads.set_node_on_first_message_only = True
         ads.grpc_services.add().envoy_grpc.cluster_name = XDS_CLUSTER
+        if not options.is_delta:
+            # Envoy can, and says so only if it is told to: without it a resource's time to live is left out.
+            bootstrap.node.client_features.append("xds.config.resource-in-sotw")
     for config in (dynamic.cds_config, dynamic.lds_config):
         if options.poll_s:
             _set_polling(config.api_config_source, options.poll_s)
