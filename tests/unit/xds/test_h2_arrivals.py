@@ -78,7 +78,7 @@ async def test_large_requests_take_turns_and_small_ones_do_not_wait(stack: Async
 
 
 async def test_who_never_finishes_and_who_goes_away_keep_their_turn_from_nobody(stack: AsyncExitStack) -> None:
-    timing = Timing(arrival_s=0.05, tick_s=0.02)
+    timing = Timing(arrival_s=0.4, tick_s=0.02)  # longer than eight connections take
     transport, address = await stack.enter_async_context(serving(Served().handlers(), timing=timing))
     for _ in range(AT_A_TIME):
         await connect(stack, address)
