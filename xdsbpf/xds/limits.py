@@ -1,7 +1,7 @@
-"""How much one stream may ask for: what it costs the server to remember is the client's choice otherwise.
+"""How much one stream, and all streams of one identity, may ask for: what the server remembers is the client's choice.
 
 In: the subscriptions of a stream after a request. Out: a refusal, which ends the stream. How many streams there may be
-is `admission`'s, how large a message `request`'s. Called by `xds.session`. Pure.
+is `admission`'s, how large a message `request`'s. Called by `xds.session`; identities are `xds.streams`'s. Pure.
 """
 
 from __future__ import annotations
@@ -19,6 +19,46 @@ MAX_UNANSWERED: Final = 10_000
 """Responses of one type that may wait for an ACK: a name asked for again is answered at once."""
 MAX_NAME_BYTES: Final = 128 << 20
 """What all names and claims of a stream may cost (`Subscription.name_bytes`): two messages of the largest size."""
+MAX_IDENTITY_BYTES: Final = 1 << 30
+"""The same for all streams of an identity, which all replicas of a deployment are: 1,000 with 5,000 long names each."""
+
+
+class NameBudget:
+    """What the names of all streams of one identity cost together."""
+
+    __slots__ = ("__weakref__", "used")
+
+    def __init__(self) -> None:
+        self.used = 0
+
+    def charge(self, size: int) -> None:
+        """Names came, or (negative) went. Raises: ProtocolError(RESOURCE_EXHAUSTED); it is charged all the same."""
+        self.used += size
+        if size > 0 and self.used > MAX_IDENTITY_BYTES:
+            text = f"names of more than {MAX_IDENTITY_BYTES >> 20} MiB on all streams of one identity"
+            raise ProtocolError("RESOURCE_EXHAUSTED", text)
+
+
+class NameAccount:
+    """The part of one stream in the budget of its identity; `budget` is None for a local peer, which has no limit."""
+
+    __slots__ = ("_budget", "_charged")
+
+    def __init__(self, budget: NameBudget | None) -> None:
+        self._budget = budget
+        self._charged = 0
+
+    def changed(self, difference: int) -> None:
+        """Names of the stream came or went. Raises: ProtocolError(RESOURCE_EXHAUSTED)."""
+        if self._budget is not None and difference:
+            self._charged += difference
+            self._budget.charge(difference)
+
+    def close(self) -> None:
+        """The stream has ended."""
+        if self._budget is not None:
+            self._budget.charge(-self._charged)
+            self._charged = 0
 
 
 def check_limits(subscription: Subscription, all_types: Mapping[str, Subscription]) -> None:

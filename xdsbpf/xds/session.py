@@ -20,7 +20,7 @@ from xdsbpf.xds.filling import Oversized, PageFiller
 from xdsbpf.xds.gate import NEVER_REQUIRED, EnvoyLedger, Gate
 from xdsbpf.xds.guard import ClusterGuard
 from xdsbpf.xds.heartbeats import Heartbeats
-from xdsbpf.xds.limits import MAX_TYPES, check_limits
+from xdsbpf.xds.limits import MAX_TYPES, NameAccount, NameBudget, check_limits
 from xdsbpf.xds.references import References
 from xdsbpf.xds.request import Request
 from xdsbpf.xds.response import Reader, Response
@@ -43,7 +43,8 @@ class Session(PageFiller):
     is the type of a per-type service, "" for the aggregated one; `siblings` are then the streams of the same client,
     which its owner lets it join. `quarantine`: what a NACK names is held back alone, and what came with it is sent
     again. `max_message`: bytes that the client takes in one message; None: any number. `takes_ttl`: it knows the time
-    to live of a resource, and is told in time that one is still there.
+    to live of a resource, and is told in time that one is still there. `name_budget` is what all streams of its
+    identity share.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Session(PageFiller):
         max_message: int | None = None,
         takes_ttl: bool = True,
         siblings: Siblings | None = None,
+        name_budget: NameBudget | None = None,
     ) -> None:
         self.view = view
         self.node_id = node_id
@@ -87,6 +89,8 @@ class Session(PageFiller):
         """What could not be sent since somebody emptied this, for the log."""
         self._stamp = 0
         self._subscriptions: dict[str, Subscription] = {}
+        self.name_account = NameAccount(name_budget)
+        """To be closed by the owner when the stream has ended."""
         self._siblings = siblings
         self._guard = ClusterGuard(view, reader, self._subscriptions, is_aggregated=not service_type, siblings=siblings)
         self._owed: dict[str, set[str]] = {}
@@ -151,6 +155,7 @@ class Session(PageFiller):
         self._stamp = next(self._stamps)
         subscription = self._subscriptions.get(type_url)
         is_first = subscription is None
+        bytes_before = 0 if subscription is None else subscription.name_bytes
         if subscription is None:
             if len(self._subscriptions) >= MAX_TYPES:
                 raise ProtocolError("RESOURCE_EXHAUSTED", f"more than {MAX_TYPES} types on one stream")
@@ -165,6 +170,7 @@ class Session(PageFiller):
         if type_url == names.CLUSTER:
             self._guard.clusters_moved()
         check_limits(subscription, self._subscriptions)
+        self.name_account.changed(subscription.name_bytes - bytes_before)
 
     def on_changes(self, changes: Changes, stamp: int | None = None) -> bool:
         """Note which of the changed names concern this client; whether any does. Cost: O(changed keys in its scopes).

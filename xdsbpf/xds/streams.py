@@ -11,6 +11,7 @@ import logging
 import random
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -21,6 +22,7 @@ from xdsbpf.xds.exchange import Exchange
 from xdsbpf.xds.filling import max_message_of, takes_ttl
 from xdsbpf.xds.gate import Gate
 from xdsbpf.xds.lifetimes import drain_delays, lifetime
+from xdsbpf.xds.limits import NameBudget
 from xdsbpf.xds.log_budget import LogBudget
 from xdsbpf.xds.open_stream import OpenStream
 from xdsbpf.xds.pacing import unhurried
@@ -35,7 +37,7 @@ from xdsbpf.xds.sotw import SotwSession
 from xdsbpf.xds.status import NodeStatus, node_status, node_statuses
 from xdsbpf.xds.store import AGENT, NODE_ENVOY, Changes, ResourceStore, View
 from xdsbpf.xds.telemetry import Telemetry
-from xdsbpf.xds.transport import Call
+from xdsbpf.xds.transport import Call, Peer
 
 ViewResolver = Callable[[str, Mapping[str, object]], View]
 """(node id, metadata) -> view. Raises: ProtocolError for a node that gets no view."""
@@ -98,6 +100,8 @@ class Streams:
         self._agents: dict[str, set[OpenStream]] = {}
         """Agents' streams by node."""
         self._clients = Clients(clock)
+        self._name_budgets: WeakValueDictionary[tuple[str, ...], NameBudget] = WeakValueDictionary()
+        """By identity; the sessions of its streams keep each alive."""
         self._exchange = Exchange(clock, self.gate, self.telemetry, self._wake_agents)
         self._refusals = LogBudget()
         self._is_stopping = False
@@ -253,6 +257,7 @@ class Streams:
             max_message=max_message_of(view, metadata),
             takes_ttl=method.variant is Variant.DELTA or takes_ttl(view, metadata),
             siblings=siblings,
+            name_budget=self._name_budget(call.peer),
         )
         stream = OpenStream(call, method, session, ledger, metadata, client)
         if siblings is not None:
@@ -281,11 +286,21 @@ class Streams:
         )
         return stream
 
+    def _name_budget(self, peer: Peer) -> NameBudget | None:
+        """What all streams of the peer's identity share; a local peer has none."""
+        if not peer.identities:
+            return None
+        budget = self._name_budgets.get(peer.identities)
+        if budget is None:
+            budget = self._name_budgets[peer.identities] = NameBudget()
+        return budget
+
     def _leave(self, stream: OpenStream) -> None:
         if stream not in self._open:
             return
         self._open.discard(stream)
         stream.forget_age()
+        stream.session.name_account.close()
         self.roster.left(stream.session.view, self._clock())
         stream.finish(_OVER)
         node = stream.session.view.node

@@ -13,10 +13,11 @@ from xds_stream_client import CDS, EDS, ENVOY_VIEW, NODE_ID, RDS, resource, stor
 
 from xdsbpf.errors import ProtocolError
 from xdsbpf.model.resource import Resource
-from xdsbpf.xds import exchange, protocol, shared
+from xdsbpf.xds import exchange, limits, protocol, shared
 from xdsbpf.xds.shared import MIN_NAMES, PAGE_RESOURCES
 from xdsbpf.xds.store import ResourceStore
 from xdsbpf.xds.streams import Streams
+from xdsbpf.xds.subscription import NAME_COST
 from xdsbpf.xds.transport import Peer
 from xdsbpf.xds.turns import STREAMS_PER_TURN
 
@@ -289,3 +290,46 @@ async def test_clusters_of_one_identity_hold_back_nobody_elses_routes(identity: 
     for call in (clusters, routes):
         call.to_server.put_nowait(None)
     await asyncio.gather(*tasks)
+
+
+async def test_names_of_all_streams_of_an_identity_are_limited_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits: what a stream gives up, or had when it ended, makes room; nobody else's streams count."""
+    monkeypatch.setattr(limits, "MAX_IDENTITY_BYTES", 2 * (1000 + NAME_COST))
+    served = Streams(ResourceStore(), lambda *_: ENVOY_VIEW, time.monotonic, authorize=lambda *_: None)
+    one, two = ("spiffe://t/one",), ("spiffe://t/two",)
+
+    async def opened(identities: tuple[str, ...], name: str) -> tuple[ScriptedCall, asyncio.Task[None]]:
+        """A stream that has been answered that the name does not exist, or refused."""
+        call = ScriptedCall()
+        call.peer = Peer("ipv4:10.0.0.1:1", identities, is_encrypted=bool(identities))
+        task = asyncio.create_task(served.serve(call))
+        await asked(call, task, subscribe=[name])
+        return call, task
+
+    async def asked(call: ScriptedCall, task: asyncio.Task[None], *, subscribe: list[str], gone: str = "") -> None:
+        unsubscribe = [gone] if gone else []
+        call.to_server.put_nowait(
+            protocol.encode_request(EDS, node_id=NODE_ID, subscribe=subscribe, unsubscribe=unsubscribe)
+        )
+        answer = asyncio.ensure_future(call.to_client.get())
+        await asyncio.wait((answer, task), timeout=5, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            answer.cancel()
+            await task
+        assert answer.done()
+
+    a, task_a = await opened(one, "a" * 1000)
+    b, task_b = await opened(one, "b" * 1000)
+    others = [await opened(two, "c" * 1000), await opened((), "d" * 3000)]
+    with pytest.raises(ProtocolError, match="one identity") as error:
+        await opened(one, "e")
+    assert error.value.status == "RESOURCE_EXHAUSTED"
+    await asked(b, task_b, subscribe=["f"], gone="b" * 1000)
+    with pytest.raises(ProtocolError, match="one identity"):
+        await opened(one, "g" * 1000)
+    a.to_server.put_nowait(None)
+    await task_a
+    others.append(await opened(one, "g" * 1000))
+    for call, task in ((b, task_b), *others):
+        call.to_server.put_nowait(None)
+        await task
