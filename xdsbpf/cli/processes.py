@@ -148,9 +148,8 @@ def serve(
     from xdsbpf.web.listening import bind_admin, bind_rest, serve_http
     from xdsbpf.web.rest import rest_app
     from xdsbpf.xds.admission import AdmissionLimits
-    from xdsbpf.xds.allocator import return_large_blocks
     from xdsbpf.xds.peers import parse_allow_rule, parse_identity_pattern
-    from xdsbpf.xds.transports import LARGE_BLOCKS, TRANSPORTS
+    from xdsbpf.xds.transports import TRANSPORTS
 
     if transport not in TRANSPORTS:
         fail(f"--transport {transport!r} is not a transport", Exit.USAGE, hint=" or ".join(sorted(TRANSPORTS)))
@@ -198,7 +197,6 @@ def serve(
                 polling = rest_app(control_plane.server.handlers, control_plane.ready.is_set)
                 tasks.create_task(serve_http(polling, rest_listener))
 
-    return_large_blocks(LARGE_BLOCKS[transport])
     run_until_signal(run())
 
 

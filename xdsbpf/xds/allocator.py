@@ -1,26 +1,46 @@
-"""What the C library does with freed memory: large blocks go back to the kernel at once, not into a heap that stays.
+"""What the C library does with freed memory: what large requests leave goes back to the kernel a little later.
 
-Used by the composition roots, once, before threads begin. Left alone, glibc raises its limit for blocks of their own
-with every large block that is freed: a hundred requests of a megabyte would leave a hundred megabytes in heaps for
-good. No part of the server's logic; nothing depends on it.
+Left alone, glibc keeps it in heaps: a hundred requests of a megabyte would leave a hundred megabytes for good. Driven
+by `xds.exchange`, which says how large requests are; no part of the server's logic, and nothing depends on it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
+from collections.abc import Callable
 from typing import Final
 
-GRPC_BYTES: Final = 64 << 10
-"""gRPC reads sockets into blocks of it, and its threads free them in heaps of their own."""
-H2_BYTES: Final = 320 << 10
-"""uvloop takes and frees 256 KiB for every read from TLS: they must not be mapped each time, which costs 20 us."""
-_M_MMAP_THRESHOLD: Final = -3  # malloc.h
+LARGE_BYTES: Final = 64 << 10
+"""A request of that size leaves what is worth a look at all heaps."""
+PAUSE_S: Final = 0.5
+ROUNDS: Final = 2
+"""After the last large request: gRPC's threads free what they read a little later than we do."""
 
 
-def return_large_blocks(large_bytes: int) -> bool:
-    """Map each block from that size on alone, and unmap it when it is freed.
+def _give_back() -> None:
+    """Give free pages of all heaps to the kernel; nothing where the C library cannot (it is not glibc). Some ms."""
+    trim: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
-    False where the C library has no such setting (it is not glibc).
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and mallopt(_M_MMAP_THRESHOLD, large_bytes) == 1
+
+class FreedMemory:
+    """Gives memory back while and after large requests come, twice a second at most, in a thread."""
+
+    def __init__(self) -> None:
+        self._rounds_left = 0
+
+    def received(self, size: int) -> None:
+        """A request of that many bytes has come. To be called where a loop runs."""
+        if size >= LARGE_BYTES:
+            if not self._rounds_left:
+                asyncio.get_running_loop().call_later(PAUSE_S, self._round)
+            self._rounds_left = ROUNDS
+
+    def _round(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.run_in_executor(None, _give_back)
+        self._rounds_left -= 1
+        if self._rounds_left:
+            loop.call_later(PAUSE_S, self._round)

@@ -15,6 +15,7 @@ import structlog
 
 from xdsbpf.errors import ProtocolError
 from xdsbpf.xds import protocol
+from xdsbpf.xds.allocator import FreedMemory
 from xdsbpf.xds.gate import NEVER_REQUIRED, Gate
 from xdsbpf.xds.log_budget import LogBudget
 from xdsbpf.xds.open_stream import OpenStream
@@ -35,6 +36,7 @@ class Exchange:
         self, clock: Callable[[], float], gate: Gate, telemetry: Telemetry, gate_moved: Callable[[str], None]
     ) -> None:
         self.turns = Turns(self.send)
+        self.freed_memory = FreedMemory()
         self._clock = clock
         self._gate = gate
         self._telemetry = telemetry
@@ -103,6 +105,7 @@ class Exchange:
         type_url = request.type_url or stream.type_url
         answer = "" if not request.nonce else "acked" if request.error is None else "nacked"
         self._telemetry.received(type_url, len(data), answer)
+        self.freed_memory.received(len(data))
         if stream.ledger is not None and type_url not in NEVER_REQUIRED:
             revision = self._gate.revision(session.view.node)
             if revision != stream.gate_revision:

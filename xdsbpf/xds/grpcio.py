@@ -18,7 +18,6 @@ from grpc import aio
 from xdsbpf.errors import ConfigError, ProtocolError
 from xdsbpf.unix_listener import claim_unix_path
 from xdsbpf.xds.addresses import listen_target, tls_target
-from xdsbpf.xds.allocator import GRPC_BYTES
 from xdsbpf.xds.lifetimes import GOAWAY_AGE
 from xdsbpf.xds.tls import Material, has_ended
 from xdsbpf.xds.transport import Handler, Peer
@@ -37,9 +36,9 @@ _OPTIONS: list[tuple[str, int]] = [
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.max_ping_strikes", 0),  # never answer a client's keepalive with ENHANCE_YOUR_CALM
     ("grpc.http2.lookahead_bytes", 1 << 20),
-    # Blocks that the C library gives back when they are freed (see `allocator`), whatever came before on a connection.
+    # Small blocks, whatever came before on a connection: each connection keeps one.
     ("grpc.experimental.tcp_read_chunk_size", 8_192),
-    ("grpc.experimental.tcp_max_read_chunk_size", GRPC_BYTES),
+    ("grpc.experimental.tcp_max_read_chunk_size", 64 << 10),
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.max_allowed_incoming_connections", 10_000),
     ("grpc.max_concurrent_streams", 1_000),

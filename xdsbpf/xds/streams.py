@@ -123,6 +123,7 @@ class Streams:
                     await call.write(self._fetch(method, request, node_id, view))
                     return
                 self.telemetry.received(request.type_url or method.type_url, len(first))
+                self._exchange.freed_memory.received(len(first))
                 stream = self._enter(call, method, request, node_id, metadata, view)
                 del first, request  # a reconnecting client's are half a megabyte, and this goes on for days
                 await self._exchange.run(stream)

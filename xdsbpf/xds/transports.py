@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from xdsbpf.xds.allocator import GRPC_BYTES, H2_BYTES
 from xdsbpf.xds.grpcio import GrpcTransport
 from xdsbpf.xds.h2.server import H2Transport
 from xdsbpf.xds.transport import Handler, Transport
@@ -24,6 +23,3 @@ TRANSPORTS: dict[str, Make] = {
     DEFAULT_TRANSPORT: GrpcTransport,
     FAST_TRANSPORT: H2Transport,
 }
-
-LARGE_BLOCKS: dict[str, int] = {DEFAULT_TRANSPORT: GRPC_BYTES, FAST_TRANSPORT: H2_BYTES}
-"""For `allocator.return_large_blocks`, by transport."""

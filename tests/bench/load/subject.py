@@ -29,12 +29,11 @@ from xdsbpf.model.names import CLUSTER, ENDPOINTS
 from xdsbpf.model.resource import Resource, make_resource
 from xdsbpf.serve import spare_collector, view_of
 from xdsbpf.xds.access import AccessControl
-from xdsbpf.xds.allocator import return_large_blocks
 from xdsbpf.xds.peers import PeerRules
 from xdsbpf.xds.server import XdsServer
 from xdsbpf.xds.store import ResourceStore
 from xdsbpf.xds.tls import read_material
-from xdsbpf.xds.transports import DEFAULT_TRANSPORT, FAST_TRANSPORT, LARGE_BLOCKS, TRANSPORTS
+from xdsbpf.xds.transports import TRANSPORTS
 
 BODY_BYTES = 256
 CHANGES_PER_TURN = 20
@@ -159,7 +158,6 @@ async def serve(subject: Subject) -> None:
 
 def main() -> None:
     kind, *directories = sys.argv[1:]
-    return_large_blocks(LARGE_BLOCKS[FAST_TRANSPORT if kind.startswith("fast") else DEFAULT_TRANSPORT])
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
