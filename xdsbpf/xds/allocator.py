@@ -13,7 +13,7 @@ from typing import Final
 
 LARGE_BYTES: Final = 64 << 10
 """A request of that size leaves what is worth a look at all heaps."""
-PAUSE_S: Final = 0.5
+PAUSE_S: Final = 2.0
 ROUNDS: Final = 2
 """After the last large request: gRPC's threads free what they read a little later than we do."""
 
@@ -26,7 +26,7 @@ def _give_back() -> None:
 
 
 class FreedMemory:
-    """Gives memory back while and after large requests come, twice a second at most, in a thread."""
+    """Gives memory back while and after large requests come, every two seconds at most, in a thread."""
 
     def __init__(self) -> None:
         self._rounds_left = 0
