@@ -55,5 +55,5 @@ def test_a_bucket_is_full_once_all_that_was_taken_has_come_back() -> None:
 
 def test_a_log_line_says_how_many_were_left_out_before_it() -> None:
     budget = LogBudget()
-    assert [budget.take(7.0) for _ in range(23)] == [0] * 20 + [None] * 3
-    assert budget.take(8.0) == 3
+    assert [budget.take(7.0) for _ in range(23)] == [0] + [None] * 22
+    assert [budget.take(8.0), budget.take(8.0), budget.take(9.0)] == [22, None, 1]

@@ -219,11 +219,12 @@ async def test_what_is_rendered_does_not_grow_with_the_streams(monkeypatch: pyte
     assert rendered == [len(asked), 1]
 
 
-async def test_a_flood_of_refusals_is_a_few_lines_in_the_log_and_all_in_the_status() -> None:
+async def test_a_flood_of_refusals_is_a_line_a_second_in_the_log_and_all_of_them_in_the_status() -> None:
     """F11: peers decide how many NACKs there are."""
     store = store_with(*(resource(EDS, f"e{number}") for number in range(200)))
     served, call = serving(store), ScriptedCall()
     task = asyncio.create_task(served.serve(call))
+    started_at = time.monotonic()
     with structlog.testing.capture_logs() as logged:
         call.to_server.put_nowait(protocol.encode_request(EDS, node_id=NODE_ID))
         for number in range(200):
@@ -233,15 +234,16 @@ async def test_a_flood_of_refusals_is_a_few_lines_in_the_log_and_all_in_the_stat
         while len(served.status()[0].types[0].nacked) < 200:
             await asyncio.sleep(0)
     refusals = [line for line in logged if line["event"] == "xds.response_refused"]
-    assert 20 <= len(refusals) < 60
+    assert 1 <= len(refusals) <= 2 + time.monotonic() - started_at
     assert refusals[0]["unlogged"] == 0
     call.to_server.put_nowait(None)
     await asyncio.wait_for(task, 5)
 
 
-async def test_a_flood_of_broken_streams_is_a_few_lines_in_the_log() -> None:
+async def test_a_flood_of_broken_streams_is_a_line_a_second_in_the_log() -> None:
     """Peers decide how many there are, too."""
     served = serving(store_with())
+    started_at = time.monotonic()
     with structlog.testing.capture_logs() as logged:
         for _ in range(200):
             call = ScriptedCall()
@@ -249,7 +251,7 @@ async def test_a_flood_of_broken_streams_is_a_few_lines_in_the_log() -> None:
             with pytest.raises(ProtocolError):
                 await served.serve(call)
     lines = [line for line in logged if line["event"] == "xds.stream_refused"]
-    assert 20 <= len(lines) < 60
+    assert 1 <= len(lines) <= 2 + time.monotonic() - started_at
     assert lines[0]["status"] == "INVALID_ARGUMENT"
 
 
