@@ -91,8 +91,13 @@ def eds_cluster(*endpoints: str, name: str = "db", source: str = ADS, extra: str
 """
 
 
-def web_listener(port: int, source: str = ADS) -> str:
-    """A listener `web` on a port of loopback, whose routes come by RDS."""
+def web_listener(port: int, source: str = ADS, *, routing: str = "", filters: str = "") -> str:
+    """A listener `web` on a port of loopback; its routes come by RDS if no other `routing` is given, in flow style.
+
+    `filters` are entries of `http_filters` before the router, in flow style.
+    """
+    routing = routing or f"rds: {{route_config_name: web, config_source: {source}}}"
+    router = f'{{name: router, typed_config: {{"@type": {T}.extensions.filters.http.router.v3.Router}}}}'
     return f"""\
 - "@type": {T}.config.listener.v3.Listener
   name: web
@@ -103,10 +108,8 @@ def web_listener(port: int, source: str = ADS) -> str:
       typed_config:
         "@type": {T}.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
         stat_prefix: web
-        rds: {{route_config_name: web, config_source: {source}}}
-        http_filters:
-        - name: router
-          typed_config: {{"@type": {T}.extensions.filters.http.router.v3.Router}}
+        {routing}
+        http_filters: [{filters}{router}]
 """
 
 

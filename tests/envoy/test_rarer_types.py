@@ -10,7 +10,7 @@ import pytest
 from tests.envoy.load import Servers
 from tests.envoy.node_mesh import free_port
 from tests.envoy.real_envoy import RealEnvoy, until
-from tests.raw_texts import ADS, T, raw_file
+from tests.raw_texts import ADS, T, raw_file, web_listener
 from tests.xds.wire import Variant
 from xdsbpf.serve import ControlPlane, ServeConfig
 
@@ -26,31 +26,14 @@ RUNTIME_LAYER = {
 
 def listener(port: int) -> str:
     """A scope is chosen by the header x-scope; `stamp` is a filter that comes by ECDS."""
-    return f"""\
-- "@type": {T}.config.listener.v3.Listener
-  name: web
-  address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}
-  filter_chains:
-  - filters:
-    - name: http
-      typed_config:
-        "@type": {T}.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-        stat_prefix: web
-        scoped_routes:
-          name: scopes
-          scope_key_builder:
-            fragments:
-            - header_value_extractor: {{name: x-scope, element_separator: ",", index: 0}}
-          rds_config_source: {ADS}
-          scoped_rds: {{scoped_rds_config_source: {ADS}}}
-        http_filters:
-        - name: stamp
-          config_discovery:
-            config_source: {ADS}
-            type_urls: ["{T}.extensions.filters.http.header_mutation.v3.HeaderMutation"]
-        - name: router
-          typed_config: {{"@type": {T}.extensions.filters.http.router.v3.Router}}
-"""
+    key = '{fragments: [{header_value_extractor: {name: x-scope, element_separator: ",", index: 0}}]}'
+    scopes = f"rds_config_source: {ADS}, scoped_rds: {{scoped_rds_config_source: {ADS}}}"
+    stamp = f'config_source: {ADS}, type_urls: ["{T}.extensions.filters.http.header_mutation.v3.HeaderMutation"]'
+    return web_listener(
+        port,
+        routing=f"scoped_routes: {{name: scopes, scope_key_builder: {key}, {scopes}}}",
+        filters=f"{{name: stamp, config_discovery: {{{stamp}}}}}, ",
+    )
 
 
 def scope(name: str, routes: str) -> str:

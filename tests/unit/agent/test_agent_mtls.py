@@ -320,17 +320,22 @@ def test_envoys_copy_that_cannot_be_written_is_an_error_that_says_so(tmp_path: P
         credentials.install()
 
 
-def test_envoy_is_told_paths_and_whom_to_believe(tmp_path: Path) -> None:
-    credentials = Credentials(issued(tmp_path, Authority(), NODE1), "xds.example.com:15012", "", tmp_path / "tls")
-    credentials.install()
-    options = BootstrapOptions(
+def envoy_options(directory: Path, credentials: Credentials, *, strict: bool = False) -> BootstrapOptions:
+    """Of a node's Envoy that dials with these credentials."""
+    return BootstrapOptions(
         node="node1",
         proxy_address=address16(bytes((10, 88, 255, 1))),
         xds="xds.example.com:15012",
-        admin_socket=tmp_path / "admin.sock",
+        admin_socket=directory / "admin.sock",
+        strict=strict,
         tls=credentials.envoy,
     )
-    text = build_bootstrap(options)
+
+
+def test_envoy_is_told_paths_and_whom_to_believe(tmp_path: Path) -> None:
+    credentials = Credentials(issued(tmp_path, Authority(), NODE1), "xds.example.com:15012", "", tmp_path / "tls")
+    credentials.install()
+    text = build_bootstrap(envoy_options(tmp_path, credentials))
     (cluster,) = json.loads(text)["static_resources"]["clusters"]
     assert cluster["type"] == "STRICT_DNS"
     context = cluster["transport_socket"]["typed_config"]
@@ -345,14 +350,7 @@ def test_envoy_is_told_paths_and_whom_to_believe(tmp_path: Path) -> None:
 def test_envoy_accepts_its_bootstrap_with_mutual_tls(envoy: str, tmp_path: Path) -> None:
     credentials = Credentials(issued(tmp_path, Authority(), NODE1), "xds.example.com:15012", "", tmp_path / "tls")
     credentials.install()
-    options = BootstrapOptions(
-        node="node1",
-        proxy_address=address16(bytes((10, 88, 255, 1))),
-        xds="xds.example.com:15012",
-        admin_socket=tmp_path / "admin.sock",
-        strict=True,
-        tls=credentials.envoy,
-    )
+    options = envoy_options(tmp_path, credentials, strict=True)
     (tmp_path / "bootstrap.json").write_text(build_bootstrap(options))
     command = [envoy, "-c", str(tmp_path / "bootstrap.json"), "--mode", "validate", "--log-level", "warning"]
     result = subprocess.run(command, capture_output=True, text=True)
