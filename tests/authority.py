@@ -18,6 +18,7 @@ from grpc import aio
 from xdsbpf.xds.tls import Material, TlsFiles, read_material
 
 SERVER = "spiffe://cluster.local/ns/istio-system/sa/xdsbpf"
+_OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 HOUR = datetime.timedelta(hours=1)
 
 
@@ -62,13 +63,28 @@ class Authority:
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
 
+    def credentials(
+        self, *uris: str, trusted: Authority | None = None, life: datetime.timedelta = HOUR
+    ) -> grpc.ChannelCredentials:
+        """A client's, with a certificate for these URIs; the server's must be of `trusted`."""
+        certificate, key = self.issue(*uris, life=life)
+        return grpc.ssl_channel_credentials((trusted or self).pem, key, certificate)
+
     def channel(
         self, address: str, *uris: str, trusted: Authority | None = None, life: datetime.timedelta = HOUR
     ) -> aio.Channel:
-        """A client's channel with a certificate for these URIs; the server's must be of `trusted`."""
-        certificate, key = self.issue(*uris, life=life)
-        credentials = grpc.ssl_channel_credentials((trusted or self).pem, key, certificate)
-        return aio.secure_channel(address, credentials, [("grpc.use_local_subchannel_pool", 1)])
+        """A client's channel with such credentials."""
+        return aio.secure_channel(address, self.credentials(*uris, trusted=trusted, life=life), _OWN_CONNECTION)
+
+    def blocking_channel(self, address: str, *uris: str) -> grpc.Channel:
+        """The same without an event loop."""
+        return grpc.secure_channel(address, self.credentials(*uris), _OWN_CONNECTION)
+
+    def material(self, *uris: str) -> Material:
+        """A certificate (a server's by default) as a server takes it, without files."""
+        certificate, key = self.issue(*(uris or (SERVER,)))
+        ends = x509.load_pem_x509_certificate(certificate).not_valid_after_utc.timestamp()
+        return Material(certificate, key, self.pem, uris or (SERVER,), ends, "1")
 
 
 def pem(certificate: x509.Certificate) -> bytes:

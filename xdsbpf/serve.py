@@ -31,7 +31,7 @@ from xdsbpf.plugin import LoadedPlugin
 from xdsbpf.sources.catalog import Catalog, CatalogDelta
 from xdsbpf.sources.envoy_validation import EnvoyValidator
 from xdsbpf.sources.files import FileSource
-from xdsbpf.xds import client_status, health, load_reporting
+from xdsbpf.xds import client_status, health, load_reporting, reflection
 from xdsbpf.xds.access import Access, AccessControl
 from xdsbpf.xds.addresses import listen_target, tls_target
 from xdsbpf.xds.admission import AdmissionLimits
@@ -69,6 +69,7 @@ SERVICES = (*dict.fromkeys(path.split("/")[1] for path in METHODS), load_reporti
 ACCESS = {
     health.SERVICE: Access.ANYONE,
     client_status.SERVICE: Access.ADMIN,  # it shows every client's configuration
+    **dict.fromkeys(reflection.SERVICES, Access.MEMBER),
 }
 """Who may call what, beyond the peers of the mesh."""
 
@@ -218,16 +219,19 @@ class ControlPlane:
             log.warning("serve.metadata_ignored", node=node_id, reasons=ignored)
         return self.client_views.use(node_id, own)
 
-    def _authorize(self, peer: Peer, node_id: str, metadata: Mapping[str, object]) -> None:
-        """Whether that peer may be that client, before anything is done for it. Raises: ProtocolError."""
+    def _authorize(self, peer: Peer, said: str, metadata: Mapping[str, object]) -> str:
+        """See `Authorize`; called before anything is done for the peer."""
+        node_id = self.peers.node_id_of(peer, said)
         own = client_view(node_id, metadata, self.compiler.labels_of)
         self.peers.check_claim(peer, node_id, metadata, is_grpc=own is not None and own.kind == GRPC)
+        return node_id
 
-    def _admit(self, peer: Peer, node_id: str, metadata: Mapping[str, object]) -> None:
-        """Who may report load: whoever would be served. Raises: ProtocolError."""
-        self._authorize(peer, node_id, metadata)
+    def _admit(self, peer: Peer, said: str, metadata: Mapping[str, object]) -> str:
+        """Who may report load: whoever would be served; see `Authorize`."""
+        node_id = self._authorize(peer, said, metadata)
         if client_view(node_id, metadata, self.compiler.labels_of) is None:
             view_of(node_id)
+        return node_id
 
     def confirm(self) -> int:
         """Let held removals happen; returns how many objects were held."""

@@ -86,7 +86,7 @@ async def ask(directory: Path, host: str) -> bytes:
 async def test_what_envoy_sent_is_what_the_server_counts(tmp_path: Path) -> None:
     reports = LoadReports()
     socket = tmp_path / "xds.sock"
-    transport = GrpcTransport(LoadReporting(reports, lambda peer, node, metadata: None, interval_s=1).handlers())
+    transport = GrpcTransport(LoadReporting(reports, lambda _, said, __: said, interval_s=1).handlers())
     await transport.start([f"unix:{socket}"])
     binary = envoy_binary()
     assert binary

@@ -19,7 +19,7 @@ from xdsbpf.xds import protocol
 from xdsbpf.xds.delta import DeltaSession
 from xdsbpf.xds.gate import Gate
 from xdsbpf.xds.limits import MAX_TYPES, MAX_UNANSWERED
-from xdsbpf.xds.request import MAX_NAMES, DeltaRequest, decode_delta, decode_sotw, request_node
+from xdsbpf.xds.request import MAX_NAMES, DeltaRequest, decode_delta, decode_sotw, node_of
 from xdsbpf.xds.response import encode
 from xdsbpf.xds.store import NODE_ENVOY, ResourceStore, View
 
@@ -83,7 +83,7 @@ def test_no_request_does_more_than_end_its_own_stream(sent: list[bytes]) -> None
 @given(st.binary(max_size=300))
 def test_bytes_are_a_first_request_or_refused(data: bytes) -> None:
     try:
-        node_id, _ = request_node(decode_delta(data))
+        node_id, _ = node_of(decode_delta(data).node)
     except ProtocolError:
         return
     assert node_id.isprintable()
@@ -95,7 +95,7 @@ def test_metadata_that_is_no_json_is_refused(number: float) -> None:
     request.node.id = NODE_ID
     request.node.metadata["number"] = number
     with pytest.raises(ProtocolError, match="metadata"):
-        request_node(decode_delta(request.SerializeToString()))
+        node_of(decode_delta(request.SerializeToString()).node)
 
 
 def test_metadata_that_is_deep_is_refused_by_the_parser() -> None:
@@ -105,7 +105,7 @@ def test_metadata_that_is_deep_is_refused_by_the_parser() -> None:
         deep = b"\x0a" + _length(entry)
     node = b"\x0a" + _length(NODE_ID.encode()) + b"\x1a" + _length(deep)
     with pytest.raises(ProtocolError):
-        request_node(decode_delta(b"\x0a" + _length(node)))
+        node_of(decode_delta(b"\x0a" + _length(node)).node)
 
 
 def _length(data: bytes) -> bytes:

@@ -53,7 +53,8 @@ class _Stream:
 class Client:
     """One proxy: one connection, with one stream (ADS) or one for each type.
 
-    `features` are the client features of its node; with `reads=False` it never takes a byte of a response.
+    `features` are the client features of its node; with `reads=False` it never takes a byte of a response. A client
+    with `credentials` connects over mutual TLS; without a `node_id` it has no node.
     """
 
     def __init__(
@@ -67,13 +68,18 @@ class Client:
         features: tuple[str, ...] = (),
         reads: bool = True,
         user_agent: str = "conformance",
+        credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         self.variant = variant
         self.node_id = node_id
         self.features = features
         self.user_agent = user_agent
         self.reads = reads
-        self.channel = aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        self.channel = (
+            aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+            if credentials is None
+            else aio.secure_channel(address, credentials, options=_CHANNEL_OPTIONS)
+        )
         self.arrived = asyncio.Event()
         self.log: list[Response] = []
         """Every response in order of arrival."""
@@ -97,6 +103,10 @@ class Client:
         for name in response.removed:
             state.held.pop(name, None)
         self.arrived.set()
+
+    def open(self, type_url: str) -> None:
+        """Open the stream of that type without a word."""
+        self._stream(type_url)
 
     async def send(self, type_url: str, *, stream: str | None = None, node: str | None = None, **fields: Any) -> None:
         """One request with exactly these fields; the node goes with a stream's first request.

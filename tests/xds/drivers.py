@@ -9,19 +9,23 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 from google.protobuf import json_format
 
+from tests.authority import Authority
 from tests.xds.client import Client
 from tests.xds.resources import LEDS, PREFIX, RTDS, Served, runtime
 from tests.xds.wire import Variant
 from xdsbpf.model.resource import Resource, make_resource
+from xdsbpf.xds.access import AccessControl
 from xdsbpf.xds.client_status import ClientStatus
 from xdsbpf.xds.load_reporting import LoadReporting
 from xdsbpf.xds.load_reports import LoadReports
+from xdsbpf.xds.peers import AllowRule, PeerRules
 from xdsbpf.xds.server import XdsServer
 from xdsbpf.xds.store import ResourceStore, View
 from xdsbpf.xds.transports import DEFAULT_TRANSPORT, TRANSPORTS
@@ -52,14 +56,28 @@ class InProcess:
 
     def __init__(self, transport: str = DEFAULT_TRANSPORT) -> None:
         self._transport = transport
+        self._rules = PeerRules()
         self._served: dict[Key, Served] = {}
         self.store = ResourceStore()
-        self.server = _server(self.store, self._transport)
-        self.address = ""
+        self.server = _server(self.store, self._transport, self._rules)
+        self.address = self.tls_address = ""
+
+    @cached_property
+    def authority(self) -> Authority:
+        """Of the certificates of both sides."""
+        return Authority()
 
     async def start(self) -> None:
         """Listen on a free port of loopback."""
         (self.address,) = await self.server.start(["127.0.0.1:0"])
+
+    async def secure(self, *allow: AllowRule) -> None:
+        """As `restart`, with a listener of mutual TLS beside the plaintext one; `allow` are rules for its peers."""
+        self._rules = PeerRules(allow=allow)
+        await self._replace()
+        self.address, self.tls_address = await self.server.start(
+            ["127.0.0.1:0"], ["127.0.0.1:0"], self.authority.material()
+        )
 
     async def change(self, puts: Iterable[Served], removes: Iterable[Key]) -> None:
         puts, removes = tuple(puts), tuple(removes)
@@ -70,11 +88,14 @@ class InProcess:
 
     async def restart(self) -> None:
         """A new server, on a new address, that builds all anew: a second replica looks the same."""
+        await self._replace()
+        await self.start()
+
+    async def _replace(self) -> None:
         await self.server.stop(0.0)
         self.store = ResourceStore()
         self.store.apply(_SCOPE, [_resource(served) for served in self._served.values()])
-        self.server = _server(self.store, self._transport)
-        await self.start()
+        self.server = _server(self.store, self._transport, self._rules)
 
     async def stop(self) -> None:
         await self.server.stop(0.0)
@@ -134,12 +155,20 @@ _BARRIER = "conformance-barrier"
 _VIEW = View((_SCOPE,), "", "envoy")
 
 
-def _server(store: ResourceStore, transport: str) -> XdsServer:
+def _server(store: ResourceStore, transport: str, rules: PeerRules) -> XdsServer:
     """Our server, with the services beside xDS that `xdsbpf serve` has."""
     status = ClientStatus(store, lambda: server.streams.sessions())
-    reporting = LoadReporting(LoadReports(), lambda *_: None)
+    reporting = LoadReporting(LoadReports(), rules.authorize)
     handlers = {**status.handlers(), **reporting.handlers()}
-    server = XdsServer(store, _one_view, time.monotonic, more_handlers=handlers, transport=TRANSPORTS[transport])
+    server = XdsServer(
+        store,
+        _one_view,
+        time.monotonic,
+        authorize=rules.authorize,
+        access=AccessControl(rules, {}, time.monotonic),
+        more_handlers=handlers,
+        transport=TRANSPORTS[transport],
+    )
     return server
 
 

@@ -35,18 +35,29 @@ class Lab:
         assert isinstance(self.driver, InProcess)
         return self.driver
 
-    def client(self, *, features: tuple[str, ...] = (), reads: bool = True, user_agent: str = "conformance") -> Client:
-        """Another proxy, with a connection and a node id of its own; see `Client`."""
-        node_id = f"conformance-{next(_numbers)}"
+    def client(
+        self,
+        *,
+        features: tuple[str, ...] = (),
+        reads: bool = True,
+        user_agent: str = "conformance",
+        node_id: str | None = None,
+        identity: str = "",
+    ) -> Client:
+        """Another proxy, with a connection and a node id of its own; see `Client`.
+
+        With an `identity` it connects over mutual TLS, to our own server after `InProcess.secure`.
+        """
         client = Client(
-            self.driver.address,
+            self.own.tls_address if identity else self.driver.address,
             self.variant,
-            node_id=node_id,
+            node_id=f"conformance-{next(_numbers)}" if node_id is None else node_id,
             quiet_s=self._quiet_s,
             deadline_s=self._deadline_s,
             features=features,
             reads=reads,
             user_agent=user_agent,
+            credentials=self.own.authority.credentials(identity) if identity else None,
         )
         self._clients.append(client)
         return client

@@ -40,10 +40,15 @@ class Access(enum.Enum):
 
     ANYONE = "anyone"
     """Whoever has a certificate of our authorities, whatever it names: nothing of the mesh is in the answers."""
+    MEMBER = "member"
+    """An identity of this mesh, whatever it may be."""
     PEER = "peer"
-    """An identity of this mesh."""
+    """An identity of this mesh that may claim some node id, if only it claims the right one."""
     ADMIN = "admin"
     """An identity that may see what others are served."""
+
+
+_IN_TURN: Final = (Access.MEMBER, Access.PEER)
 
 
 class AccessControl:
@@ -86,7 +91,7 @@ class AccessControl:
                 raise
             try:
                 # Whoever only asks how we are is not kept waiting, and keeps nobody waiting.
-                await (self._in_turn(call, handler) if access is Access.PEER else handler(call))
+                await (self._in_turn(call, handler) if access in _IN_TURN else handler(call))
             except ProtocolError as error:
                 if error.status in REFUSALS:
                     self.refused[error.status] += 1
@@ -133,8 +138,10 @@ class AccessControl:
         if self._is_closed and access is not Access.ANYONE:
             raise ProtocolError("UNAVAILABLE", "the server is stopping")
         match access:
-            case Access.PEER:
+            case Access.MEMBER:
                 self._rules.identify(peer)
+            case Access.PEER:
+                self._rules.identify_client(peer)
             case Access.ADMIN:
                 self._rules.check_admin(peer)
             case Access.ANYONE:

@@ -6,7 +6,7 @@ only sends (xds-server rule 56). Bound to a transport by the composition root.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 import structlog
@@ -15,9 +15,10 @@ from google.protobuf.message import DecodeError
 
 from xdsbpf.errors import ProtocolError
 from xdsbpf.xds.load_reports import LoadReports, clusters_named
+from xdsbpf.xds.peers import Authorize
 from xdsbpf.xds.protocol import readable_error
 from xdsbpf.xds.request import node_of
-from xdsbpf.xds.transport import Call, Handler, Peer
+from xdsbpf.xds.transport import Call, Handler
 
 SERVICE: Final = "envoy.service.load_stats.v3.LoadReportingService"
 INTERVAL_S: Final = 10
@@ -26,14 +27,11 @@ _ALL_CLUSTERS: Final = "envoy.lrs.supports_send_all_clusters"
 
 log = structlog.get_logger(__name__)
 
-Admit = Callable[[Peer, str, Mapping[str, object]], None]
-"""(peer, node id, metadata): raises ProtocolError if that peer may not speak for that node."""
-
 
 class LoadReporting:
     """Serves LRS into one `LoadReports`."""
 
-    def __init__(self, reports: LoadReports, admit: Admit, interval_s: int = INTERVAL_S) -> None:
+    def __init__(self, reports: LoadReports, admit: Authorize, interval_s: int = INTERVAL_S) -> None:
         self._reports = reports
         self._admit = admit
         self._interval_s = interval_s
@@ -47,8 +45,8 @@ class LoadReporting:
         if first is None:
             return
         try:
-            node_id, metadata = node_of(first.node)
-            self._admit(call.peer, node_id, metadata)
+            said, metadata = node_of(first.node)
+            node_id = self._admit(call.peer, said, metadata)
         except ProtocolError as error:
             identity = ", ".join(call.peer.identities)
             log.warning(

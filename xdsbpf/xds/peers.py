@@ -1,8 +1,8 @@
 """Who a peer is by its certificate, and which node ids and services that entitles it to.
 
 In: the URI names of a verified certificate, and what the peer claims. Out: nothing, or a ProtocolError that says what
-was claimed and what is allowed; whatever no rule allows is refused. Called by `access` and `streams`. Pure: chains,
-dates and signatures are the transports' business.
+was claimed and what is allowed; whatever no rule allows is refused. Called by `access` and, through the composition
+root, by whatever reads a node. Pure: chains, dates and signatures are the transports' business.
 """
 
 from __future__ import annotations
@@ -28,12 +28,16 @@ _SEGMENT_CHARS: Final = frozenset(string.ascii_letters + string.digits + ".-_")
 _MESH_TYPES: Final = frozenset({"node", "agent", "sidecar", "router", "waypoint", "ztunnel"})
 _NODE_TYPES: Final = frozenset({"node", "agent"})
 _WORKLOAD_TYPES: Final = frozenset({"sidecar", "router"})
+_NOBODY: Final = "its path is neither /node/NAME nor /ns/NAMESPACE/sa/ACCOUNT, and no rule names it"
 
 AccountOf = Callable[[str, str], str | None]
 """(namespace, pod) -> service account of a pod that is known, else None."""
 
-Authorize = Callable[[Peer, str, Mapping[str, object]], None]
-"""(peer, node id, metadata). Raises: ProtocolError if the peer may not be what it claims."""
+Authorize = Callable[[Peer, str, Mapping[str, object]], str]
+"""(peer, node id or "" if it says none, metadata) -> the node id that it is served as.
+
+Raises: ProtocolError if the peer may not be what it claims, or says no id and its certificate does not, either.
+"""
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -163,6 +167,35 @@ class PeerRules:
             raise ProtocolError("UNAUTHENTICATED", text)
         return identity
 
+    def identify_client(self, peer: Peer) -> Identity | None:
+        """As `identify`, for who wants to be a client. Raises: also PERMISSION_DENIED for who may be none at all."""
+        identity = self.identify(peer)
+        if identity is not None and not identity.node and identity.workload is None and not self._rules_for(identity):
+            raise ProtocolError("PERMISSION_DENIED", f"{identity} may claim no node id: {_NOBODY}")
+        return identity
+
+    def node_id_of(self, peer: Peer, said: str) -> str:
+        """The node id of a client: what it says, or else the only one that its certificate entitles to.
+
+        Raises: ProtocolError(INVALID_ARGUMENT) if it says none and may have several, or is local; as `identify_client`.
+        """
+        if said:
+            return said
+        text, hint = "the first request of a stream has no node.id", "set node.id in the bootstrap"
+        identity = self.identify_client(peer)
+        if identity is None:
+            raise ProtocolError("INVALID_ARGUMENT", text, hint=hint)
+        choices = (*_choices(identity, self._domain), *(rule.node_id for rule in self._rules_for(identity)))
+        if len(set(choices)) > 1 or "*" in choices[0] or "?" in choices[0]:
+            raise ProtocolError("INVALID_ARGUMENT", f"{text}, and {identity} may claim {_any_of(choices)}", hint=hint)
+        return choices[0]
+
+    def authorize(self, peer: Peer, said: str, metadata: Mapping[str, object]) -> str:
+        """See `Authorize`, where no client is a gRPC client by what it says."""
+        node_id = self.node_id_of(peer, said)
+        self.check_claim(peer, node_id, metadata)
+        return node_id
+
     def check_claim(self, peer: Peer, node_id: str, metadata: Mapping[str, object], *, is_grpc: bool = False) -> None:
         """Whether the peer may have that node id and metadata; `is_grpc`: it gets a gRPC client's view.
 
@@ -171,12 +204,12 @@ class PeerRules:
         identity = self.identify(peer)
         if identity is None:
             return
-        rules = [rule for rule in self._allow if rule.fits(identity)]
+        rules = self._rules_for(identity)
         if any(rule.allows(node_id) for rule in rules):
             return
-        allowed, reason = self._by_path(identity, _Claim(node_id, metadata, is_grpc))
+        reason = self._not_by_path(identity, _Claim(node_id, metadata, is_grpc))
         if reason:
-            choices = " or ".join([*allowed, *(rule.node_id for rule in rules)]) or "nothing"
+            choices = _any_of((*_choices(identity, self._domain), *(rule.node_id for rule in rules)))
             text = f"{identity} claims {node_id!r}: {reason}; it may claim {choices}"
             raise ProtocolError("PERMISSION_DENIED", text)
 
@@ -186,17 +219,16 @@ class PeerRules:
         if identity is not None and not any(identity_fits(pattern, identity) for pattern in self._admins):
             raise ProtocolError("PERMISSION_DENIED", f"{identity} is no administrator")
 
-    def _by_path(self, identity: Identity, claim: _Claim) -> tuple[list[str], str]:
-        """What the id's own path entitles to, and why the claim is not that ("" if it is)."""
+    def _rules_for(self, identity: Identity) -> tuple[AllowRule, ...]:
+        return tuple(rule for rule in self._allow if rule.fits(identity))
+
+    def _not_by_path(self, identity: Identity, claim: _Claim) -> str:
+        """Why the claim is not what the id's own path entitles to; "" if it is."""
         if identity.node:
-            allowed = [f"{type}~<ip>~{identity.node}~{self._domain}" for type in sorted(_NODE_TYPES)]
-            return allowed, self._not_that_node(identity.node, claim)
+            return self._not_that_node(identity.node, claim)
         if identity.workload is not None:
-            namespace, account = identity.workload
-            allowed = [f"{type}~<ip>~<pod>.{namespace}~{namespace}.svc.<domain>" for type in sorted(_WORKLOAD_TYPES)]
-            allowed.append(f"to be a gRPC client with the metadata NAMESPACE {namespace}")
-            return allowed, self._not_that_workload(namespace, account, claim)
-        return [], "its path is neither /node/NAME nor /ns/NAMESPACE/sa/ACCOUNT, and no rule names it"
+            return self._not_that_workload(*identity.workload, claim)
+        return _NOBODY
 
     def _not_that_node(self, node: str, claim: _Claim) -> str:
         parsed = _mesh_id(claim.node_id)
@@ -229,6 +261,21 @@ class PeerRules:
         if known is not None and known != account:
             return f"pod {namespace}/{pod} runs as service account {known!r}"
         return ""
+
+
+def _choices(identity: Identity, domain: str) -> tuple[str, ...]:
+    """What an id's own path entitles to, in words: none, or several node ids each."""
+    if identity.node:
+        return tuple(f"{type}~<ip>~{identity.node}~{domain}" for type in sorted(_NODE_TYPES))
+    if identity.workload is not None:
+        namespace, _ = identity.workload
+        proxies = (f"{type}~<ip>~<pod>.{namespace}~{namespace}.svc.<domain>" for type in sorted(_WORKLOAD_TYPES))
+        return (*proxies, f"to be a gRPC client with the metadata NAMESPACE {namespace}")
+    return ()
+
+
+def _any_of(choices: tuple[str, ...]) -> str:
+    return " or ".join(choices) or "nothing"
 
 
 class _Claim(msgspec.Struct, frozen=True):

@@ -197,24 +197,16 @@ def _names_alone(data: bytes) -> tuple[str, ...] | None:
     return names if size == len(data) and not message.ByteSize() and len(names) <= MAX_NAMES else None
 
 
-def request_node(request: Request) -> tuple[str, dict[str, object]]:
-    """Node id and metadata of a stream's first request; see `node_of`."""
-    return node_of(request.node)
-
-
 def node_of(node: Any) -> tuple[str, dict[str, object]]:
-    """Id and metadata (as JSON values) of an envoy Node, None if there was none.
+    """Id and metadata (as JSON values) of the envoy Node in the first request of a stream.
 
-    Beside the metadata stand `node.user_agent_name`, `node.locality` and `node.client_features` if the node gives
-    them: a client's kind shows in them. Raises: ProtocolError(INVALID_ARGUMENT) if the id is missing, over 1 KiB or
-    not printable, or the metadata cannot be JSON (an infinite number).
+    Without a node, or an id in it, the id is "": `peers.Authorize` knows who may leave it out. Beside the metadata
+    stand `node.user_agent_name`, `node.locality` and `node.client_features` if the node gives them: a client's kind
+    shows in them. Raises: ProtocolError(INVALID_ARGUMENT) if the id is over 1 KiB or not printable, or the metadata
+    cannot be JSON (an infinite number).
     """
-    if node is None or not node.id:
-        raise ProtocolError(
-            "INVALID_ARGUMENT",
-            "the first request of a stream has no node.id",
-            hint="set node.id in the bootstrap",
-        )
+    if node is None:
+        return "", {}
     node_id: str = node.id
     if len(node_id) > _MAX_NODE_ID or not node_id.isprintable():
         raise ProtocolError("INVALID_ARGUMENT", "node.id is longer than 1024 characters or not printable")

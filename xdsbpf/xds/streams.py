@@ -27,7 +27,7 @@ from xdsbpf.xds.log_budget import LogBudget
 from xdsbpf.xds.open_stream import OpenStream
 from xdsbpf.xds.pacing import unhurried
 from xdsbpf.xds.peers import Authorize, PeerRules, readable_identity
-from xdsbpf.xds.request import Request, decode_delta, decode_sotw, request_node
+from xdsbpf.xds.request import Request, decode_delta, decode_sotw, node_of
 from xdsbpf.xds.response import Response, content_version, encode_sotw
 from xdsbpf.xds.roster import Roster
 from xdsbpf.xds.services import METHODS, Method, Variant
@@ -89,7 +89,7 @@ class Streams:
         self.roster = Roster()
         self._resolve_view = resolve_view
         # Security: without rules of its own a server trusts local peers only.
-        self._authorize = authorize or PeerRules().check_claim
+        self._authorize = authorize or PeerRules().authorize
         self._clock = clock
         self._quarantine = quarantine
         self._prepare = prepare
@@ -115,8 +115,8 @@ class Streams:
             if first is None:
                 return
             request: Request = decode_delta(first) if method.variant is Variant.DELTA else decode_sotw(first)
-            node_id, metadata = request_node(request)
-            self._authorize(call.peer, node_id, metadata)
+            said, metadata = node_of(request.node)
+            node_id = self._authorize(call.peer, said, metadata)
             async with self._prepare(node_id, metadata):
                 view = self._resolve(method, node_id, metadata)
                 if method.variant is Variant.FETCH:

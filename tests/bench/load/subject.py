@@ -79,7 +79,7 @@ class Product:
             self._store,
             lambda node_id, _: view_of(node_id),
             time.monotonic,
-            authorize=rules.check_claim,
+            authorize=rules.authorize,
             access=AccessControl(rules, {}, time.monotonic),
             transport=TRANSPORTS[transport],
         )

@@ -106,6 +106,61 @@ def test_an_identity_that_no_rule_knows_may_claim_nothing() -> None:
     assert refusal(EDGE, "edge-1") == ""
 
 
+def nameless(*rules: tuple[str, str]) -> str:
+    """The node id of a client that says none, and has the identity of the first rule."""
+    allow = tuple(AllowRule(f"spiffe://cluster.local/{path}", node_id) for path, node_id in rules)
+    return PeerRules(allow=allow).authorize(peer(f"spiffe://cluster.local/{rules[0][0]}"), "", {})
+
+
+@pytest.mark.parametrize(
+    ("rules", "found"),
+    [
+        ([("job/x", "edge-1")], "edge-1"),
+        ([("job/x", "edge-1"), ("job/*", "edge-1")], "edge-1"),
+        ([("job/x", "node~10.0.0.7~node7~cluster.local")], "node~10.0.0.7~node7~cluster.local"),
+    ],
+)
+def test_a_client_that_says_no_node_id_has_the_only_one_that_it_may_claim(
+    rules: list[tuple[str, str]], found: str
+) -> None:
+    """Rule 2."""
+    assert nameless(*rules) == found
+
+
+@pytest.mark.parametrize(
+    ("rules", "choices"),
+    [
+        ([("job/x", "edge-1"), ("job/*", "edge-2")], "edge-1 or edge-2"),
+        ([("job/x", "edge-?")], "edge-?"),
+        ([("job/x", "*")], "*"),
+        ([("node/x", "edge-1")], "agent~<ip>~x~cluster.local or node~<ip>~x~cluster.local or edge-1"),
+        ([("ns/a/sa/b", "edge-1")], "to be a gRPC client with the metadata NAMESPACE a or edge-1"),
+    ],
+)
+def test_where_the_rules_leave_a_choice_a_client_must_say_its_node_id(
+    rules: list[tuple[str, str]], choices: str
+) -> None:
+    """Rule 2. It is told what there is to choose from."""
+    with pytest.raises(ProtocolError) as error:
+        nameless(*rules)
+    assert error.value.status == "INVALID_ARGUMENT"
+    assert str(error.value).endswith(choices)
+
+
+def test_a_local_client_must_say_its_node_id() -> None:
+    with pytest.raises(ProtocolError, match=r"no node\.id"):
+        RULES.authorize(Peer("unix:"), "", {})
+    assert RULES.authorize(Peer("unix:"), "edge-1", {}) == "edge-1"
+
+
+def test_an_identity_that_may_be_nothing_is_no_client() -> None:
+    with pytest.raises(ProtocolError, match="may claim no node id") as error:
+        RULES.identify_client(peer("spiffe://cluster.local/job/backup"))
+    assert error.value.status == "PERMISSION_DENIED"
+    for identity in (NODE, WORKLOAD, "spiffe://cluster.local/spire/agent/x"):
+        assert str(RULES.identify_client(peer(identity))) == identity
+
+
 @pytest.mark.parametrize(
     ("is_grpc", "metadata", "is_allowed"),
     [

@@ -21,6 +21,7 @@ from xdsbpf.xds.health import Health
 from xdsbpf.xds.load_reporting import SERVICE as LRS
 from xdsbpf.xds.load_reporting import LoadReporting
 from xdsbpf.xds.load_reports import MAX_CLUSTERS, MAX_NAME, OTHER, LoadReports
+from xdsbpf.xds.peers import PeerRules
 from xdsbpf.xds.protocol import ADS_SERVICE
 from xdsbpf.xds.reflection import reflection_handlers
 from xdsbpf.xds.transport import Handler, Peer
@@ -153,7 +154,7 @@ async def test_reflection_lists_the_services_and_describes_one(version: str) -> 
 
 async def test_load_is_added_up_over_reports_and_clients_and_what_is_in_progress_goes_with_its_client() -> None:
     reports = LoadReports()
-    async with served(dict(LoadReporting(reports, lambda peer, node, metadata: None).handlers())) as channel:
+    async with served(dict(LoadReporting(reports, lambda _, said, __: said).handlers())) as channel:
         first, second = lrs_call(channel), lrs_call(channel)
         hello = report("a")
         hello.node.client_features.append(FEATURE)
@@ -182,9 +183,10 @@ async def test_load_is_added_up_over_reports_and_clients_and_what_is_in_progress
 
 
 async def test_a_node_that_is_not_admitted_and_one_without_a_name_may_not_report() -> None:
-    def admit(peer: Peer, node: str, metadata: Mapping[str, object]) -> None:
-        if node != "mine":
-            raise ProtocolError("PERMISSION_DENIED", f"not {node}")
+    def admit(peer: Peer, said: str, metadata: Mapping[str, object]) -> str:
+        if said == "other":
+            raise ProtocolError("PERMISSION_DENIED", f"not {said}")
+        return PeerRules().authorize(peer, said, metadata)
 
     reports = LoadReports()
     async with served(dict(LoadReporting(reports, admit).handlers())) as channel:

@@ -271,7 +271,7 @@ async def test_clusters_of_one_identity_hold_back_nobody_elses_routes(identity: 
     """Security: another peer claims the same node id, and never answers on its stream for clusters."""
     store = store_with(cluster("a"), route("r", "a"))
     times = [0.0]
-    served = Streams(store, lambda *_: ENVOY_VIEW, lambda: times[0], authorize=lambda *_: None)
+    served = Streams(store, lambda *_: ENVOY_VIEW, lambda: times[0], authorize=lambda _peer, said, _metadata: said)
     clusters = ScriptedCall("/envoy.service.cluster.v3.ClusterDiscoveryService/DeltaClusters")
     clusters.peer = Peer("ipv4:10.0.0.1:1", ("spiffe://t/one",), is_encrypted=True)
     routes = ScriptedCall("/envoy.service.route.v3.RouteDiscoveryService/DeltaRoutes")
@@ -297,7 +297,9 @@ async def test_clusters_of_one_identity_hold_back_nobody_elses_routes(identity: 
 async def test_names_of_all_streams_of_an_identity_are_limited_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits: what a stream gives up, or had when it ended, makes room; nobody else's streams count."""
     monkeypatch.setattr(limits, "MAX_IDENTITY_BYTES", 2 * (1000 + NAME_COST))
-    served = Streams(ResourceStore(), lambda *_: ENVOY_VIEW, time.monotonic, authorize=lambda *_: None)
+    served = Streams(
+        ResourceStore(), lambda *_: ENVOY_VIEW, time.monotonic, authorize=lambda _peer, said, _metadata: said
+    )
     one, two = ("spiffe://t/one",), ("spiffe://t/two",)
 
     async def opened(identities: tuple[str, ...], name: str) -> tuple[ScriptedCall, asyncio.Task[None]]:

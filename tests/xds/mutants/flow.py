@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from tests.xds import test_a1_identity as identity
 from tests.xds import test_a5_flow as a5
 from tests.xds import test_a5_services as services
 from tests.xds.mutation import Edit, Mutant, Seen, Value, no_response, noise
 from tests.xds.resources import CDS, EDS, RTDS
 from tests.xds.wire import Variant
 from xdsbpf.xds import (
+    access,
     client_status,
     delta,
     exchange,
@@ -94,6 +96,14 @@ MUTANTS: tuple[Mutant, ...] = (
             "response = await client.receive(EDS)",
             "the stream ended: StatusCode.RESOURCE_EXHAUSTED, 'SERVER: Received message larger than max",
         ),
+    ),
+    Mutant(
+        46,
+        "who may be no client is heard",
+        Edit(access.AccessControl, "_check", "identify_client", "identify"),
+        identity.test_who_may_be_no_client_at_all_is_refused_before_it_says_anything,
+        DELTA,
+        Seen("code, text = await nobody.end(EDS)", "the stream is still open within 0.6 s"),
     ),
     Mutant(
         47,

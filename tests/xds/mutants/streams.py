@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from tests.xds import test_a1_identity as identity
 from tests.xds import test_a1_streams as a1
 from tests.xds.mutation import Edit, Mutant, Seen, no_response
 from tests.xds.resources import EDS, LDS
 from tests.xds.wire import Variant
-from xdsbpf.xds import delta, request, session, sotw
+from xdsbpf.xds import delta, peers, request, session, sotw
 
 SOTW, DELTA, DELTA_TYPE = Variant.SOTW_ADS, Variant.DELTA_ADS, Variant.DELTA_TYPE
 
@@ -39,6 +40,26 @@ MUTANTS: tuple[Mutant, ...] = (
         a1.test_a_node_that_changes_ends_the_stream_and_one_that_is_repeated_does_not,
         DELTA,
         Seen("assert (await client.end(EDS))[0] is INVALID", "the stream is still open within 0.6 s"),
+    ),
+    Mutant(
+        2,
+        "a certificate stands for no node id",
+        Edit(peers.PeerRules, "node_id_of", "identity is None", "True"),
+        identity.test_a_certificate_that_entitles_to_one_node_id_stands_for_it,
+        DELTA,
+        Seen(
+            'await client.expect(EDS, {"a": 1})',
+            "the stream ended: StatusCode.INVALID_ARGUMENT, 'the first request of a stream has no node.id",
+        ),
+    ),
+    Mutant(
+        2,
+        "a certificate stands for the first of several node ids",
+        Edit(peers.PeerRules, "node_id_of", "len(set(choices)) > 1", "False"),
+        identity.test_a_certificate_that_entitles_to_several_node_ids_stands_for_none,
+        Variant.SOTW_TYPE,
+        Seen("code, text = await client.end(EDS)", "the stream is still open within 0.6 s"),
+        {"identity": identity.SEVERAL},
     ),
     Mutant(
         3,

@@ -38,7 +38,7 @@ class Limits(msgspec.Struct, frozen=True):
 class Timing(msgspec.Struct, frozen=True):
     """Seconds after which a connection that does nothing useful is let go."""
 
-    handshake_s: float = 10.0
+    handshake_s: float = 5.0
     """From the accepted socket to the client's first SETTINGS; the TLS handshake has as long again."""
     keepalive_s: float = 30.0
     """Silence after which the peer gets a PING."""
