@@ -192,7 +192,7 @@ class Database(Inputs):
         count = sum(len(cells) for cells in self._queries.values())
         for store in self._stores.values():
             count += len(store.cells)
-            count += sum(len(buckets.cells) + len(buckets.names_cells) for buckets in store.indexes.values())
+            count += sum(len(buckets.cells) + len(buckets.keys_cells) for buckets in store.indexes.values())
         return count
 
     def _below(self, query: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Cell, ...]:

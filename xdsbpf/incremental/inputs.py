@@ -59,15 +59,22 @@ class Inputs(Engine):
 
     def bucket_keys(self, index: Index[V, B]) -> tuple[B, ...]:
         """The keys of the buckets that are not empty, sorted; a recorded read."""
-        buckets = self._buckets(index)
+        return self._keys(self._buckets(index), shared=False)
+
+    def shared_keys(self, index: Index[V, B]) -> tuple[B, ...]:
+        """The keys of the buckets that several values are in, sorted; a recorded read."""
+        return self._keys(self._buckets(index), shared=True)
+
+    def _keys(self, buckets: Buckets, *, shared: bool) -> tuple[Any, ...]:
+        read = buckets.shared_keys if shared else buckets.keys
         run = self.running
         if run is None:
-            return buckets.keys()
-        cell = buckets.names_cells.get(None)
+            return read()
+        cell = buckets.keys_cells.get(shared)
         if cell is None:
-            cell = self._source(buckets.names_cells, None, buckets.keys())
+            cell = self._source(buckets.keys_cells, shared, read())
         run.reads[cell] = None
-        keys: tuple[B, ...] = cell.value
+        keys: tuple[Any, ...] = cell.value
         return keys
 
     def cells_reading(self, table: Table[K, Any], key: K) -> Iterator[Cell]:

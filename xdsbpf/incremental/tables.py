@@ -84,40 +84,50 @@ BULK: Final = 16
 class Buckets:
     """All buckets of one index in one database: table keys, sorted by `Store.rank` of their rows.
 
-    One value more or less costs O(log n) ranks; many at once cost one pass over the bucket.
+    A bucket is in `alone` with its one member or in `several` with its list of members: most buckets of most indexes
+    have one, and a list costs 60 bytes. One value more or less costs O(log n) ranks; many at once cost one pass over
+    the bucket.
     """
 
-    __slots__ = ("cells", "index", "members", "moved", "names", "names_cells", "store", "touched")
+    __slots__ = ("alone", "cells", "index", "keys_cells", "moved", "names", "several", "shared", "store", "touched")
 
     def __init__(self, index: Index[Any, Any], store: Store) -> None:
         self.index = index
         self.store = store
-        self.members: dict[Any, list[Any]] = {}
+        self.alone: dict[Any, Any] = {}
+        self.several: dict[Any, list[Any]] = {}
         self.cells: dict[Any, Cell] = {}
-        self.names: list[Any] | None = None  # sorted; kept once somebody asked
-        self.names_cells: dict[Any, Cell] = {}
+        self.names: list[Any] | None = None  # of all buckets, sorted; kept once somebody asked
+        self.keys_cells: dict[bool, Cell] = {}  # of `keys`, and for True of `shared_keys`
         self.touched: dict[Any, None] = {}
-        self.moved = False
+        self.moved = False  # there may be other buckets than before
+        self.shared = False  # other buckets than before may have several members
 
     def add(self, key: Any, members: list[Any]) -> None:
         """Put table keys, sorted by rank, into bucket `key`; their rows are in the store already."""
-        bucket = self.members.get(key)
-        rank = self.store.rank
+        bucket = self.several.get(key)
         if bucket is None:
-            self.members[key] = members
-            self.moved = True
-            if self.names is not None:
-                insort(self.names, key)
+            if key in self.alone:
+                members = sorted((self.alone.pop(key), *members), key=self.store.rank)
+            else:
+                self.moved = True
+                if self.names is not None:
+                    insort(self.names, key)
+            self._set(key, members)
         elif len(members) * BULK > len(bucket):
             bucket += members
-            bucket.sort(key=rank)
+            bucket.sort(key=self.store.rank)
         else:
             for member in members:
-                insort(bucket, member, key=rank)
+                insort(bucket, member, key=self.store.rank)
 
     def discard(self, key: Any, members: list[Any]) -> None:
         """Take table keys out of bucket `key`; their old rows are in the store still."""
-        bucket = self.members[key]
+        bucket = self.several.get(key)
+        if bucket is None:
+            del self.alone[key]
+            self._note_empty(key)
+            return
         if len(members) * BULK > len(bucket):
             gone = set(members)
             bucket[:] = [member for member in bucket if member not in gone]
@@ -125,11 +135,25 @@ class Buckets:
             rank = self.store.rank
             for member in members:
                 del bucket[bisect_left(bucket, rank(member), key=rank)]
-        if not bucket:
-            del self.members[key]
-            self.moved = True
-            if self.names is not None:
-                del self.names[bisect_left(self.names, key)]
+        if len(bucket) < 2:
+            del self.several[key]
+            self.shared = True
+            if bucket:
+                self.alone[key] = bucket[0]
+            else:
+                self._note_empty(key)
+
+    def _set(self, key: Any, members: list[Any]) -> None:
+        if len(members) == 1:
+            self.alone[key] = members[0]
+        else:
+            self.several[key] = members
+            self.shared = True
+
+    def _note_empty(self, key: Any) -> None:
+        self.moved = True
+        if self.names is not None:
+            del self.names[bisect_left(self.names, key)]
 
     def move_out(self, position: int, gone: list[Any], fresh: list[tuple[Any, Row]], stays: set[Any]) -> _Groups:
         """Take rows out of the buckets that they leave; bucket key -> the table keys that are to enter it, in order.
@@ -170,31 +194,34 @@ class Buckets:
                 self.touched[key] = None
 
     def values(self, key: Any) -> tuple[Any, ...]:
-        return tuple(map(self.store.rows.__getitem__, self.members.get(key, ())))
+        members = self.several.get(key)
+        if members is not None:
+            return tuple(map(self.store.rows.__getitem__, members))
+        return (self.store.rows[self.alone[key]],) if key in self.alone else ()
 
     def keys(self) -> tuple[Any, ...]:
         if self.names is None:
-            self.names = sorted(self.members)
+            self.names = sorted([*self.alone, *self.several])
         return tuple(self.names)
+
+    def shared_keys(self) -> tuple[Any, ...]:
+        """The keys of the buckets that have more than one member, sorted."""
+        return tuple(sorted(self.several))
 
     def settle(self, clock: int) -> Iterable[Cell]:
         """Bring the cells up to date after a change; yield those whose contents changed."""
         touched, self.touched = self.touched, {}
-        for key in touched:
-            cell = self.cells[key]
-            values = self.values(key)
-            if values != cell.value:
-                cell.value = values
+        stale = [(self.cells[key], self.values(key)) for key in touched]
+        if self.moved and False in self.keys_cells:
+            stale.append((self.keys_cells[False], self.keys()))
+        if self.shared and True in self.keys_cells:
+            stale.append((self.keys_cells[True], self.shared_keys()))
+        self.moved = self.shared = False
+        for cell, value in stale:
+            if value != cell.value:
+                cell.value = value
                 cell.changed = clock
                 yield cell
-        if self.moved:
-            self.moved = False
-            for cell in self.names_cells.values():
-                keys = self.keys()
-                if keys != cell.value:
-                    cell.value = keys
-                    cell.changed = clock
-                    yield cell
 
 
 class Store:

@@ -121,6 +121,12 @@ def _octets(text: str) -> bytes | None:
     return None if head is None or tail is None else head + tail
 
 
+def is_usable(text: str) -> bool:
+    """Whether an address has no `refusal`."""
+    octets = _octets(text)
+    return octets is not None and (octets[0] not in _SUSPECT or not _reserved(octets))
+
+
 def refusal(text: str) -> str:
     """Why traffic must not be sent to this address, or "" for a usable IPv4 unicast address.
 

@@ -13,7 +13,7 @@ from xdsbpf.incremental import ABSENT, Database, query
 from xdsbpf.mesh.addresses import examined
 from xdsbpf.mesh.codes import refuse, warn
 from xdsbpf.mesh.destination_rules import subsets
-from xdsbpf.mesh.inputs import PODS, PODS_BY_BLOCK, SLICES_BY_SERVICE, address_block
+from xdsbpf.mesh.inputs import PODS, PODS_BY_ADDRESS, SLICES_BY_SERVICE
 from xdsbpf.mesh.services import PortInfo, service
 from xdsbpf.model.kube import EndpointSlice, Pod, SliceEndpoint, SlicePort
 from xdsbpf.model.scalars import Labels, is_subset
@@ -104,7 +104,7 @@ def _pod(db: Database, slice_: EndpointSlice, entry: SliceEndpoint, position: in
                 f"endpoints[{position}].targetRef",
                 f"{named.id} does not have the address {address}: its labels are not used",
             )
-    live = [pod for pod in db.bucket(PODS_BY_BLOCK, address_block(address)) if address in pod.addresses]
+    live = db.bucket(PODS_BY_ADDRESS, address)
     return live[0] if len(live) == 1 else None
 
 

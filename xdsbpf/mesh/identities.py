@@ -7,28 +7,26 @@ cannot be told apart is not trusted (fail closed).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Final
 
 import msgspec
 
 from xdsbpf.diagnostics import ObjectId, Origin
 from xdsbpf.incremental import Database, query
-from xdsbpf.mesh.addresses import packed, refusal
+from xdsbpf.mesh.addresses import is_usable, packed, refusal
 from xdsbpf.mesh.codes import warn
 from xdsbpf.mesh.inputs import (
     NODES_BY_NAME,
     PODS_BY_ACCOUNT,
-    PODS_BY_BLOCK,
+    PODS_BY_ADDRESS,
     PODS_BY_NODE,
-    address_block,
     has_own_address,
     object_id,
     settings,
 )
 from xdsbpf.model.kube import Pod
 from xdsbpf.model.names import spiffe_id
-from xdsbpf.model.scalars import Labels, lookup
+from xdsbpf.model.scalars import lookup
 
 NODE_PROXY: Final = "xdsbpf:node-proxy"
 """Reserved identity: the source addresses of the nodes' proxies."""
@@ -37,101 +35,89 @@ PROXY_ADDRESS: Final = "xdsbpf.io/proxy-address"
 """Annotation of a Node: source address of its proxy."""
 
 
-class Workload(msgspec.Struct, frozen=True, gc=False):
-    """A pod with an address of its own, and sometimes others; `identity` is its SPIFFE id."""
-
-    namespace: str
-    pod: str
-    uid: str
-    labels: Labels
-    address: str
-    others: tuple[str, ...]
-    identity: str
-    is_running: bool
-
-    @property
-    def addresses(self) -> tuple[str, ...]:
-        """All its addresses, at least one; made when asked for, so that they cost no memory."""
-        return (self.address, *self.others)
-
-    @property
-    def name(self) -> str:
-        """`<namespace>/<pod>`, made as the addresses are."""
-        return f"{self.namespace}/{self.pod}"
-
-
 @query
-def workloads_of_node(db: Database, node: str) -> tuple[Workload, ...]:
-    """Workloads of a node, sorted by name: its pods but for those that have no address of their own."""
-    trust_domain = settings(db).trust_domain
-    found = []
-    for pod in db.bucket(PODS_BY_NODE, node):
-        addresses = own_addresses(pod)
-        if not addresses:
-            continue
+def pods_of_node(db: Database, node: str) -> tuple[Pod, ...]:
+    """The pods of a node that have addresses of their own, sorted by namespace and name joined with "/"."""
+    found = [pod for pod in db.bucket(PODS_BY_NODE, node) if own_addresses(pod)]
+    for pod in found:
         db.cite(pod)
-        meta = pod.metadata
-        identity = spiffe_id(trust_domain, meta.namespace, pod.service_account)
-        is_running = pod.status.phase == "Running"
-        first, others = addresses[0], addresses[1:]
-        found.append(Workload(meta.namespace, meta.name, meta.uid, meta.labels, first, others, identity, is_running))
-    found.sort(key=lambda workload: workload.name)
+    found.sort(key=workload_name)
     return tuple(found)
+
+
+def workload_name(pod: Pod) -> str:
+    """`<namespace>/<pod>`, as a pod is called in the kernel's resources."""
+    meta = pod.metadata
+    return f"{meta.namespace}/{meta.name}"
 
 
 def own_addresses(pod: Pod) -> tuple[str, ...]:
     """The usable addresses of a pod that are its own; none of a finished pod or one on the host's network."""
-    return tuple([address for address in pod.addresses if not refusal(address)]) if has_own_address(pod) else ()
+    if not has_own_address(pod):
+        return ()
+    addresses = pod.addresses
+    if len(addresses) == 1:
+        return addresses if is_usable(addresses[0]) else ()
+    return tuple([address for address in addresses if is_usable(address)])
 
 
-def contested(db: Database, addresses: Iterable[str]) -> frozenset[str]:
-    """Those of some addresses, and of others near them, that running pods of several identities claim."""
-    blocks = dict.fromkeys(map(address_block, addresses))
-    return frozenset(address for block in blocks for address in _contested_addresses(db, block))
+def identity_of(db: Database, pod: Pod) -> str:
+    """The SPIFFE id of a pod."""
+    return spiffe_id(settings(db).trust_domain, pod.metadata.namespace, pod.service_account)
 
 
-def is_seen_at(db: Database, workload: Workload, address: str) -> bool:
-    """Whether a running pod has a workload's identity at an address, if that is not `contested`."""
-    return workload.is_running or any(
-        address in pod.addresses and _identity_of(db, pod) == workload.identity
-        for pod in _running_pods(db, address_block(address))
-    )
+def is_seen_at(db: Database, pod: Pod, address: str) -> bool:
+    """Whether a running pod has a pod's identity at an address of it, if the address is not contested."""
+    if pod.status.phase == "Running":
+        return True
+    identity = identity_of(db, pod)
+    return any(identity_of(db, other) == identity for other in _running_at(db, address))
 
 
-def _running_pods(db: Database, block: str) -> list[Pod]:
-    return [pod for pod in db.bucket(PODS_BY_BLOCK, block) if pod.status.phase == "Running"]
+def _running_at(db: Database, address: str) -> list[Pod]:
+    return [pod for pod in db.bucket(PODS_BY_ADDRESS, address) if pod.status.phase == "Running"]
 
 
-def _identity_of(db: Database, pod: Pod) -> str:
-    return spiffe_id(settings(db).trust_domain, pod.namespace, pod.service_account)
+class _Contested(msgspec.Struct, frozen=True):
+    """An address without an identity: who claims it, running, and on which nodes there are pods that have it."""
+
+    address: str
+    names: tuple[str, ...]
+    nodes: tuple[str, ...]
 
 
 @query
-def _contested_addresses(db: Database, block: str) -> tuple[str, ...]:
-    """Addresses of a block's running pods that have no identity (reported), sorted; mostly none.
+def _contested_addresses(db: Database) -> tuple[_Contested, ...]:
+    """Addresses that running pods of several identities, or a running pod and a proxy, claim (reported); mostly none.
 
-    An identity depends on these only: a pod that comes or goes leaves the other identities of its block alone.
+    Reads no pod but those: a pod that comes or goes is no reason to look at the others again.
     """
-    trust_domain = settings(db).trust_domain
-    first: dict[str, str] = {}
-    several: dict[str, set[str]] = {}
-    running = _running_pods(db, block)
-    for pod in running:
-        name = spiffe_id(trust_domain, pod.metadata.namespace, pod.service_account)
-        for address in pod.addresses:
-            if first.setdefault(address, name) != name:
-                several.setdefault(address, {first[address]}).add(name)
-    for address in _written_proxy_addresses(db) if running else ():
-        if address in first:
+    proxies = _written_proxy_addresses(db)
+    found = []
+    for address in sorted({*proxies, *db.shared_keys(PODS_BY_ADDRESS)}):
+        running = _running_at(db, address)
+        names = {identity_of(db, pod) for pod in running}
+        if names and address in proxies:
             # Security: the proxies' identity passes every policy, no pod may share their address.
-            several.setdefault(address, {first[address]}).add(NODE_PROXY)
-    # A pod's other addresses are in other blocks, with the other pods that claim them.
-    several = {address: names for address, names in several.items() if address_block(address) == block}
-    for pod in running if several else ():
-        for address in pod.addresses:
-            if address in several:
-                _report_contested(db, pod.id, address, several[address])
-    return tuple(sorted(several))
+            names.add(NODE_PROXY)
+        if len(names) > 1:
+            for pod in running:
+                _report_contested(db, pod.id, address, names)
+            nodes = {pod.spec.node_name for pod in db.bucket(PODS_BY_ADDRESS, address)}
+            found.append(_Contested(address, tuple(sorted(names)), tuple(sorted(nodes))))
+    return tuple(found)
+
+
+@query
+def contested_on_node(db: Database, node: str) -> tuple[str, ...]:
+    """The addresses of a node's pods that have no identity, sorted; mostly none."""
+    return tuple(found.address for found in _contested_addresses(db) if node in found.nodes)
+
+
+@query
+def _contested_of(db: Database, name: str) -> tuple[str, ...]:
+    """The addresses that an identity claims and does not have, sorted; mostly none."""
+    return tuple(found.address for found in _contested_addresses(db) if name in found.names)
 
 
 def _report_contested(db: Database, id: ObjectId, address: str, names: set[str]) -> None:
@@ -166,7 +152,7 @@ def identity(db: Database, name: str) -> tuple[str, ...]:
         if usable:
             db.cite(pod)
             found.update(usable)
-    return tuple(sorted(found - contested(db, sorted(found)), key=packed))
+    return tuple(sorted(found.difference(_contested_of(db, name)), key=packed))
 
 
 def namespace_of_identity(name: str) -> str:
@@ -194,8 +180,8 @@ def proxy_address(db: Database, node: str) -> str:
     hint = f"give the proxy an address of its own on the node and annotate the Node with {PROXY_ADDRESS}"
     reason = refusal(written) if written else f"is not given: the annotation {PROXY_ADDRESS} is missing"
     if not reason:
-        claimants = (pod for pod in db.bucket(PODS_BY_BLOCK, address_block(written)) if written in pod.addresses)
-        reason = next((f"is also that of {pod.id}" for pod in claimants), "")
+        claimants = db.bucket(PODS_BY_ADDRESS, written)
+        reason = f"is also that of {claimants[0].id}" if claimants else ""
     manifests = db.bucket(NODES_BY_NAME, node)
     if reason:
         if manifests:
@@ -216,7 +202,9 @@ def _written_proxy_address(db: Database, node: str) -> str:
 
 @query
 def _written_proxy_addresses(db: Database) -> tuple[str, ...]:
-    return tuple(_written_proxy_address(db, node) for node in db.bucket_keys(NODES_BY_NAME))
+    """What the nodes' annotations say, each once, sorted."""
+    written = {_written_proxy_address(db, node) for node in db.bucket_keys(NODES_BY_NAME)}
+    return tuple(sorted(written - {""}))
 
 
 @query

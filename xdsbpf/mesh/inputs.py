@@ -120,16 +120,8 @@ def has_own_address(pod: Pod) -> bool:
     return not pod.spec.host_network and pod.status.phase not in ("Succeeded", "Failed")
 
 
-def address_block(address: str) -> str:
-    """Bucket key of an address: its first three octets.
-
-    One bucket per address would cost a cell per pod; the pods of a block are few.
-    """
-    return address.rpartition(".")[0]
-
-
-def _address_blocks(pod: Pod) -> tuple[str, ...]:
-    return tuple(map(address_block, pod.addresses)) if has_own_address(pod) else ()
+def _own_addresses(pod: Pod) -> tuple[str, ...]:
+    return pod.addresses if has_own_address(pod) else ()
 
 
 SERVICES_BY_NAME = Index("services_by_name", SERVICES, keys=lambda v: ((v.namespace, v.name),))
@@ -139,7 +131,8 @@ SLICES_BY_SERVICE = Index("slices_by_service", ENDPOINT_SLICES, keys=_slice_serv
 PODS_BY_KIND = Index("pods_by_kind", PODS, keys=lambda v: ((v.metadata.namespace, v.metadata.labels),))
 PODS_BY_NODE = Index("pods_by_node", PODS, keys=lambda v: (v.spec.node_name,) if v.spec.node_name else ())
 PODS_BY_ACCOUNT = Index("pods_by_account", PODS, keys=lambda v: ((v.metadata.namespace, v.service_account),))
-PODS_BY_BLOCK = Index("pods_by_block", PODS, keys=_address_blocks)
+PODS_BY_ADDRESS = Index("pods_by_address", PODS, keys=_own_addresses)
+"""Read it for addresses that are asked for by name or are shared: a read of every pod's bucket is a cell per pod."""
 NODES_BY_NAME = Index("nodes_by_name", NODES, keys=lambda v: (v.name,))
 VIRTUAL_SERVICES_BY_HOST = Index(
     "virtual_services_by_host",

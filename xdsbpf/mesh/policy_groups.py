@@ -19,16 +19,14 @@ from xdsbpf.mesh.codes import warn
 from xdsbpf.mesh.endpoints import Endpoint, subset_endpoints
 from xdsbpf.mesh.identities import own_addresses
 from xdsbpf.mesh.inputs import (
-    PODS_BY_BLOCK,
+    PODS_BY_ADDRESS,
     PODS_BY_KIND,
     POLICIES_BY_NAMESPACE,
-    address_block,
     object_id,
     settings,
 )
 from xdsbpf.mesh.policy_rules import Subject, policy_rules
 from xdsbpf.model.address_block import BlockSet, parse_block
-from xdsbpf.model.kube import Pod
 from xdsbpf.model.scalars import Labels
 
 
@@ -176,11 +174,16 @@ def _destination_groups(db: Database, host: str, port: int, subset: str) -> tupl
         found.update(GroupPort(name(entry.address), entry.port) for entry in alike)
     places = {(endpoint.address, endpoint.port) for endpoint in members}
     numbers = {number for _, number in places}
-    for block in {address_block(address) for address, _ in places}:
+    for block in {_block(address) for address, _ in places}:
         for address, namespace, labels in _shared_addresses(db, block):
             group = group_naming(db, workload_policies(db, namespace, labels))(address)
             found.update(GroupPort(group, number) for number in numbers if (address, number) in places)
     return tuple(sorted(found))
+
+
+def _block(address: str) -> str:
+    """An address without its last octet."""
+    return address.rpartition(".")[0]
 
 
 @query
@@ -190,13 +193,9 @@ def _shared_addresses(db: Database, block: str) -> tuple[tuple[str, str, Labels]
     Security: the kernel guards an address by the policies of all who claim it; so must the proxy, or a
     pod of one's own with another's address would lead through the proxy around the other's policies.
     """
-    claims: dict[str, list[Pod]] = {}
-    for pod in db.bucket(PODS_BY_BLOCK, block):
-        for address in pod.addresses:
-            claims.setdefault(address, []).append(pod)
     return tuple(
         (address, pod.namespace, pod.metadata.labels)
-        for address in sorted(claims)
-        if len(claims[address]) > 1
-        for pod in claims[address]
+        for address in db.shared_keys(PODS_BY_ADDRESS)
+        if _block(address) == block
+        for pod in db.bucket(PODS_BY_ADDRESS, address)
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import Counter
 
 import msgspec
 import pytest
@@ -38,6 +39,12 @@ def names(db: Database, host: str) -> tuple[str, ...]:
 def hosts(db: Database) -> tuple[str, ...]:
     runs.append("hosts")
     return db.bucket_keys(BY_HOST)
+
+
+@query
+def shared(db: Database) -> tuple[str, ...]:
+    runs.append("shared")
+    return db.shared_keys(BY_HOST)
 
 
 def put(db: Database, *rules: Rule) -> None:
@@ -132,6 +139,29 @@ def test_bucket_keys_are_sorted_and_hold_only_buckets_that_are_not_empty() -> No
     assert runs == []
 
 
+def test_shared_keys_change_only_when_a_bucket_gets_its_second_member_or_loses_it() -> None:
+    db = Database()
+    put(db, Rule("a", ("x", "y")), Rule("b", ("z",)))
+    db.watch(shared)
+    db.drain()
+    assert shared(db) == ()
+    runs.clear()
+    for rule in (Rule("c", ("w",)), Rule("a", ("x", "y"), weight=2), Rule("b", ("v",))):
+        put(db, rule)
+        assert db.drain() is None
+    assert runs == []
+    put(db, Rule("b", ("x",)))
+    assert shared(db) == ("x",)
+    put(db, Rule("c", ("x", "y")))
+    assert shared(db) == ("x", "y")
+    with db.change() as change:
+        change.remove(RULES, "a")
+        change.remove(RULES, "b")
+    assert shared(db) == ()
+    assert db.bucket(BY_HOST, "y") == (Rule("c", ("x", "y")),)
+    assert db.bucket_keys(BY_HOST) == ("x", "y")
+
+
 def test_a_value_that_names_a_bucket_twice_is_in_it_once() -> None:
     db = Database()
     put(db, Rule("a", ("x", "x")))
@@ -187,4 +217,6 @@ def test_a_large_bucket_stays_sorted_through_single_changes_and_through_batches(
                 (rule for rule in expected.values() if key in rule.hosts), key=lambda rule: (rule.created, rule.name)
             )
             assert db.bucket(BY_HOST, key) == tuple(members)
-        assert db.bucket_keys(BY_HOST) == tuple(sorted({key for rule in expected.values() for key in rule.hosts}))
+        counts = Counter(key for rule in expected.values() for key in rule.hosts)
+        assert db.bucket_keys(BY_HOST) == tuple(sorted(counts))
+        assert db.shared_keys(BY_HOST) == tuple(key for key in sorted(counts) if counts[key] > 1)

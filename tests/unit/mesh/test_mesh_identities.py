@@ -8,14 +8,15 @@ from tests.builders import Mesh, bookinfo, node, pod, workload
 from xdsbpf.incremental.cells import Cell
 from xdsbpf.mesh.identities import (
     NODE_PROXY,
-    contested,
+    contested_on_node,
     identities,
     identity,
+    identity_of,
     is_seen_at,
     known_nodes,
+    pods_of_node,
     proxy_address,
     proxy_addresses,
-    workloads_of_node,
 )
 from xdsbpf.mesh.inputs import MeshSettings
 
@@ -47,7 +48,7 @@ def test_the_trust_domain_is_a_setting() -> None:
 def test_an_address_that_two_identities_claim_has_none() -> None:
     mesh = Mesh(pod("a", "10.0.0.1", account="a"), pod("b", "10.0.0.1", account="b"))
     assert identities(mesh.db) == ()
-    assert contested(mesh.db, ["10.0.0.1"]) == {"10.0.0.1"}
+    assert contested_on_node(mesh.db, "node1") == ("10.0.0.1",)
     assert len(mesh.findings("XB2012")) == 2
     mesh.remove(pod("b", "").id)
     assert identity(mesh.db, A) == ("10.0.0.1",)
@@ -56,17 +57,17 @@ def test_an_address_that_two_identities_claim_has_none() -> None:
 def test_a_pod_that_does_not_run_is_seen_where_a_running_one_has_its_identity() -> None:
     waiting = pod("waiting", "10.0.0.1", account="a", phase="Pending")
     alone = Mesh(waiting)
-    (found,) = workloads_of_node(alone.db, "node1")
+    (found,) = pods_of_node(alone.db, "node1")
     assert not is_seen_at(alone.db, found, "10.0.0.1")
     assert not is_seen_at(Mesh(waiting, pod("b", "10.0.0.1", account="b")).db, found, "10.0.0.1")
     assert is_seen_at(Mesh(waiting, pod("a", "10.0.0.1", account="a")).db, found, "10.0.0.1")
 
 
-def test_an_address_in_another_block_does_not_hide_who_claims_it_there() -> None:
+def test_a_contested_address_is_so_on_every_node_that_has_it_and_leaves_a_pods_others_alone() -> None:
     both = pod("a", "10.0.0.1", account="a", others=("10.0.1.1",))
-    mesh = Mesh(both, pod("b", "10.0.1.1", account="b"))
-    assert contested(mesh.db, ["10.0.0.1"]) == set()
-    assert contested(mesh.db, ["10.0.1.9"]) == {"10.0.1.1"}
+    waiting = pod("c", "10.0.1.1", account="a", node="node3", phase="Pending")
+    mesh = Mesh(both, pod("b", "10.0.1.1", account="b", node="node2"), waiting, pod("d", "10.0.1.2", node="node4"))
+    assert [contested_on_node(mesh.db, f"node{number}") for number in range(1, 5)] == [*[("10.0.1.1",)] * 3, ()]
     assert identity(mesh.db, A) == ("10.0.0.1",)
 
 
@@ -117,21 +118,21 @@ def test_nodes_are_known_from_node_objects_and_from_pods() -> None:
     assert known_nodes(Mesh(node("b"), pod("x", "10.0.0.1", node="a")).db) == ("a", "b")
 
 
-def test_workloads_of_a_node_are_its_pods_sorted() -> None:
+def test_pods_of_a_node_are_sorted_by_name() -> None:
     mesh = Mesh(*bookinfo())
-    found = workloads_of_node(mesh.db, "node2")
-    assert [entry.name for entry in found] == ["default/ratings-v1", "default/reviews-v2", "default/reviews-v3"]
-    assert found[0].identity == "spiffe://cluster.local/ns/default/sa/bookinfo-ratings"
+    found = pods_of_node(mesh.db, "node2")
+    assert [entry.name for entry in found] == ["ratings-v1", "reviews-v2", "reviews-v3"]
+    assert identity_of(mesh.db, found[0]) == "spiffe://cluster.local/ns/default/sa/bookinfo-ratings"
 
 
 def test_a_moved_pod_changes_both_nodes() -> None:
     mesh = Mesh(workload("a", "v1", "10.0.0.1", node="n1"))
     mesh.put(workload("a", "v1", "10.0.0.1", node="n2"))
-    assert workloads_of_node(mesh.db, "n1") == ()
-    assert len(workloads_of_node(mesh.db, "n2")) == 1
+    assert pods_of_node(mesh.db, "n1") == ()
+    assert len(pods_of_node(mesh.db, "n2")) == 1
 
 
-def test_a_pod_that_comes_to_a_block_leaves_the_other_identities_of_the_block_alone(
+def test_a_pod_that_comes_leaves_other_identities_alone_unless_it_has_their_address(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     mesh = Mesh(pod("a1", "10.0.0.2", account="a"), pod("b1", "10.0.0.3", account="b"))

@@ -21,8 +21,8 @@ from xdsbpf.compile.envoy.encoding import resource
 from xdsbpf.compile.envoy.newer_messages import cel_formatter, set_filter_state
 from xdsbpf.diagnostics import Origin
 from xdsbpf.incremental import ABSENT, Absent, Database, query
-from xdsbpf.mesh.identities import Workload, contested, is_seen_at, workloads_of_node
-from xdsbpf.mesh.inputs import object_id
+from xdsbpf.mesh.identities import contested_on_node, identity_of, is_seen_at, own_addresses, pods_of_node
+from xdsbpf.model.kube import Pod
 from xdsbpf.model.names import EXTENSION
 from xdsbpf.model.resource import Resource
 
@@ -50,47 +50,47 @@ def table(db: Database, node: str, name: str) -> Resource | Absent:
     """The identity table of a node's pods; ABSENT for any other name."""
     if name != names.SOURCE_IDENTITY:
         return ABSENT
-    workloads = workloads_of_node(db, node)
-    unknown = contested(db, (address for workload in workloads for address in workload.addresses))
+    pods = pods_of_node(db, node)
+    unknown = contested_on_node(db, node)
     entries: dict[str, Entry] = {}
     shared: set[str] = set()
-    for workload in workloads:
-        for entry in _entries(db, workload, unknown):
+    for pod in pods:
+        for entry in _entries(db, pod, unknown):
             other = entries.setdefault(entry.address, entry)
             if other is not entry and other != entry:
                 shared.add(entry.address)
     # A key given twice is an error of the whole CEL map: every source of the node would be unknown.
     for address in sorted(shared):
         del entries[address]
-    for workload in workloads if shared else ():
-        for entry in _entries(db, workload, unknown):
+    for pod in pods if shared else ():
+        for entry in _entries(db, pod, unknown):
             if entry.address in shared:
                 text = f"{entry.address} is that of several pods with different labels: "
                 text += "to the proxy it is an unknown source"
-                warn(db.report, IDENTITY_SHARED, _origin(workload), text, "delete the stale pods")
+                warn(db.report, IDENTITY_SHARED, _origin(pod), text, "delete the stale pods")
     return resource(EXTENSION, name, identity_table(tuple(entries[address] for address in sorted(entries))))
 
 
-def _origin(workload: Workload) -> Origin:
-    return Origin(object_id("Pod", workload.namespace, workload.pod), "metadata.labels")
+def _origin(pod: Pod) -> Origin:
+    return Origin(pod.id, "metadata.labels")
 
 
-def _entries(db: Database, workload: Workload, unknown: frozenset[str]) -> list[Entry]:
+def _entries(db: Database, pod: Pod, unknown: tuple[str, ...]) -> list[Entry]:
     """Entries of one pod: its addresses but for `unknown` ones, if its identity can be written safely."""
-    account = workload.identity.rpartition("/")[2]
-    text = attributes(workload.namespace, account, workload.labels)
-    if not is_safe(workload.identity + text):
+    identity = identity_of(db, pod)
+    text = attributes(pod.metadata.namespace, pod.service_account, pod.metadata.labels)
+    if not is_safe(identity + text):
         fail(
             db.report,
             IDENTITY_UNSAFE,
-            _origin(workload),
+            _origin(pod),
             "a label or the identity holds an unsafe character: the pod is an unknown source to the proxy",
         )
         return []
     return [
-        Entry(address, workload.identity, text)
-        for address in workload.addresses
-        if address not in unknown and is_seen_at(db, workload, address)
+        Entry(address, identity, text)
+        for address in own_addresses(pod)
+        if address not in unknown and is_seen_at(db, pod, address)
     ]
 
 

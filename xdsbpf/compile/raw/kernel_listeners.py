@@ -23,7 +23,7 @@ from xdsbpf.compile.raw.resources import BY_FAMILY, Globs
 from xdsbpf.diagnostics import Diagnostic, ObjectId, Origin, Severity
 from xdsbpf.incremental import ABSENT, Database, Index, query
 from xdsbpf.mesh.addresses import service_at
-from xdsbpf.mesh.inputs import ENVOY_RESOURCES, PATCHED_TYPES, PODS_BY_BLOCK, address_block
+from xdsbpf.mesh.inputs import ENVOY_RESOURCES, PATCHED_TYPES, PODS_BY_ADDRESS
 from xdsbpf.mesh.policy_groups import workload_policies
 from xdsbpf.mesh.traffic_mode import Plane
 from xdsbpf.model.envoy_resource import EnvoyResource
@@ -151,9 +151,9 @@ def _check_place(db: Database, entry: EnvoyResource, chain: _Chain) -> None:
     owner = service_at(db, address)
     if owner is not None:
         raise NotForKernel("address", f"{address} is that of Service/{owner[0]}/{owner[1]}")
-    for pod in db.bucket(PODS_BY_BLOCK, address_block(address)):
+    for pod in db.bucket(PODS_BY_ADDRESS, address):
         # Security: the kernel checks the policies of where a connection ends, and it would not end there.
-        if address in pod.addresses and workload_policies(db, pod.namespace, pod.metadata.labels):
+        if workload_policies(db, pod.namespace, pod.metadata.labels):
             raise NotForKernel("address", f"{address} is that of {pod.id}, which policies guard")
 
 
