@@ -101,6 +101,8 @@ class ServeConfig(msgspec.Struct, frozen=True):
     """0: connections have no age."""
     quarantine: bool = True
     """See `Session`."""
+    resource_errors: tuple[str, ...] = ()
+    """Globs of the node ids of clients that read `resource_errors`."""
 
 
 def spare_collector() -> None:
@@ -180,6 +182,7 @@ class ControlPlane:
             },
             quarantine=config.quarantine,
             max_age_s=config.max_connection_age_s,
+            resource_errors=config.resource_errors,
             transport=lambda handlers: TRANSPORTS[config.transport](handlers, max_age_s=config.max_connection_age_s),
         )
         validator = EnvoyValidator(config.validate_with) if config.validate_with is not None else None

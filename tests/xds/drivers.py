@@ -166,6 +166,7 @@ def _server(store: ResourceStore, transport: str, rules: PeerRules) -> XdsServer
         time.monotonic,
         authorize=rules.authorize,
         access=AccessControl(rules, {}, time.monotonic),
+        resource_errors=("told-*",),
         more_handlers=handlers,
         transport=TRANSPORTS[transport],
     )

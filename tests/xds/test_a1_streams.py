@@ -160,6 +160,21 @@ async def test_names_of_an_unknown_type_are_kept_without_an_answer(lab: Lab) -> 
     await client.expect(CDS, {"a": 1})
 
 
+@pytest.mark.rule(5, on=ADS)
+async def test_names_of_a_type_that_is_not_served_keep_nothing_from_going(lab: Lab) -> None:
+    await lab.put(cluster("a"), cluster("b"))
+    client = lab.client()
+    for type_url in (UNKNOWN, *(() if lab.variant.is_delta else DELTA_ONLY)):
+        await client.subscribe(type_url, "x")
+    await client.subscribe(CDS)
+    await client.expect(CDS, {"a": 1, "b": 1})
+    await lab.remove((CDS, "b"))
+    if lab.variant.is_delta:
+        await client.expect(CDS, {}, removed=("b",))
+    else:
+        await client.expect_state(CDS, {"a": 1})
+
+
 @pytest.mark.rule(6, on=ALL)
 async def test_a_half_close_ends_the_stream_with_ok(lab: Lab) -> None:
     await lab.put(endpoints("a"))

@@ -252,15 +252,6 @@ async def test_a_missing_cluster_or_listener_is_answered_without_it(lab: Lab, ty
     await client.expect(type_url, {})
 
 
-@pytest.mark.rule(15, on=SOTW)
-async def test_errors_of_resources_go_to_no_client_that_did_not_announce_it(lab: Lab) -> None:
-    await lab.put(cluster("a"))
-    client = lab.client()
-    await client.subscribe(CDS, "a", "missing")
-    (response,) = await client.expect(CDS, {"a": 1})
-    assert not response.has_errors
-
-
 @pytest.mark.rule(16, on=SOTW)
 @pytest.mark.parametrize("type_url", [EDS, RDS])
 async def test_giving_up_all_names_is_not_answered(lab: Lab, type_url: str) -> None:

@@ -86,7 +86,7 @@ class Item(msgspec.Struct, frozen=True):
 class Response(msgspec.Struct, frozen=True):
     """A response of either kind; `version` is that of the response, `size` its length in bytes.
 
-    `has_errors` tells whether it carries resource_errors.
+    `errors` are its resource_errors, name -> status code.
     """
 
     type_url: str
@@ -95,7 +95,7 @@ class Response(msgspec.Struct, frozen=True):
     items: tuple[Item, ...]
     removed: tuple[str, ...]
     size: int
-    has_errors: bool
+    errors: dict[str, int]
 
     @property
     def holds(self) -> dict[str, int]:
@@ -108,6 +108,7 @@ def decode(raw: bytes, variant: Variant) -> Response:
     response = _delta(raw) if variant.is_delta else _whole(raw)
     names = [*(item.name for item in response.items), *response.removed]
     assert len(names) == len(set(names)), f"rule 30: a name twice in one response: {names}"
+    assert response.holds.keys().isdisjoint(response.errors), "TP3: a resource that is there, and an error of it"
     assert response.nonce, "a response without a nonce cannot be ACKed"
     return response
 
@@ -116,7 +117,7 @@ def _delta(raw: bytes) -> Response:
     message = DeltaDiscoveryResponse.FromString(raw)
     items = tuple(_item(entry, message.type_url) for entry in message.resources)
     removed = tuple(message.removed_resources)
-    errors = bool(message.resource_errors)
+    errors = _errors(message)
     return Response(message.type_url, message.nonce, message.system_version_info, items, removed, len(raw), errors)
 
 
@@ -130,8 +131,14 @@ def _whole(raw: bytes) -> Response:
             assert packed.type_url == message.type_url, "a resource of another type than its response"
             name, edition = read_any(packed)
             items.append(Item(name, message.version_info, edition))
-    errors = bool(message.resource_errors)
+    errors = _errors(message)
     return Response(message.type_url, message.nonce, message.version_info, tuple(items), (), len(raw), errors)
+
+
+def _errors(message: DiscoveryResponse | DeltaDiscoveryResponse) -> dict[str, int]:
+    found = {error.resource_name.name: error.error_detail.code for error in message.resource_errors}
+    assert len(found) == len(message.resource_errors), "a name twice in resource_errors"
+    return found
 
 
 def _item(entry: Resource, type_url: str) -> Item:

@@ -132,6 +132,9 @@ def serve(
         "--quarantine/--no-quarantine",
         help="let a client that refuses one resource of several have the others without it",
     ),
+    resource_errors: list[str] = typer.Option(
+        [], "--resource-errors", help="node id glob: clients that read resource_errors (xRFC TP3; repeatable)"
+    ),
     log_level: str = typer.Option("info", help="debug, info, warning or error"),
 ) -> None:
     """Serve Envoys and agents what manifests say.
@@ -142,6 +145,7 @@ def serve(
     import ipaddress
 
     from xdsbpf.mesh.inputs import MeshSettings
+    from xdsbpf.model.globs import MAX_GLOB
     from xdsbpf.serve import ControlPlane, ServeConfig
     from xdsbpf.sources.plugins import load_plugins
     from xdsbpf.web.admin import admin_app
@@ -155,6 +159,8 @@ def serve(
         fail(f"--transport {transport!r} is not a transport", Exit.USAGE, hint=" or ".join(sorted(TRANSPORTS)))
     if not filename and not envoy_resources:
         fail("there is nothing to serve", Exit.USAGE, hint="name manifests with -f, Envoy's own with --envoy-resources")
+    if any(not glob or len(glob) > MAX_GLOB for glob in resource_errors):
+        fail(f"--resource-errors takes a glob of 1 to {MAX_GLOB} characters", Exit.USAGE, hint="for example 'grpc-*'")
     missing = [path for path in (*filename, *envoy_resources) if not path.exists()]
     if missing:
         fail(f"{missing[0]} does not exist", Exit.BAD_INPUT, hint="name files and directories")
@@ -184,6 +190,7 @@ def serve(
             streams_per_identity=streams_per_identity,
         ),
         quarantine=quarantine,
+        resource_errors=tuple(resource_errors),
     )
 
     async def run() -> None:

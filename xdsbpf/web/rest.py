@@ -128,10 +128,12 @@ def _parse(body: bytes) -> DiscoveryRequest:
 
 
 def _version(answer: DiscoveryResponse) -> str:
-    """A hash of all resources; a `version:` of a file, which SotW would show, does not tell what there is."""
+    """A hash of all there is; a `version:` of a file, which SotW would show, does not tell that."""
     found = hashlib.blake2b(digest_size=8)
     for resource in answer.resources:
         found.update(b"%d %s" % (len(resource.value), resource.value))
+    for error in answer.resource_errors:
+        found.update(b"-%s" % error.resource_name.name.encode())
     return found.hexdigest()
 
 

@@ -13,6 +13,7 @@ from xdsbpf.model.resource import Resource
 from xdsbpf.xds import protocol, shared
 from xdsbpf.xds.references import NONE, REFERRING_TYPES, USING_TYPES, References, collections_of, merged, uses_of
 from xdsbpf.xds.request import DeltaRequest, Request
+from xdsbpf.xds.resource_errors import ERROR_BYTES, delta_errors
 from xdsbpf.xds.response import Page, Response, encode
 from xdsbpf.xds.session import Session
 from xdsbpf.xds.shared import SharedPage
@@ -224,12 +225,15 @@ class DeltaSession(Session):
     def _settle_missing(self, subscription: Subscription, name: str, stamp: int, page: Page, *, forced: bool) -> bool:
         held = subscription.held.get(name)
         if forced and self._reader.knows_type(subscription.type_url):
-            if not page.fits(len(name) + 4):
+            is_error = self._is_error_due(subscription, name)
+            if not page.fits(len(name) + 4 + (len(name) + ERROR_BYTES if is_error else 0)):
                 return False
             if held is None and subscription.type_url == names.VIRTUAL_HOST:
                 page.miss(name, stamp)
             else:
                 page.remove(name, stamp)
+                if is_error:
+                    page.fail(name, stamp)
         elif held is not None and subscription.type_url == names.POLICY:
             # With what takes its place: an address that two policies claim would admit nobody meanwhile.
             page.remove(name, stamp)
@@ -285,6 +289,7 @@ class DeltaSession(Session):
     def _send_page(self, subscription: Subscription, page: SharedPage, stamp: int, *, answer: bool = False) -> Response:
         """Send a page; `answer`: its names were asked for, so the missing ones are said to be."""
         removed = page.missing if answer else ()
+        errors = removed if self.takes_errors else ()
         message = self._reader.shared.message(page, removed, self._last_number, self._nonces)
         self._take_off(subscription, self._sent(page.versions, removed, stamp, page.uses), message)
         if page.references is not NONE:
@@ -295,7 +300,8 @@ class DeltaSession(Session):
             page.resources,
             removed,
             self._reader.revision,
-            message=message.data,
+            errors=errors,
+            message=message.data + delta_errors(errors) if errors else message.data,
         )
 
     def _sent(
@@ -326,4 +332,5 @@ class DeltaSession(Session):
             self._reader.revision,
             tuple(page.missing),
             tuple(page.withheld),
+            tuple(page.errors),
         )

@@ -7,7 +7,7 @@ that is fuller, and names noted as withheld or waiting. The lower half of `xds.s
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Final
 
 import msgspec
@@ -64,6 +64,8 @@ class PageFiller(abc.ABC):
     """What a session has to look at before a resource goes out; the session sets the attributes."""
 
     view: View
+    takes_errors = False
+    """The client reads `resource_errors`; set by the owner of a session before its first request."""
     _reader: Reader
     _gate: Gate | None
     _gate_revision: int
@@ -101,6 +103,18 @@ class PageFiller(abc.ABC):
         if resource is None or name in subscription.names:
             return resource
         return resource if not resource.on_demand and subscription.covers(name) else None
+
+    def _is_error_due(self, subscription: Subscription, name: str) -> bool:
+        """Whether the client is to read that a name does not exist; there are errors of names and globs only."""
+        return self.takes_errors and (name in subscription.names or name in subscription.globs)
+
+    def _errors_of(self, subscription: Subscription, asked: Iterable[str], found: Container[str]) -> list[str]:
+        """Of the names asked for those whose absence is to be read.
+
+        Never one that is in the same response (TP3): what is gone may have to stay in a set; nor one that has to wait.
+        """
+        absent = (name for name in asked if name not in found and self._visible(subscription, name) is None)
+        return [name for name in absent if self._is_error_due(subscription, name)]
 
     def _unmet(self, resource: Resource) -> tuple[Requirement, ...]:
         return self._gate.unmet(self.view.node, resource) if self._gate is not None else ()

@@ -14,6 +14,7 @@ import msgspec
 from xdsbpf.model.resource import Resource, version_of
 from xdsbpf.xds import protocol, shared
 from xdsbpf.xds.references import References
+from xdsbpf.xds.resource_errors import ERROR_BYTES, delta_errors, sotw_errors
 from xdsbpf.xds.shared import PageCache, SharedPage
 from xdsbpf.xds.store import View
 
@@ -44,7 +45,8 @@ class Response(msgspec.Struct, frozen=True):
     """A response that may be sent now; its bytes are `encode(response, reader)`.
 
     `missing` are names that were asked for and never existed, where `removed` is not the right answer;
-    `withheld` are names that exist, without content for now.
+    `withheld` are names that exist, without content for now. `errors` are names that do not, told to a client that
+    reads them.
     """
 
     type_url: str
@@ -54,6 +56,7 @@ class Response(msgspec.Struct, frozen=True):
     revision: int
     missing: tuple[str, ...] = ()
     withheld: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
     version: str = ""
     """Of the content as a whole; state of the world only."""
     heartbeats: tuple[Resource, ...] = ()
@@ -72,7 +75,8 @@ def encode(response: Response, reader: Reader) -> bytes:
     segments.extend(protocol.missing_entry(name) for name in response.missing)
     segments.extend(protocol.withheld_entry(name) for name in response.withheld)
     segments.extend(protocol.heartbeat_entry(item) for item in response.heartbeats)
-    return protocol.encode_response(response.type_url, response.nonce, segments, response.removed, response.revision)
+    data = protocol.encode_response(response.type_url, response.nonce, segments, response.removed, response.revision)
+    return data + delta_errors(response.errors) if response.errors else data
 
 
 # Field tags of DiscoveryResponse, Any and Resource: (number << 3) | 2, all length-delimited.
@@ -97,6 +101,7 @@ def encode_sotw(response: Response) -> bytes:
     parts.append(protocol.field(_TYPE, response.type_url.encode()))
     if response.nonce:
         parts.append(protocol.field(_NONCE, response.nonce.encode()))
+    parts.append(sotw_errors(response.errors))
     return b"".join(parts)
 
 
@@ -122,6 +127,11 @@ def content_version(resources: Iterable[Resource]) -> str:
     return version_of("".join(f"{name}\0{version}\0" for name, version in pairs).encode())
 
 
+def with_errors(response: Response, names: Iterable[str]) -> Response:
+    """The same, telling that these do not exist."""
+    return msgspec.structs.replace(response, errors=tuple(names))
+
+
 class Page:
     """A response being filled up to the limits of one page (one resource always fits).
 
@@ -136,11 +146,12 @@ class Page:
         self.removed: list[str] = []
         self.missing: list[str] = []
         self.withheld: list[str] = []
+        self.errors: list[str] = []
         self.stamp: int | None = None
 
     def fits(self, size: int) -> bool:
         """Whether `size` more bytes go on this page."""
-        count = len(self.resources) + len(self.removed) + len(self.missing) + len(self.withheld)
+        count = len(self.resources) + len(self.removed) + len(self.missing) + len(self.withheld) + len(self.errors)
         return self._whole or not count or (count < shared.PAGE_RESOURCES and self._bytes + size <= shared.PAGE_BYTES)
 
     def size(self, resource: Resource) -> int:
@@ -163,6 +174,12 @@ class Page:
         """Put a name on the page that never existed."""
         self._bytes += 2 * len(name) + 8
         self.missing.append(name)
+        self._oldest(stamp)
+
+    def fail(self, name: str, stamp: int) -> None:
+        """Put the error on the page that a name does not exist."""
+        self._bytes += len(name) + ERROR_BYTES
+        self.errors.append(name)
         self._oldest(stamp)
 
     def withhold(self, name: str, stamp: int) -> None:

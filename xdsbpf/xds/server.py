@@ -34,6 +34,7 @@ class XdsServer:
     `quarantine` see `Session`, `prepare` see `Preparation`. `authorize` decides what peers with a certificate may
     claim, `access` who may call at all: without them only local peers are served. `more_handlers` (path -> handler)
     are served beside it. `max_age_s`: streams end at about that age (0: never); the transport must know it, too.
+    `resource_errors`: globs of the node ids of clients that read `resource_errors`.
     """
 
     def __init__(
@@ -47,11 +48,19 @@ class XdsServer:
         authorize: Authorize | None = None,
         access: AccessControl | None = None,
         max_age_s: float = 0.0,
+        resource_errors: tuple[str, ...] = (),
         more_handlers: Mapping[str, Handler] | None = None,
         transport: Callable[[Mapping[str, Handler]], Transport] = GrpcTransport,
     ) -> None:
         self.streams = Streams(
-            store, resolve_view, clock, quarantine=quarantine, prepare=prepare, authorize=authorize, max_age_s=max_age_s
+            store,
+            resolve_view,
+            clock,
+            quarantine=quarantine,
+            prepare=prepare,
+            authorize=authorize,
+            max_age_s=max_age_s,
+            resource_errors=resource_errors,
         )
         self.handlers: dict[str, Handler] = dict.fromkeys(METHODS, self.streams.serve) | dict(more_handlers or {})
         """What a transport serves: method path -> handler."""

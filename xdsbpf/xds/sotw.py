@@ -14,7 +14,8 @@ from xdsbpf.model.resource import Resource
 from xdsbpf.xds import protocol
 from xdsbpf.xds.references import REFERRING_TYPES, USING_TYPES, merged, uses_of
 from xdsbpf.xds.request import Request, SotwRequest
-from xdsbpf.xds.response import Page, Response, content_version, encode_sotw
+from xdsbpf.xds.resource_errors import ERROR_BYTES
+from xdsbpf.xds.response import Page, Response, content_version, encode_sotw, with_errors
 from xdsbpf.xds.session import Session
 from xdsbpf.xds.subscription import NO_CHANGE, WHOLE_SET, Sent, Subscription, Wildcard
 
@@ -34,6 +35,11 @@ class SotwSession(Session):
         """Everything that the client subscribes to of a type it has asked for, sorted by name."""
         subscription = self._subscriptions[type_url]
         return tuple(self._state(subscription, retries=True).values()) if self._is_served(subscription) else ()
+
+    def lacking(self, type_url: str) -> list[str]:
+        """What is not in `whole`, and the client is to read that."""
+        subscription = self._subscriptions[type_url]
+        return self._errors_of(subscription, subscription.names, {item.name for item in self.whole(type_url)})
 
     def _first_request(self, subscription: Subscription, request: Request) -> None:
         """Nonce and error are of an older stream; an equal version may spare a whole set that was asked for as `*`."""
@@ -195,7 +201,11 @@ class SotwSession(Session):
 
     def _next_update(self, subscription: Subscription, earlier: tuple[Subscription, ...]) -> Response | None:
         del earlier  # Envoy's types wait for none: see `_held_back`
-        if subscription.in_flight or not self._is_served(subscription):
+        if not self._is_served(subscription):
+            subscription.forced.clear()  # or what other types give up would wait for these names for ever
+            subscription.dirty.clear()
+            return None
+        if subscription.in_flight:
             return None
         if _is_whole(subscription):
             return self._next_state(subscription)
@@ -204,7 +214,7 @@ class SotwSession(Session):
         self._fill(subscription, subscription.dirty, page, forced=False)
         if page.stamp is None:
             return self._empty_answer(subscription)
-        return self._send(subscription, page.resources, page.stamp, None)
+        return with_errors(self._send(subscription, page.resources, page.stamp, None), page.errors)
 
     def _empty_answer(self, subscription: Subscription) -> Response | None:
         """A wildcard with nothing in it is answered; names that do not exist are not, the client has a timer."""
@@ -218,8 +228,11 @@ class SotwSession(Session):
         return type_url not in protocol.DELTA_ONLY and self._reader.knows_type(type_url)
 
     def _settle_missing(self, subscription: Subscription, name: str, stamp: int, page: Page, *, forced: bool) -> bool:
-        """Nothing can be said of a name that is not there; if it comes back, it is new."""
-        del stamp, page, forced
+        """A name that is not there: most clients can be told nothing of it; if it comes back, it is new."""
+        if forced and self._is_error_due(subscription, name):
+            if not page.fits(len(name) + ERROR_BYTES):
+                return False
+            page.fail(name, stamp)
         subscription.held.pop(name, None)
         return True
 
@@ -240,13 +253,15 @@ class SotwSession(Session):
                 waited = subscription.waiting.pop(name, None)
                 stamp = stamp if waited is None else min(stamp, waited.stamp)
                 is_due = retries = True
+        state = self._state(subscription, retries=retries) if is_due else {}
+        errors = self._errors_of(subscription, subscription.forced, state)
         subscription.forced.clear()
         subscription.dirty.clear()
         subscription.changed_again.clear()
-        state = self._state(subscription, retries=retries) if is_due else {}
         if not is_due or (not is_asked and state == subscription.state):
             return None
-        return self._send_state(subscription, state, stamp)
+        response = self._send_state(subscription, state, stamp)
+        return None if response is None else with_errors(response, errors)
 
     def _heartbeat(self, subscription: Subscription, resources: list[Resource]) -> Response | None:
         """Under the version of the last response, or the client takes it for an update.

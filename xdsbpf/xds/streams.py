@@ -28,7 +28,8 @@ from xdsbpf.xds.open_stream import OpenStream
 from xdsbpf.xds.pacing import unhurried
 from xdsbpf.xds.peers import Authorize, PeerRules, readable_identity
 from xdsbpf.xds.request import Request, decode_delta, decode_sotw, node_of
-from xdsbpf.xds.response import Response, content_version, encode_sotw
+from xdsbpf.xds.resource_errors import is_told
+from xdsbpf.xds.response import Response, content_version, encode_sotw, with_errors
 from xdsbpf.xds.roster import Roster
 from xdsbpf.xds.services import METHODS, Method, Variant
 from xdsbpf.xds.session import Session
@@ -82,6 +83,7 @@ class Streams:
         prepare: Preparation = unprepared,
         authorize: Authorize | None = None,
         max_age_s: float = 0.0,
+        resource_errors: tuple[str, ...] = (),
     ) -> None:
         self.store = store
         self.gate = Gate()
@@ -94,6 +96,7 @@ class Streams:
         self._quarantine = quarantine
         self._prepare = prepare
         self._max_age_s = max_age_s
+        self._resource_errors = resource_errors
         self._nonces = itertools.count(1)
         self._stamps = itertools.count(1)
         self._open: set[OpenStream] = set()
@@ -228,11 +231,13 @@ class Streams:
     def _fetch(self, method: Method, request: Request, node_id: str, view: View) -> bytes:
         """The answer of a unary call: everything that was asked for, whatever the client holds."""
         session = SotwSession(view, self.store, node_id=node_id, service_type=method.type_url)
+        session.takes_errors = is_told(self._resource_errors, node_id)
         session.on_request(request)
         resources = session.whole(method.type_url)
         version = content_version(resources)
         self.telemetry.count("sent", method.type_url)
-        return encode_sotw(Response(method.type_url, "", resources, (), self.store.revision, version=version))
+        response = Response(method.type_url, "", resources, (), self.store.revision, version=version)
+        return encode_sotw(with_errors(response, session.lacking(method.type_url)))
 
     def _enter(
         self, call: Call, method: Method, request: Request, node_id: str, metadata: Mapping[str, object], view: View
@@ -260,6 +265,7 @@ class Streams:
             siblings=siblings,
             name_budget=self._name_budget(call.peer),
         )
+        session.takes_errors = is_told(self._resource_errors, node_id)
         stream = OpenStream(call, method, session, ledger, metadata, client)
         if siblings is not None:
             siblings.join(method.type_url, session, lambda: self._exchange.turns.add(stream))

@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import grpc
@@ -56,10 +56,12 @@ class Peer:
 
 
 @contextlib.asynccontextmanager
-async def peer(rig: Rig, name: str, *arguments: str, tls: ClientTls | None = None) -> AsyncIterator[Peer]:
+async def peer(
+    rig: Rig, name: str, *arguments: str, tls: ClientTls | None = None, environment: Mapping[str, str] | None = None
+) -> AsyncIterator[Peer]:
     """A process with the bootstrap that `xdsbpf bootstrap --grpc` prints; `name` is a node id, or <pod>.<namespace>.
 
-    With `tls` it connects to the mutual TLS listener.
+    With `tls` it connects to the mutual TLS listener; `environment` is added to its own.
     """
     _, dot, namespace = name.partition(".")
     node_id = f"sidecar~127.0.0.1~{name}~{namespace}.svc.cluster.local" if dot else name
@@ -69,7 +71,7 @@ async def peer(rig: Rig, name: str, *arguments: str, tls: ClientTls | None = Non
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
-        env=os.environ | {"GRPC_XDS_BOOTSTRAP_CONFIG": json.dumps(bootstrap)},
+        env=os.environ | {"GRPC_XDS_BOOTSTRAP_CONFIG": json.dumps(bootstrap)} | dict(environment or {}),
     )
     try:
         yield Peer(process)

@@ -236,10 +236,11 @@ async def running(
     raw: Mapping[str, str] | None = None,
     transport: str = DEFAULT_TRANSPORT,
     tls: TlsFiles | None = None,
+    resource_errors: tuple[str, ...] = (),
 ) -> AsyncIterator[Rig]:
     """A control plane over `files` written to `directory`, listening on a unix socket, or by `tls` on a port as well.
 
-    `raw` are Envoy resources.
+    `raw` are Envoy resources, `resource_errors` globs of clients that read errors.
     """
     directory.mkdir(exist_ok=True)
     beside = directory.with_name(f"{directory.name}-raw")
@@ -255,6 +256,7 @@ async def running(
         transport=transport,
         listen_tls=("127.0.0.1:0",) if tls else (),
         tls=tls,
+        resource_errors=resource_errors,
     )
     plane = ControlPlane(config)
     rig = Rig(directory, plane, f"unix:{socket}")

@@ -88,14 +88,17 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[View]:
 
 
 @contextlib.asynccontextmanager
-async def serving(tmp_path: Path, *resources: str, port: int) -> AsyncIterator[Rig]:
+async def serving(
+    tmp_path: Path, *resources: str, port: int, resource_errors: tuple[str, ...] = ()
+) -> AsyncIterator[Rig]:
     """A control plane with raw resources, and the two backends of `app`."""
     async with contextlib.AsyncExitStack() as stack:
         for address, name in ((V1, "v1"), (V2, "v2")):
             await stack.enter_async_context(backend(f"{address}:{port}", name))
         raw = {"app.yaml": "resources:\n" + "".join(resources)}
         files = {"web.yaml": service("web", "80/http", address="10.96.0.9")}
-        yield await stack.enter_async_context(running(tmp_path / "m", files, tmp_path / "xds.sock", raw=raw))
+        plane = running(tmp_path / "m", files, tmp_path / "xds.sock", raw=raw, resource_errors=resource_errors)
+        yield await stack.enter_async_context(plane)
 
 
 async def test_a_grpc_client_gets_endpoints_that_it_would_refuse_put_right(
@@ -141,6 +144,29 @@ async def test_a_grpc_client_is_not_sent_heartbeats_that_it_would_refuse(
         await asyncio.sleep(0.7)  # in which two would have come
         assert answered["nacked", ENDPOINTS] == 0
         assert [entry.state for entry in rig.plane.server.status()[0].types] == [SyncState.SYNCED] * 4
+        assert (await client.calls(10))["errors"] == []
+
+
+@pytest.mark.parametrize("node_id", ["told", "client"])
+async def test_a_grpc_client_that_reads_errors_need_not_wait_for_what_does_not_exist(
+    tmp_path: Path, node_id: str
+) -> None:
+    """Rule 15: gRPC 1.85 reads them if that variable says so, and waits for its timer of 15 s where there are none."""
+    port = free_port()
+    resources = (application("app"), cluster(port, is_right=True))
+    async with (
+        serving(tmp_path, *resources, port=port, resource_errors=("told",)) as rig,
+        peer(
+            rig, node_id, "client", "app", environment={"GRPC_EXPERIMENTAL_XDS_DATA_ERROR_HANDLING": "true"}
+        ) as client,
+    ):
+        assert (await client.calls(10))["errors"] == []
+        (error,) = (await client.calls(1, "nosuch", timeout=3))["errors"]
+        if node_id == "told":
+            assert error.startswith("UNAVAILABLE")
+            assert "nosuch" in error
+        else:
+            assert error.startswith("DEADLINE_EXCEEDED")
         assert (await client.calls(10))["errors"] == []
 
 

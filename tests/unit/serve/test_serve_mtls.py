@@ -106,7 +106,9 @@ class Plane:
 
 
 @asynccontextmanager
-async def serving(directory: Path, transport: str, files: TlsFiles, authority: Authority) -> AsyncIterator[Plane]:
+async def serving(
+    directory: Path, transport: str, files: TlsFiles, authority: Authority, errors: tuple[str, ...] = ()
+) -> AsyncIterator[Plane]:
     raw = directory / "raw"
     raw.mkdir()
     (raw / "edge.yaml").write_text(RESOURCES)
@@ -119,6 +121,7 @@ async def serving(directory: Path, transport: str, files: TlsFiles, authority: A
         transport=transport,
         allow=(AllowRule(EDGE, "edge-1"), AllowRule(OTHER, "edge-2")),
         admins=(f"{MESH}/ns/ops/sa/*",),
+        resource_errors=errors,
     )
     plane = ControlPlane(config)
     task = asyncio.create_task(plane.run())
@@ -133,9 +136,9 @@ async def serving(directory: Path, transport: str, files: TlsFiles, authority: A
 
 
 @asynccontextmanager
-async def served(directory: Path, transport: str) -> AsyncIterator[Plane]:
+async def served(directory: Path, transport: str, errors: tuple[str, ...] = ()) -> AsyncIterator[Plane]:
     authority = Authority()
-    async with serving(directory, transport, write_files(directory, authority), authority) as plane:
+    async with serving(directory, transport, write_files(directory, authority), authority, errors) as plane:
         yield plane
 
 
@@ -214,15 +217,21 @@ async def test_a_secret_of_another_looks_exactly_like_one_that_does_not_exist(tm
             assert (await plane.code(channel, "edge-1"))[0] is grpc.StatusCode.PERMISSION_DENIED
 
 
-async def test_a_secret_of_another_looks_missing_whichever_way_it_is_asked_for(tmp_path: Path, transport: str) -> None:
-    """State of the world, a stream of its own, one fetch, a poll, the status of the client; beside its owner."""
+@pytest.mark.parametrize("errors", [(), ("edge-*",)], ids=["untold", "told"])
+async def test_a_secret_of_another_looks_missing_whichever_way_it_is_asked_for(
+    tmp_path: Path, transport: str, errors: tuple[str, ...]
+) -> None:
+    """State of the world, a stream of its own, one fetch, a poll, the status of the client; beside its owner.
+
+    Also for clients that are told what does not exist.
+    """
     sds = "/envoy.service.secret.v3.SecretDiscoveryService"
     delta_request = protocol.encode_request
-    async with served(tmp_path, transport) as plane:
+    async with served(tmp_path, transport, errors) as plane:
         poller = Client(rest_app(plane.plane.server.handlers, lambda: True))
 
         async def answers(channel: aio.Channel, node_id: str, name: str) -> dict[str, bytes]:
-            """What comes, the name and nonces aside; of state of the world, the types that come."""
+            """What comes, the name and nonces aside; of state of the world, the types and errors that come."""
             asked = DiscoveryRequest(type_url=SECRET, resource_names=[name])
             asked.node.id = node_id
             found = {}
@@ -235,12 +244,15 @@ async def test_a_secret_of_another_looks_missing_whichever_way_it_is_asked_for(t
             await whole.write(asked.SerializeToString())
             await whole.write(DiscoveryRequest(type_url=CLUSTER).SerializeToString())
             await whole.done_writing()  # what is owed comes before the end
-            types = []
+            responses = []
             while (data := await asyncio.wait_for(whole.read(), DEADLINE_S)) is not aio.EOF:
-                types.append(DiscoveryResponse.FromString(data).type_url)
-            found["sotw"] = repr(types).encode()
+                answer = DiscoveryResponse.FromString(data)
+                responses.append((answer.type_url, [str(error) for error in answer.resource_errors]))
+            found["sotw"] = repr(responses).encode()
             found["fetch"] = await channel.unary_unary(f"{sds}/FetchSecrets")(asked.SerializeToString())
-            found["poll"] = (await poller.post("/v3/discovery:secrets", json_format.MessageToJson(asked))).text.encode()
+            polled = (await poller.post("/v3/discovery:secrets", json_format.MessageToJson(asked))).json()
+            polled.pop("versionInfo")  # a hash, of the name as well
+            found["poll"] = repr(polled).encode()
             request = ClientStatusRequest()
             request.node_matchers.add().node_id.exact = node_id
             admin = f"{MESH}/ns/ops/sa/alice"
@@ -260,7 +272,10 @@ async def test_a_secret_of_another_looks_missing_whichever_way_it_is_asked_for(t
         assert {way for way in other if entitled[way] == other[way]} == set(), (
             "the owner gets something else, every way"
         )
-        assert SECRET not in other["sotw"].decode()
+        assert (SECRET in other["sotw"].decode()) is bool(errors)
+        for way in ("delta", "sotw", "fetch", "poll"):
+            assert (b"no such resource" in other[way]) is bool(errors)
+            assert b"no such resource" not in entitled[way]
 
 
 async def test_only_an_administrator_sees_what_others_are_served(tmp_path: Path, transport: str) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from tests.xds import test_a2_errors as errors
 from tests.xds import test_a2_sotw as a2
 from tests.xds.mutation import Edit, Mutant, Seen, Value, no_response, noise
 from tests.xds.resources import CDS, EDS
 from tests.xds.wire import Variant
-from xdsbpf.xds import session, sotw
+from xdsbpf.xds import delta, session, sotw, streams
 
-SOTW = Variant.SOTW_ADS
+SOTW, DELTA = Variant.SOTW_ADS, Variant.DELTA_ADS
 
 _S, _B = sotw.SotwSession, session.Session
 _TRUE_NONCE = "if request.nonce != subscription.last_nonce:"
@@ -75,8 +76,8 @@ MUTANTS: tuple[Mutant, ...] = (
         Edit(
             _S,
             "_next_update",
-            "if subscription.in_flight or ",
-            "if any(self._visible(subscription, name) is None for name in subscription.names) or ",
+            "if subscription.in_flight",
+            "if any(self._visible(subscription, name) is None for name in subscription.names)",
         ),
         a2.test_what_exists_is_answered_at_once_and_the_missing_when_it_is_created,
         SOTW,
@@ -85,11 +86,38 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         15,
-        "errors of resources go to everybody",
-        Edit(sotw, "encode_sotw", 'return b"".join(parts)', r'return b"".join((*parts, b"\x3a\x00"))'),
-        a2.test_errors_of_resources_go_to_no_client_that_did_not_announce_it,
+        "errors go to everybody",
+        Value(streams, "is_told", lambda *_: True),
+        errors.test_what_is_not_there_is_said_at_once_to_a_client_that_reads_it,
         SOTW,
-        Seen("assert not response.has_errors", "has_errors=True"),
+        Seen('assert answers["conformance"] == {}', "assert {'missing': 5} == {}"),
+        {"type_url": EDS},
+    ),
+    Mutant(
+        15,
+        "errors go to nobody",
+        Value(streams, "is_told", lambda *_: False),
+        errors.test_what_is_not_there_is_said_at_once_to_a_client_that_reads_it,
+        DELTA,
+        Seen('assert answers["told"] == {"missing": NOT_FOUND}', "assert {} == {'missing': 5}"),
+        {"type_url": EDS},
+    ),
+    Mutant(
+        15,
+        "errors are left out of whole sets",
+        Edit(_S, "_next_state", "with_errors(response, errors)", "response"),
+        errors.test_what_is_not_there_is_said_at_once_to_a_client_that_reads_it,
+        SOTW,
+        Seen('assert answers["told"] == {"missing": NOT_FOUND}', "assert {} == {'missing': 5}"),
+        {"type_url": CDS},
+    ),
+    Mutant(
+        15,
+        "errors are left out of shared pages",
+        Edit(delta.DeltaSession, "_send_page", "removed if self.takes_errors else ()", "()"),
+        errors.test_each_of_many_names_that_are_not_there_is_said_once,
+        DELTA,
+        Seen("assert told == dict.fromkeys(", "assert {} == {"),
     ),
     Mutant(
         16,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.xds import test_a1_identity as identity
 from tests.xds import test_a1_streams as a1
 from tests.xds.mutation import Edit, Mutant, Seen, no_response
-from tests.xds.resources import EDS, LDS
+from tests.xds.resources import CDS, EDS, LDS
 from tests.xds.wire import Variant
 from xdsbpf.xds import delta, peers, request, session, sotw
 
@@ -98,6 +98,14 @@ MUTANTS: tuple[Mutant, ...] = (
             "response = await client.receive(UNKNOWN)",
             "the stream ended: StatusCode.INVALID_ARGUMENT, 'a request on an ADS stream has no type_url",
         ),
+    ),
+    Mutant(
+        5,
+        "clusters stay for the sake of a type that is not served",
+        Edit(_S, "_next_update", "subscription.forced.clear()", "pass"),
+        a1.test_names_of_a_type_that_is_not_served_keep_nothing_from_going,
+        SOTW,
+        Seen('await client.expect_state(CDS, {"a": 1})', no_response(CDS)),
     ),
     Mutant(
         6,
