@@ -17,6 +17,7 @@ from tests.xds import resources as made
 from xdsbpf.model.names import CLUSTER, ENDPOINTS, ROUTES
 from xdsbpf.model.resource import Resource, make_resource
 from xdsbpf.xds.delta import DeltaSession
+from xdsbpf.xds.interest import Interest
 from xdsbpf.xds.request import DeltaRequest, Request, SotwRequest
 from xdsbpf.xds.response import Response
 from xdsbpf.xds.session import Session
@@ -57,6 +58,7 @@ class SiblingsWorld:
         self.is_delta = is_delta
         self.now = 100.0
         self.store = ResourceStore()
+        self.interest = Interest[Session]()
         self.clients = Clients(lambda: self.now)
         self.nonces, self.stamps = itertools.count(1), itertools.count(1)
         self.editions = itertools.count(2)
@@ -128,9 +130,9 @@ class SiblingsWorld:
     def _write(self, *puts: Resource, removes: list[Key] | None = None) -> None:
         changes = self.store.apply_all([Batch(SCOPE, puts, tuple(removes or ()))])
         stamp = next(self.stamps)
+        heard = self.interest.heard_by(changes.by_scope)
         for stream in self.streams:
-            if stream.session is not None:
-                stream.session.on_changes(changes, stamp)
+            if stream.session in heard and stream.session.on_changes(changes, stamp):
                 self.woken.append(stream)
 
     def _cluster(self, name: str) -> Resource:
@@ -198,6 +200,7 @@ class SiblingsWorld:
                 clock=lambda: self.now,
                 service_type=stream.type_url,
                 siblings=siblings,
+                interest=self.interest,
             )
             siblings.join(stream.type_url, stream.session, lambda: self.woken.append(stream))
         stream.session.on_request(request)
@@ -208,6 +211,7 @@ class SiblingsWorld:
         self.woken = [other for other in self.woken if other is not stream]
         if stream.session is not None:
             self.clients.leave(KEY, stream.type_url, stream.session)
+            stream.session.close()
 
     def _break(self, stream: Stream) -> None:
         """What was under way on it is lost; the Envoy opens it again, unless it had given it up."""

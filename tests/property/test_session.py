@@ -18,8 +18,10 @@ from xdsbpf.model.resource import Requirement, Resource, make_resource
 from xdsbpf.xds import protocol, shared
 from xdsbpf.xds.delta import DeltaSession
 from xdsbpf.xds.gate import EnvoyLedger, Gate
+from xdsbpf.xds.interest import Interest
 from xdsbpf.xds.request import decode_delta
 from xdsbpf.xds.response import Response, encode
+from xdsbpf.xds.session import Session
 from xdsbpf.xds.store import AGENT, NODE_ENVOY, Batch, Key, ResourceStore, View
 from xdsbpf.xds.subscription import Subscription
 
@@ -153,6 +155,7 @@ class World(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.store = ResourceStore()
+        self.interest = Interest[Session]()
         self.gate = Gate()
         self.nonces: Iterator[int] = itertools.count(1)
         self.serial = itertools.count(1)
@@ -174,12 +177,15 @@ class World(RuleBasedStateMachine):
             if self.ledger is not None:
                 self.gate.close(self.ledger)
             self.ledger = self.gate.open(VIEWS[kind], self.store)
+        if kind in self.sessions:
+            self.sessions[kind].close()
         self.sessions[kind] = DeltaSession(
             VIEWS[kind],
             self.store,
             gate=self.gate if kind == AGENT else None,
             ledger=self.ledger if kind == NODE_ENVOY else None,
             nonces=self.nonces,
+            interest=self.interest,
         )
         self.clients[kind].open()
 
@@ -228,7 +234,7 @@ class World(RuleBasedStateMachine):
                 follow.append(self.frontend(name, present.body.decode()))
         changes.append(self.store.apply("datapath", follow))
         for change in changes:
-            for session in self.sessions.values():
+            for session in self.interest.heard_by(change.by_scope):
                 session.on_changes(change)
 
     @rule(kind=kind_of, name=name_of, data=st.data())

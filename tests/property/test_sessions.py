@@ -26,6 +26,7 @@ from tests.xds.resources import CDS, RDS
 from xdsbpf.xds import shared
 from xdsbpf.xds.delta import DeltaSession
 from xdsbpf.xds.guard import ClusterGuard
+from xdsbpf.xds.interest import Interest
 from xdsbpf.xds.response import Page
 from xdsbpf.xds.session import Session
 from xdsbpf.xds.sotw import SotwSession
@@ -122,6 +123,16 @@ BROKEN = (
             "if current is None:",
             "if current is None:\n            continue\n        if False:",
         ),
+        "holds",
+    ),
+    Broken(
+        "a wildcard hears of nothing",
+        Edit(Interest, "_audiences_of", "if type_url in self._of_all)", "if False)"),
+        "holds",
+    ),
+    Broken(
+        "another view hears of what the one before had",
+        Edit(Interest, "move", "for scope in after:", "for scope in before:"),
         "holds",
     ),
     Broken(

@@ -18,6 +18,7 @@ from tests.xds.resources import BUILDERS, CDS, EDS, LDS, RDS
 from tests.xds.wire import Response, decode
 from xdsbpf.model.resource import Resource, make_resource
 from xdsbpf.xds.delta import DeltaSession
+from xdsbpf.xds.interest import Interest
 from xdsbpf.xds.request import decode_delta, decode_sotw
 from xdsbpf.xds.session import Session
 from xdsbpf.xds.sotw import SotwSession
@@ -33,6 +34,7 @@ class World(Checks):
     def __init__(self, *, is_delta: bool) -> None:
         self.is_delta = is_delta
         self.store = ResourceStore()
+        self.interest = Interest[Session]()
         self.client: ModelClient = DeltaClient() if is_delta else SotwClient()
         self.nonces: Iterator[int] = itertools.count(1)
         self.edition_of: dict[tuple[str, str], int] = {}
@@ -123,6 +125,7 @@ class World(Checks):
     def reconnect(self, rng: random.Random) -> None:
         """The client claims what it holds; the server remembers nothing."""
         self.view = rng.choice((self.view, *VIEWS))
+        self.stream.session.close()
         self.stream = self._connect(tuple(rng.sample(TYPES, len(TYPES))))
 
     def change_view(self, rng: random.Random) -> None:
@@ -154,7 +157,9 @@ class World(Checks):
 
     def _connect(self, order: tuple[str, ...]) -> Stream:
         kind = DeltaSession if self.is_delta else SotwSession
-        session: Session = kind(self.view, self.store, nonces=self.nonces, clock=lambda: self.now)
+        session: Session = kind(
+            self.view, self.store, nonces=self.nonces, clock=lambda: self.now, interest=self.interest
+        )
         self.client.open(order)
         return Stream(session)
 
@@ -169,7 +174,10 @@ class World(Checks):
         return resource
 
     def apply(self, *batches: Batch) -> None:
-        self.stream.session.on_changes(self.store.apply_all(batches))
+        changes = self.store.apply_all(batches)
+        for session in self.interest.heard_by(changes.by_scope):
+            self.events["heard"] += 1
+            session.on_changes(changes)
         self._note_what_went()
 
     def _note_what_went(self) -> None:

@@ -22,7 +22,8 @@ from xdsbpf.xds.references import USING_TYPES, References
 from xdsbpf.xds.response import Reader
 from xdsbpf.xds.siblings import Siblings
 from xdsbpf.xds.store import View
-from xdsbpf.xds.subscription import Missing, Reason, Subscription, Waiting
+from xdsbpf.xds.subscription import Subscription
+from xdsbpf.xds.waits import Missing, Reason, Waiting
 from xdsbpf.xds.warming import COMES_WITHIN_S
 
 UNKNOWN_S: Final = 0.5

@@ -16,10 +16,12 @@ from xdsbpf.errors import ProtocolError
 from xdsbpf.model import names
 from xdsbpf.model.resource import Resource
 from xdsbpf.xds import protocol
+from xdsbpf.xds.answers import AnswerTaker
 from xdsbpf.xds.filling import Oversized, PageFiller
 from xdsbpf.xds.gate import NEVER_REQUIRED, EnvoyLedger, Gate
 from xdsbpf.xds.guard import ClusterGuard
 from xdsbpf.xds.heartbeats import Heartbeats
+from xdsbpf.xds.interest import Interest, Listening
 from xdsbpf.xds.limits import MAX_TYPES, NameAccount, NameBudget, check_limits
 from xdsbpf.xds.references import References
 from xdsbpf.xds.request import Request
@@ -27,13 +29,13 @@ from xdsbpf.xds.response import Reader, Response
 from xdsbpf.xds.shared import SharedMessage
 from xdsbpf.xds.siblings import Siblings
 from xdsbpf.xds.store import AGENT, Changes, View
-from xdsbpf.xds.subscription import Nack, Sent, Subscription
+from xdsbpf.xds.subscription import Sent, Subscription
 from xdsbpf.xds.telemetry import Telemetry
 
 _RANK = {type_url: rank for rank, type_url in enumerate(protocol.PUSH_ORDER)}
 
 
-class Session(PageFiller):
+class Session(PageFiller, AnswerTaker):
     """One stream.
 
     `gate` is given for an agent's stream (its resources may be withheld), `ledger` for a node Envoy's
@@ -44,7 +46,7 @@ class Session(PageFiller):
     which its owner lets it join. `quarantine`: what a NACK names is held back alone, and what came with it is sent
     again. `max_message`: bytes that the client takes in one message; None: any number. `takes_ttl`: it knows the time
     to live of a resource, and is told in time that one is still there. `name_budget` is what all streams of its
-    identity share.
+    identity share. `interest` tells which sessions a change may concern: the owner asks no others.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Session(PageFiller):
         takes_ttl: bool = True,
         siblings: Siblings | None = None,
         name_budget: NameBudget | None = None,
+        interest: Interest[Session] | None = None,
     ) -> None:
         self.view = view
         self.node_id = node_id
@@ -88,9 +91,12 @@ class Session(PageFiller):
         self.oversized: list[Oversized] = []
         """What could not be sent since somebody emptied this, for the log."""
         self._stamp = 0
+        """Of the last request, change or change of view that concerned it; others have later ones."""
         self._subscriptions: dict[str, Subscription] = {}
-        self.name_account = NameAccount(name_budget)
-        """To be closed by the owner when the stream has ended."""
+        self._name_account = NameAccount(name_budget)
+        self._interest = Interest[Session]() if interest is None else interest
+        self._number = self._interest.enter(self, view.scopes)
+        """In the index."""
         self._siblings = siblings
         self._guard = ClusterGuard(view, reader, self._subscriptions, is_aggregated=not service_type, siblings=siblings)
         self._owed: dict[str, set[str]] = {}
@@ -159,7 +165,8 @@ class Session(PageFiller):
         if subscription is None:
             if len(self._subscriptions) >= MAX_TYPES:
                 raise ProtocolError("RESOURCE_EXHAUSTED", f"more than {MAX_TYPES} types on one stream")
-            subscription = Subscription(type_url, self._stamp)
+            listening = Listening(self._interest, self._number, type_url)
+            subscription = Subscription(type_url, self._stamp, listening)
             self._insert(subscription)
             self._first_request(subscription, request)
             self._hear_claims(subscription)
@@ -169,8 +176,9 @@ class Session(PageFiller):
             self._siblings.heard(subscription, is_first=is_first)
         if type_url == names.CLUSTER:
             self._guard.clusters_moved()
+        subscription.listening.hear_all(hears=subscription.is_wildcard or bool(subscription.globs))
         check_limits(subscription, self._subscriptions)
-        self.name_account.changed(subscription.name_bytes - bytes_before)
+        self._name_account.changed(subscription.name_bytes - bytes_before)
 
     def on_changes(self, changes: Changes, stamp: int | None = None) -> bool:
         """Note which of the changed names concern this client; whether any does. Cost: O(changed keys in its scopes).
@@ -198,6 +206,7 @@ class Session(PageFiller):
         """
         if (view.kind, view.node) != (self.view.kind, self.view.node):
             raise ValueError(f"{self.node_id} cannot change from {self.view} to {view} on an open stream")
+        self._interest.move(self._number, self.view.scopes, view.scopes)
         self.view = self._guard.view = view
         self._guard.clusters_moved()
         self._stamp = next(self._stamps)
@@ -208,6 +217,13 @@ class Session(PageFiller):
                     subscription.mark(name, self._stamp)
             if subscription.is_wildcard or subscription.globs:
                 self._mark_all(subscription)
+
+    def close(self) -> None:
+        """The stream has ended: nobody keeps anything for it, and it hears of nothing. Cost: O(names of its own)."""
+        self._name_account.close()
+        for subscription in self._subscriptions.values():
+            subscription.listening.close(subscription.names)
+        self._interest.leave(self._number, self.view.scopes)
 
     def poll(self) -> tuple[Response, ...]:
         """Everything that may be sent now."""
@@ -294,41 +310,6 @@ class Session(PageFiller):
             elif subscription.held.get(resource.name) != resource.version:
                 subscription.mark(resource.name, self._stamp)
 
-    def _accepted(self, subscription: Subscription, sent: Sent) -> None:
-        """The client took a response."""
-        subscription.acked_at = self._clock()
-        subscription.acked_version = sent.version
-        self._telemetry.response_accepted(subscription.type_url, sent.stamp, subscription.acked_at)
-        subscription.last_error = ""
-        if subscription.nacks:
-            for name in (*sent.versions, *sent.removed):
-                subscription.nacks.pop(name, None)
-            # What was taken may be what a quarantine left: the refusal of the rest still stands.
-            subscription.last_error = next((nack.text for nack in subscription.nacks.values()), "")
-        if subscription.unusable:
-            subscription.unusable.difference_update(sent.versions)
-        if sent.uses:
-            self._guard.took(subscription, sent.uses)
-        if self._ledger is not None and subscription.type_url not in NEVER_REQUIRED:
-            self._ledger.accept(subscription.type_url, _still_current(subscription, sent.versions))
-
-    def _refused(self, subscription: Subscription, sent: Sent, error: str) -> tuple[str, ...]:
-        """The client refused a response. Returns the names that were in it and that the text does not blame.
-
-        What was removed, unsubscribed or sent anew since is nobody's concern any more.
-        """
-        text = subscription.last_error = protocol.readable_error(error)
-        subscription.nacked_at = self._clock()
-        refused = {name: version for name, version in sent.versions.items() if name in subscription.held}
-        blamed = [name for name in protocol.blamed(text, tuple(sent.versions)) if name in refused]
-        is_certain = len(sent.versions) == 1 or bool(protocol.named(text, blamed))
-        for name in blamed:
-            subscription.nacks[name] = Nack(refused[name], text, is_certain)
-        if self._ledger is not None:
-            self._ledger.refuse(subscription.type_url, refused, text)
-        rest = [name for name in refused if name not in blamed]
-        return tuple(name for name in rest if subscription.held[name] == refused[name])
-
     def _may_leave(self, subscription: Subscription, later: tuple[Subscription, ...]) -> list[str]:
         """Removals that may be sent: nothing that the client has, or was sent, refers to them any more.
 
@@ -381,12 +362,3 @@ class Session(PageFiller):
                     subscription.force(name, self._stamp)
             elif not self._service_type:
                 self._owed.setdefault(type_url, set()).update(wanted)
-
-
-def _still_current(subscription: Subscription, versions: dict[str, str]) -> dict[str, str]:
-    """Those of an ACKed response that the client has not been sent another version of, or a removal, since."""
-    held, later = subscription.held, subscription.in_flight.values()
-    if versions.items() <= held.items() and all(versions.keys().isdisjoint(sent.versions) for sent in later):
-        return versions
-    current = {name: version for name, version in versions.items() if held.get(name) == version}
-    return {name: version for name, version in current.items() if not any(name in sent.versions for sent in later)}

@@ -21,6 +21,7 @@ from xdsbpf.xds.delta import DeltaSession
 from xdsbpf.xds.exchange import Exchange
 from xdsbpf.xds.filling import max_message_of, takes_ttl
 from xdsbpf.xds.gate import Gate
+from xdsbpf.xds.interest import Interest
 from xdsbpf.xds.lifetimes import drain_delays, lifetime
 from xdsbpf.xds.limits import NameBudget
 from xdsbpf.xds.log_budget import LogBudget
@@ -99,7 +100,8 @@ class Streams:
         self._resource_errors = resource_errors
         self._nonces = itertools.count(1)
         self._stamps = itertools.count(1)
-        self._open: set[OpenStream] = set()
+        self._open: dict[Session, OpenStream] = {}
+        self._interest = Interest[Session]()
         self._agents: dict[str, set[OpenStream]] = {}
         """Agents' streams by node."""
         self._clients = Clients(clock)
@@ -155,7 +157,9 @@ class Streams:
         )
 
     def changed(self, changes: Changes, taken_at: float | None = None) -> None:
-        """Tell every session what changed in the store, and let it send. Cost: O(streams x changed keys).
+        """Tell the sessions that asked for it what changed in the store, and let them send.
+
+        Cost: O(changed keys), for each of those sessions again.
 
         `taken_at`: when the change was taken from its source, by the clock of the server; None for one that has none,
         as what is compiled because a client came, which is not measured.
@@ -165,17 +169,16 @@ class Streams:
         stamp = next(self._stamps)
         if taken_at is not None:
             self.telemetry.change_taken(stamp, taken_at)
-        for stream in self._open:
-            if stream.session.on_changes(changes, stamp):
-                self._exchange.turns.add(stream)
+        for session in self._interest.heard_by(changes.by_scope):
+            if session.on_changes(changes, stamp):
+                self._exchange.turns.add(self._open[session])
 
     def views_changed(self) -> None:
         """Ask again what each client sees; one that sees other scopes now is sent the difference.
 
         A client that gets no view any more, or one of another kind or node, is disconnected.
         """
-        for stream in self._open:
-            session = stream.session
+        for session, stream in self._open.items():
             try:
                 view = self._resolve_view(session.node_id, stream.metadata)
                 self._authorize(stream.call.peer, session.node_id, stream.metadata)
@@ -196,7 +199,7 @@ class Streams:
 
     def sessions(self) -> tuple[Session, ...]:
         """Every live session, to look at."""
-        return tuple(stream.session for stream in self._open)
+        return tuple(self._open)
 
     def status(self) -> tuple[NodeStatus, ...]:
         """The status of every connected client, sorted by node id."""
@@ -210,7 +213,7 @@ class Streams:
     def drain(self, seconds: float) -> float:
         """End the open streams one by one within `seconds`; returns how long that takes at most."""
         delays = drain_delays(len(self._open), seconds, random.random)
-        for stream, delay in zip(tuple(self._open), delays, strict=True):
+        for stream, delay in zip(tuple(self._open.values()), delays, strict=True):
             stream.end_after(delay)
         return max(delays, default=0.0)
 
@@ -218,7 +221,7 @@ class Streams:
         """End every stream with UNAVAILABLE, so that Envoy reconnects at once; new ones end at once as well."""
         self._is_stopping = True
         self._exchange.stop_watching()
-        for stream in self._open:
+        for stream in self._open.values():
             stream.finish(_stopping())
 
     def _resolve(self, method: Method, node_id: str, metadata: Mapping[str, object]) -> View:
@@ -234,6 +237,7 @@ class Streams:
         session.takes_errors = is_told(self._resource_errors, node_id)
         session.on_request(request)
         resources = session.whole(method.type_url)
+        session.close()
         version = content_version(resources)
         self.telemetry.count("sent", method.type_url)
         response = Response(method.type_url, "", resources, (), self.store.revision, version=version)
@@ -264,12 +268,13 @@ class Streams:
             takes_ttl=method.variant is Variant.DELTA or takes_ttl(view, metadata),
             siblings=siblings,
             name_budget=self._name_budget(call.peer),
+            interest=self._interest,
         )
         session.takes_errors = is_told(self._resource_errors, node_id)
         stream = OpenStream(call, method, session, ledger, metadata, client)
         if siblings is not None:
             siblings.join(method.type_url, session, lambda: self._exchange.turns.add(stream))
-        self._open.add(stream)
+        self._open[session] = stream
         if self._max_age_s:
             stream.end_after(lifetime(self._max_age_s, random.random))
         self.roster.entered(view)
@@ -303,11 +308,10 @@ class Streams:
         return budget
 
     def _leave(self, stream: OpenStream) -> None:
-        if stream not in self._open:
+        if self._open.pop(stream.session, None) is None:
             return
-        self._open.discard(stream)
         stream.forget_age()
-        stream.session.name_account.close()
+        stream.session.close()
         self.roster.left(stream.session.view, self._clock())
         stream.finish(_OVER)
         node = stream.session.view.node

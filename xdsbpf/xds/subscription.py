@@ -18,7 +18,9 @@ from xdsbpf.errors import ProtocolError
 from xdsbpf.model import names as model_names
 from xdsbpf.model.resource import Requirement, Resource
 from xdsbpf.xds import protocol
+from xdsbpf.xds.interest import Listening
 from xdsbpf.xds.shared import SharedPage
+from xdsbpf.xds.waits import Waiting
 
 MAX_GLOBS = 100
 """Glob collections of one type on one stream: each is compared with every name of the type."""
@@ -36,39 +38,6 @@ class Wildcard(enum.Enum):
     NONE = "none"
     LEGACY = "legacy"
     EXPLICIT = "explicit"
-
-
-class Reason(enum.Enum):
-    """Why a client cannot use a cluster yet; the value completes "cluster x …"."""
-
-    UNKNOWN = "does not exist for this client"
-    UNASKED = "exists, and the client has not asked for clusters"
-    UNSENT = "has not been sent to the client"
-    WARMING = "is not acknowledged yet"
-    REFUSED = "was refused by the client"
-    AWAY = "exists, and the client's stream for clusters is not there"
-    LAGGING = "is not acknowledged yet on every stream that the client has for clusters"
-    UNFED = "is acknowledged a moment ago: the client may still warm it"
-    INCOMPLETE = "is acknowledged, and its endpoints or secrets are not yet: the client warms it"
-
-
-class Missing(msgspec.Struct, frozen=True):
-    """A cluster that a resource names and that the client cannot use yet."""
-
-    cluster: str
-    reason: Reason
-
-    def __str__(self) -> str:
-        return f"cluster {self.cluster} {self.reason.value}"
-
-
-class Waiting(msgspec.Struct, frozen=True):
-    """A resource kept back: the stamp of its change, since when, until when at most (clock), and what for."""
-
-    stamp: int
-    since: float
-    until: float
-    missing: tuple[Missing, ...]
 
 
 class Sent(msgspec.Struct, frozen=True):
@@ -124,6 +93,7 @@ class Subscription:
         "last_nonce",
         "last_revision",
         "last_version",
+        "listening",
         "nacked_at",
         "nacks",
         "name_bytes",
@@ -141,8 +111,10 @@ class Subscription:
         "withheld",
     )
 
-    def __init__(self, type_url: str, first_stamp: int = 0) -> None:
+    def __init__(self, type_url: str, first_stamp: int, listening: Listening) -> None:
         self.type_url = type_url
+        self.listening = listening
+        """Told of every name that comes or goes; of wildcards and globs after each request."""
         self.first_stamp = first_stamp
         """Of the first request for the type."""
         self.wildcard = Wildcard.NONE
@@ -286,7 +258,7 @@ class Subscription:
                 self.wildcard = Wildcard.EXPLICIT
                 star = True
             elif name not in self.names:
-                self._own_names().add(name)
+                self._add_name(name)
                 self.name_bytes += len(name) + NAME_COST
                 # The catch-all virtual host of a route configuration is called `<route configuration>/*`.
                 if self.type_url != model_names.VIRTUAL_HOST and protocol.is_glob(name):
@@ -299,10 +271,12 @@ class Subscription:
     def add_names(self, names: frozenset[str]) -> None:
         """Add new names that are neither `*` nor globs; the first ones stay shared with other streams."""
         self.charge(names)
-        if self.names:
-            self._own_names().update(names)
-        else:
+        if not self.names:
             self.names = names
+            self.listening.share(names)
+            return
+        for name in names:
+            self._add_name(name)
 
     def charge(self, texts: Collection[str]) -> None:
         """Count what these cost, names or claims."""
@@ -323,7 +297,9 @@ class Subscription:
                     self.answer_due = False
                     forgotten.extend(other for other in self._queued() if not self.covers(other))
             elif name in self.names:
-                self._own_names().discard(name)
+                own = self._own_names()
+                own.discard(name)
+                self.listening.drop(name, own)
                 self.name_bytes -= len(name) + NAME_COST
                 if name in self.globs:
                     self.globs.discard(name)
@@ -385,6 +361,11 @@ class Subscription:
             if older == nonce:
                 return sent
         return None
+
+    def _add_name(self, name: str) -> None:
+        own = self._own_names()
+        own.add(name)
+        self.listening.add(name, own)
 
     def _own_names(self) -> set[str]:
         if isinstance(self.names, frozenset):

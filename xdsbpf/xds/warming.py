@@ -15,7 +15,8 @@ from typing import Final
 
 from xdsbpf.model.names import ENDPOINTS, SECRET
 from xdsbpf.xds.references import References
-from xdsbpf.xds.subscription import Reason, Subscription
+from xdsbpf.xds.subscription import Subscription
+from xdsbpf.xds.waits import Reason
 
 NEEDED_TYPES: Final = frozenset({ENDPOINTS, SECRET})
 """What a cluster may warm with."""

@@ -160,7 +160,7 @@ async def test_a_stream_of_an_age_ends_and_its_client_comes_back_on_another_conn
 
 def peers(streams: Streams) -> set[str]:
     """The connections that have a stream."""
-    return {stream.call.peer.address for stream in streams.server.streams._open}
+    return {stream.call.peer.address for stream in streams.server.streams._open.values()}
 
 
 @pytest.mark.parametrize("answers", [True, False])

@@ -98,8 +98,8 @@ MUTANTS: tuple[Mutant, ...] = (
         Edit(
             _SUB,
             "subscribe",
-            "self._own_names().add(name)",
-            "self._own_names().add(name); self.wildcard = Wildcard.NONE",
+            "self._add_name(name)",
+            "self._add_name(name); self.wildcard = Wildcard.NONE",
         ),
         a3.test_a_legacy_wildcard_outlives_names_and_ends_with_a_star,
         DELTA,
