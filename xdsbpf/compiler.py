@@ -129,9 +129,9 @@ class Compiler:
     def steps(self) -> Iterator[None]:
         """Recompute step by step; a shell yields to its loop between steps. `publish` must follow.
 
-        New names and new nodes are watched on the way, so it drains until nothing changes any more.
+        New names and new nodes are watched on the way, so it drains until nothing is left.
         """
-        while True:
+        while self.database.pending:
             yield from self.database.steps()
             revision = self.database.published
             if revision is None:

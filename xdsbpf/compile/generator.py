@@ -7,12 +7,12 @@ Built in `compile`, watched by `xds.publisher`; holds no state.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 
-@dataclass(frozen=True)
-class Generator:
+
+class Generator(msgspec.Struct, frozen=True):
     """A family of resources of one type in one scope of the store.
 
     `names(db, *args) -> tuple[str, ...]` lists them, `build(db, *args, name) -> Resource | ABSENT` makes

@@ -37,12 +37,12 @@ class Database(Inputs):
 
     # Side channels of a query
 
-    def cite(self, cited: Cited) -> None:
-        """Name a part of a manifest, or a manifest, that the running query used; no part of its value."""
+    def cite(self, *cited: Cited) -> None:
+        """Name parts of manifests, or manifests, that the running query used; no part of its value."""
         run = self.running
         if run is None:
             raise InvariantError("cite outside a query")
-        run.cited.append(cited)
+        run.cited += cited
 
     def report(self, diagnostic: Diagnostic) -> None:
         """Add a finding of the running query; no part of its value."""
@@ -83,6 +83,11 @@ class Database(Inputs):
             self._refreshed.pop(cell, None)
             self.release(cell)
 
+    @property
+    def pending(self) -> bool:
+        """Whether there is something to drain: a watched query that a change may have reached, or a new watch."""
+        return bool(self.queue)
+
     def drain(self) -> Revision | None:
         """Refresh all watched queries and publish; None if no watched value changed."""
         for _ in self.steps():
@@ -116,20 +121,18 @@ class Database(Inputs):
             self._draining = False
 
     def _publish(self) -> None:
-        outputs = []
+        changed: list[tuple[int, Output]] = []
         refreshed, self._refreshed = self._refreshed, {}
-        for cell, watch in sorted(
-            ((cell, cell.watch) for cell in refreshed if cell.watch is not None),
-            key=lambda pair: pair[1].number,
-        ):
-            value = cell.value
-            if watch.published.__class__ is not value.__class__ or watch.published != value:
+        for cell in refreshed:
+            watch, value = cell.watch, cell.value
+            if watch is not None and (watch.published.__class__ is not value.__class__ or watch.published != value):
                 watch.published = value
-                outputs.append(Output(watch.query, cell.key, value))
+                changed.append((watch.number, Output(watch.query, cell.key, value)))
         self.published = None
-        if outputs:
+        if changed:
+            changed.sort()  # no two watches have the same number
             self._revision += 1
-            self.published = Revision(self._revision, tuple(outputs))
+            self.published = Revision(self._revision, tuple([output for _, output in changed]))
 
     def origins(
         self, query: Callable[Concatenate[Any, P], Any], *args: P.args, **kwargs: P.kwargs

@@ -25,10 +25,12 @@ class Graph:
         self._idle: dict[Cell, None] = {}  # cells that lost their last reader, to be freed
 
     def _connect(self, cell: Cell, reads: tuple[Cell, ...]) -> None:
-        old = cell.reads
+        old = set(cell.reads)
         cell.reads = reads
         alone = (cell,)
         for read in reads:
+            if read in old:
+                continue  # not even looked at: mostly one of many reads is new
             readers = read.readers
             if not readers:
                 read.readers = alone
@@ -38,9 +40,8 @@ class Graph:
                 readers = read.readers = (*readers, cell)
                 if len(readers) > FEW:
                     read.readers = set(readers)
-        if old:
-            for read in set(old).difference(reads):
-                self._disconnect(read, cell)
+        for read in old.difference(reads):
+            self._disconnect(read, cell)
 
     def _disconnect(self, read: Cell, reader: Cell) -> None:
         readers = read.readers

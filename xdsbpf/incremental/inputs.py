@@ -106,8 +106,9 @@ class Inputs(Engine):
                     cell.changed = self.clock
                     self.spoil(cell)
             for buckets in store.indexes.values():
-                for cell in buckets.settle(self.clock):
-                    self.spoil(cell)
+                if buckets.touched or buckets.moved or buckets.shared:
+                    for cell in buckets.settle(self.clock):
+                        self.spoil(cell)
 
     def refuse_in_query(self, what: str) -> None:
         """Raise InvariantError if a query is running: it may only read."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Final, Generic, TypeAlias, TypeVar
+
+import msgspec
 
 from xdsbpf.incremental.cells import Cell
 
@@ -20,7 +22,7 @@ _Groups: TypeAlias = dict[Any, list[Any]]
 """Bucket key -> table keys"""
 
 
-class Row(NamedTuple):
+class Row(msgspec.Struct, frozen=True, gc=False):
     """A value on its way into a table: its sort key, and its buckets in each index, in their order."""
 
     value: Any
@@ -260,6 +262,10 @@ class Store:
         """
         if len(self.indexes) != len(self.table.indexes):
             self.adopt_indexes()
+        if len(sets) == 1:
+            [(key, row)] = sets.items()
+            if row is not None and key in self.rows and self._stays(self.rows[key], row):
+                return [key] if self._exchange(key, row) else []
         rows, order = self.rows, self.table.order
         gone = [key for key, row in sets.items() if row is None and key in rows]
         fresh = [
@@ -282,6 +288,22 @@ class Store:
             for bucket, members in groups.items():
                 buckets.add(bucket, members)
         return gone + [key for key, _ in fresh]
+
+    def _stays(self, old: Any, row: Row) -> bool:
+        """Whether a row has the rank and the buckets of the value before it, as after most changes."""
+        if self.table.order(old) != row.order:
+            return False
+        before = tuple([index.buckets_of(old) for index in self.indexes])
+        return before == row.buckets
+
+    def _exchange(self, key: Any, row: Row) -> bool:
+        """Put a row in the place of another: no bucket moves. False if the value is equal to what was there."""
+        if _is_equal(self.rows[key], row.value):
+            return False
+        self.rows[key] = row.value
+        for buckets, names in zip(self.indexes.values(), row.buckets, strict=True):
+            buckets.touch(names)
+        return True
 
 
 def _rank_of(entry: tuple[Any, Row]) -> tuple[Any, Any]:

@@ -121,10 +121,20 @@ def _octets(text: str) -> bytes | None:
     return None if head is None or tail is None else head + tail
 
 
+def usable(text: str) -> bytes:
+    """An address as it sorts (`packed`), or b"" for one that has a `refusal`."""
+    # As _octets, without the call: every endpoint of a service passes here with every change of one.
+    block, _, last = text.rpartition(".")
+    head, tail = _block(block), _OCTETS.get(last)
+    if head is None or tail is None:
+        return b""
+    octets = head + tail
+    return b"" if head[0] in _SUSPECT and _reserved(octets) else octets
+
+
 def is_usable(text: str) -> bool:
     """Whether an address has no `refusal`."""
-    octets = _octets(text)
-    return octets is not None and (octets[0] not in _SUSPECT or not _reserved(octets))
+    return bool(usable(text))
 
 
 def refusal(text: str) -> str:
@@ -133,16 +143,10 @@ def refusal(text: str) -> str:
     Loopback, link-local (the clouds' metadata servers live there), multicast and unspecified
     addresses would let a manifest reach the node itself (reliability: server-side request forgery).
     """
-    return examined(text)[1]
-
-
-def examined(text: str) -> tuple[bytes, str]:
-    """An address as it sorts (`packed`), and its `refusal`; b"" for what is refused."""
     octets = _octets(text)
     if octets is None:
-        return (b"", "is not an IP address" if _parse(text) is None else "is IPv6, which is not supported yet")
-    reason = _reserved(octets) if octets[0] in _SUSPECT else ""
-    return (b"" if reason else octets, reason)
+        return "is not an IP address" if _parse(text) is None else "is IPv6, which is not supported yet"
+    return _reserved(octets) if octets[0] in _SUSPECT else ""
 
 
 def _reserved(octets: bytes) -> str:
@@ -165,5 +169,6 @@ def packed(text: str) -> bytes:
 
     As a sort key: addresses of one family in numerical order.
     """
-    octets = _octets(text)
-    return octets if octets is not None else ipaddress.ip_address(text).packed
+    block, _, last = text.rpartition(".")
+    head, tail = _block(block), _OCTETS.get(last)
+    return ipaddress.ip_address(text).packed if head is None or tail is None else head + tail

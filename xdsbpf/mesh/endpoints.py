@@ -9,13 +9,13 @@ from __future__ import annotations
 import msgspec
 
 from xdsbpf.diagnostics import Items, ObjectId
-from xdsbpf.incremental import ABSENT, Database, query
-from xdsbpf.mesh.addresses import examined
+from xdsbpf.incremental import ABSENT, Absent, Database, query
+from xdsbpf.mesh.addresses import refusal, usable
 from xdsbpf.mesh.codes import refuse, warn
 from xdsbpf.mesh.destination_rules import subsets
 from xdsbpf.mesh.inputs import PODS, PODS_BY_ADDRESS, SLICES_BY_SERVICE
 from xdsbpf.mesh.services import PortInfo, service
-from xdsbpf.model.kube import EndpointSlice, Pod, SliceEndpoint, SlicePort
+from xdsbpf.model.kube import EndpointSlice, Pod, SlicePort
 from xdsbpf.model.scalars import Labels, is_subset
 
 
@@ -41,32 +41,47 @@ def endpoints(db: Database, host: str, port: int) -> tuple[Endpoint, ...]:
     info = owner.port(port) if owner else None
     if owner is None or info is None:
         return ()
-    found: dict[tuple[bytes, int], Endpoint] = {}
+    found: dict[bytes, Endpoint] = {}
     for slice_ in db.bucket(SLICES_BY_SERVICE, (owner.namespace, owner.name)):
         number = _slice_port(slice_, info)
-        if number is None:
+        if number is not None:
+            _add_endpoints(db, slice_, number, found)
+    return tuple([found[key] for key in sorted(found)])
+
+
+def _add_endpoints(db: Database, slice_: EndpointSlice, number: int, found: dict[bytes, Endpoint]) -> None:
+    """Add the ready endpoints of a slice, by address and port as they sort; the first of a kind counts.
+
+    Every endpoint of a service passes here when one of them changes, so what is usual is done in line.
+    """
+    namespace, ending = slice_.metadata.namespace, number.to_bytes(2, "big")
+    used, pods = [], []
+    for position, entry in enumerate(slice_.endpoints):
+        conditions = entry.conditions
+        if conditions.ready is False or conditions.terminating or not entry.addresses:
             continue
-        id, used = slice_.id, []
-        for position, entry in enumerate(slice_.endpoints):
-            if not entry.addresses or not _is_serving(entry):
-                continue
-            address = entry.addresses[0]
-            octets, reason = examined(address)
-            if reason:
-                refuse(db, "XB2010", id, f"endpoints[{position}].addresses[0]", f"{address} {reason}: not used")
-                continue
-            used.append(position)
-            pod = _pod(db, slice_, entry, position, address)
-            key = (octets, number)
-            if key not in found:
-                found[key] = _endpoint(db, pod, address, number)
-        db.cite(Items(id, "endpoints", tuple(used)))
-    return tuple(found[key] for key in sorted(found))
-
-
-def _is_serving(entry: SliceEndpoint) -> bool:
-    conditions = entry.conditions
-    return conditions.ready is not False and not conditions.terminating
+        address = entry.addresses[0]
+        octets = usable(address)
+        if not octets:
+            path = f"endpoints[{position}].addresses[0]"
+            refuse(db, "XB2010", slice_.id, path, f"{address} {refusal(address)}: not used")
+            continue
+        used.append(position)
+        ref = entry.target_ref
+        pod: Pod | Absent | None = None
+        if ref is not None and ref.kind == "Pod":
+            pod = db.input(PODS, ObjectId("Pod", ref.namespace or namespace, ref.name))
+        if pod is None or pod is ABSENT or pod.status.pod_ip != address:
+            pod = _pod_at(db, address, pod or ABSENT, slice_, position)
+        key = octets + ending
+        if key in found:
+            continue
+        if pod is None:
+            found[key] = Endpoint(address, number)
+        else:
+            pods.append(pod)
+            found[key] = Endpoint(address, number, pod.metadata.namespace, pod.metadata.labels)
+    db.cite(*pods, Items(slice_.id, "endpoints", tuple(used)))
 
 
 def _slice_port(slice_: EndpointSlice, info: PortInfo) -> int | None:
@@ -78,32 +93,22 @@ def _slice_port(slice_: EndpointSlice, info: PortInfo) -> int | None:
     return None
 
 
-def _endpoint(db: Database, pod: Pod | None, address: str, number: int) -> Endpoint:
-    if pod is None:
-        return Endpoint(address, number)
-    db.cite(pod)
-    return Endpoint(address, number, pod.metadata.namespace, pod.metadata.labels)
-
-
-def _pod(db: Database, slice_: EndpointSlice, entry: SliceEndpoint, position: int, address: str) -> Pod | None:
-    """The pod behind an endpoint: the one named, if it has the address; else the one that has it.
+def _pod_at(db: Database, address: str, named: Pod | Absent, slice_: EndpointSlice, position: int) -> Pod | None:
+    """The pod behind an endpoint: the one that the slice names, if it has the address; else the one that has it.
 
     Security: a slice is not believed about the pod's name, or it could lend a pod's labels and
     identity to any address.
     """
-    ref = entry.target_ref
-    if ref is not None and ref.kind == "Pod":
-        named = db.input(PODS, ObjectId("Pod", ref.namespace or slice_.metadata.namespace, ref.name))
-        if named is not ABSENT and address in named.addresses:
+    if named is not ABSENT:
+        if address in named.addresses:
             return named
-        if named is not ABSENT:
-            warn(
-                db,
-                "XB2011",
-                slice_.id,
-                f"endpoints[{position}].targetRef",
-                f"{named.id} does not have the address {address}: its labels are not used",
-            )
+        warn(
+            db,
+            "XB2011",
+            slice_.id,
+            f"endpoints[{position}].targetRef",
+            f"{named.id} does not have the address {address}: its labels are not used",
+        )
     live = db.bucket(PODS_BY_ADDRESS, address)
     return live[0] if len(live) == 1 else None
 

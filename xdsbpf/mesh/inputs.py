@@ -148,7 +148,7 @@ DESTINATION_RULES_BY_NAME = Index(
 )
 POLICIES_BY_NAMESPACE = Index("policies_by_namespace", AUTHORIZATION_POLICIES, keys=lambda v: (v.namespace,))
 
-_TABLES: Final[dict[str, Table[ObjectId, Any]]] = {
+_TABLES_BY_KIND: Final[dict[str, Table[ObjectId, Any]]] = {
     "Service": SERVICES,
     "EndpointSlice": ENDPOINT_SLICES,
     "Pod": PODS,
@@ -159,6 +159,7 @@ _TABLES: Final[dict[str, Table[ObjectId, Any]]] = {
     "AuthorizationPolicy": AUTHORIZATION_POLICIES,
     "EnvoyResource": ENVOY_RESOURCES,
 }
+_TABLES: Final = {(kind, GROUPS.get(kind, "")): table for kind, table in _TABLES_BY_KIND.items()}
 
 
 def put_object(change: Change, id: ObjectId, manifest: Manifest) -> bool:
@@ -181,7 +182,7 @@ def remove_object(change: Change, id: ObjectId) -> bool:
 
 def table_of(id: ObjectId) -> Table[ObjectId, Any] | None:
     """The table of its kind; None for a kind without one."""
-    return _TABLES.get(id.kind) if id.group == GROUPS.get(id.kind, "") else None
+    return _TABLES.get((id.kind, id.group))
 
 
 def get_object(db: Database, id: ObjectId) -> Manifest | Absent | None:

@@ -14,7 +14,7 @@ import msgspec
 from xdsbpf.incremental import Database, query
 from xdsbpf.mesh.codes import warn
 from xdsbpf.mesh.endpoints import Endpoint, endpoints, subset_endpoints
-from xdsbpf.mesh.services import service
+from xdsbpf.mesh.services import PortInfo, service
 from xdsbpf.mesh.tcp_routes import tcp_destinations
 from xdsbpf.mesh.virtual_services import owners
 
@@ -37,9 +37,14 @@ def weighted_endpoints(db: Database, host: str, port: int) -> tuple[WeightedEndp
     """
     owner = service(db, host)
     info = owner.port(port) if owner is not None else None
-    if info is not None and not info.is_http and owners(db, host):
+    if info is not None and is_shared_out(db, host, info):
         return _shared_endpoints(db, host, port)
     return tuple([WeightedEndpoint(endpoint, 1) for endpoint in endpoints(db, host, port)])
+
+
+def is_shared_out(db: Database, host: str, info: PortInfo) -> bool:
+    """Whether routes may give the endpoints of a service port different weights; else each has weight 1."""
+    return not info.is_http and bool(owners(db, host))
 
 
 @query

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from xdsbpf.compile.generator import Generator
-from xdsbpf.incremental import ABSENT, Database, Failure, Revision
+from xdsbpf.incremental import ABSENT, Absent, Database, Failure, Revision
 from xdsbpf.model.resource import Resource
 from xdsbpf.xds.store import Batch, Changes, ResourceStore
 
@@ -56,7 +56,8 @@ class Publisher:
         self._shared: set[tuple[str, str]] = set()
         """Families of several generators."""
         self._alone: dict[Generator, tuple[Generator, ...]] = {}  # one tuple for all outputs of a generator
-        self._touched: dict[Slot, None] = {}
+        self._touched: dict[Slot, _Output | None] = {}
+        """What to put in the store, and the output that it is taken from; None where it must be looked up."""
         self._failures: dict[tuple[Generator, Slot], str] = {}
 
     @property
@@ -122,18 +123,21 @@ class Publisher:
 
     def commit(self) -> Changes:
         """Apply everything taken since the last commit to the store, as one revision of it."""
-        puts: dict[str, list[Resource]] = {}
-        removes: dict[str, list[tuple[str, str]]] = {}
-        for slot in self._touched:
-            built = self._built(slot)
-            if built:
-                puts.setdefault(slot.scope, []).append(built[0])
+        by_scope: dict[str, tuple[list[Resource], list[tuple[str, str]]]] = {}
+        touched, self._touched = self._touched, {}
+        for slot, output in touched.items():
+            puts, removes = by_scope.setdefault(slot.scope, ([], []))
+            value: Resource | Absent
+            if output is None or (slot.scope, slot.type_url) in self._shared:
+                value = next(iter(self._built(slot)), ABSENT)
             else:
-                removes.setdefault(slot.scope, []).append((slot.type_url, slot.name))
-        self._touched.clear()
-        scopes = dict.fromkeys((*puts, *removes))
+                value = output.value
+            if value is ABSENT:
+                removes.append((slot.type_url, slot.name))
+            else:
+                puts.append(value)
         return self._store.apply_all(
-            Batch(scope, tuple(puts.get(scope, ())), tuple(removes.get(scope, ()))) for scope in scopes
+            [Batch(scope, tuple(puts), tuple(removes)) for scope, (puts, removes) in by_scope.items()]
         )
 
     def slots_of(self, outputs: Iterable[tuple[Callable[..., Any], tuple[Any, ...]]]) -> set[Slot]:
@@ -174,9 +178,10 @@ class Publisher:
         if output.failure:
             self._failures[generator, slot] = output.failure
             return
-        self._failures.pop((generator, slot), None)
+        if self._failures:
+            self._failures.pop((generator, slot), None)
         if output.name:
-            self._touched[slot] = None
+            self._touched[slot] = output
         else:
             self._rename(generator, () if output.value is ABSENT else output.value)
 
@@ -201,7 +206,7 @@ def _defect_of(value: Any, output: _Output) -> str:
     if isinstance(value, Failure):
         return str(value)
     for generator in output.takers if output.name and value is not ABSENT else ():
-        if (value.type_url, value.name) != (generator.type_url, output.name):
+        if value.type_url != generator.type_url or value.name != output.name:
             return f"the build of {output.name!r} made {value.name!r} of {value.type_url}"
     return ""
 

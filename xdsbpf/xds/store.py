@@ -99,30 +99,40 @@ class ResourceStore:
         touched: dict[str, dict[Key, None]] = {}
         for batch in batches:
             types = self._scopes.setdefault(batch.scope, {})
-            before: dict[Key, Resource | None] = {}
-            for type_url, name in batch.removes:
-                before.setdefault((type_url, name), types.get(type_url, {}).pop(name, None))
+            changes: dict[Key, tuple[Resource | None, Resource | None]] = {}
+            """What each key had before, and has now."""
+            for key in batch.removes:
+                changes.setdefault(key, (types.get(key[0], {}).pop(key[1], None), None))
             for resource in batch.puts:
-                if resource.type_url not in types:
-                    self._holders.clear()
-                bodies = types.setdefault(resource.type_url, {})
-                before.setdefault((resource.type_url, resource.name), bodies.get(resource.name))
+                bodies = types.get(resource.type_url)
+                if bodies is None:
+                    bodies = self._new_type(batch.scope, resource.type_url)
+                key = (resource.type_url, resource.name)
+                old = changes[key][0] if key in changes else bodies.get(resource.name)
+                changes[key] = (old, resource)
                 bodies[resource.name] = resource
-                self.has_ttl = self.has_ttl or resource.ttl_ms > 0
-                self._types.add(resource.type_url)
+                if resource.ttl_ms:
+                    self.has_ttl = True
             keys = touched.setdefault(batch.scope, {})
-            for key, old in before.items():
-                new = types.get(key[0], {}).get(key[1])
+            for key, (old, new) in changes.items():
                 if old != new:
                     keys[key] = None
                     if old is not None and (new is None or new.version != old.version):
-                        self._headers.pop(_header_key(old), None)
-                        self._references.pop(_header_key(old), None)
+                        header = _header_key(old)
+                        self._headers.pop(header, None)
+                        self._references.pop(header, None)
         by_scope = {scope: tuple(keys) for scope, keys in touched.items() if keys}
         if by_scope:
             self.revision += 1
             self._forget_wildcards(by_scope)
         return Changes(self.revision, by_scope)
+
+    def _new_type(self, scope: str, type_url: str) -> dict[str, Resource]:
+        """Room for the first resource of a type in a scope."""
+        self._holders.clear()
+        self._types.add(type_url)
+        bodies = self._scopes[scope][type_url] = {}
+        return bodies
 
     def get(self, view: View, type_url: str, name: str) -> Resource | None:
         """The resource that `view` sees under that name, on demand or not; None if there is none."""

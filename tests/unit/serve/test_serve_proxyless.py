@@ -39,7 +39,7 @@ spec: {selector: {matchLabels: {app: reviews}}, action: ALLOW, rules: [{from: [{
 @pytest.fixture(autouse=True)
 def loopback_endpoints(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mesh refuses loopback addresses; here they are the only ones that may be dialled."""
-    monkeypatch.setattr("xdsbpf.mesh.endpoints.examined", lambda text: (socket.inet_aton(text), ""))
+    monkeypatch.setattr("xdsbpf.mesh.endpoints.usable", socket.inet_aton)
     monkeypatch.setattr("xdsbpf.model.validate_kube.unusable", lambda address: "")
 
 

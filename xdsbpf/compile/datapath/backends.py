@@ -7,16 +7,22 @@ ready, and till then the kernel goes on balancing with what it has.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Final
 
 from xdsbpf._pb.xdsbpf.datapath.v1 import datapath_pb2
 from xdsbpf.compile.datapath import names
-from xdsbpf.compile.fragments import Frame, frame_of, placeholder
+from xdsbpf.compile.fragments import Frame, frame_of, nested, placeholder
 from xdsbpf.incremental import ABSENT, Absent, Database, query
 from xdsbpf.mesh.addresses import packed
+from xdsbpf.mesh.endpoints import endpoints
 from xdsbpf.mesh.services import service, service_ports
-from xdsbpf.mesh.weights import weighted_endpoints
+from xdsbpf.mesh.weights import is_shared_out, weighted_endpoints
 from xdsbpf.model.names import BACKENDS
 from xdsbpf.model.resource import Resource, make_resource
+
+_SERVICE_TAG: Final = datapath_pb2.Backends.SERVICE_FIELD_NUMBER << 3 | 2
+_IPV4: Final = 4
+"""Length of an endpoint's address: `mesh.endpoints` has no others yet."""
 
 
 @query
@@ -30,19 +36,25 @@ def backends(db: Database, name: str) -> Resource | Absent:
     """The backends `<host>:<port>`, possibly none; ABSENT if there is no such service port."""
     parsed = names.parse_backends(name)
     owner = service(db, parsed[0]) if parsed is not None else None
-    if parsed is None or owner is None or owner.port(parsed[1]) is None:
+    info = owner.port(parsed[1]) if parsed is not None and owner is not None else None
+    if parsed is None or info is None:
         return ABSENT
-    host, port = parsed
-    members = [datapath_pb2.Backends(service=name).SerializeToString()]
-    for entry in weighted_endpoints(db, host, port):
-        address = packed(entry.endpoint.address)
-        before, after = _member(len(address), entry.endpoint.port, entry.weight)
-        members.append(before + address + after)
-    return make_resource(BACKENDS, name, b"".join(members))
+    if is_shared_out(db, parsed[0], info):
+        members = [(entry.endpoint, entry.weight) for entry in weighted_endpoints(db, *parsed)]
+    else:
+        members = [(endpoint, 1) for endpoint in endpoints(db, *parsed)]
+    parts = [nested(_SERVICE_TAG, name.encode())]
+    framed, before, after = None, b"", b""
+    for endpoint, weight in members:
+        if framed != (endpoint.port, weight):  # mostly the same for all
+            framed = (endpoint.port, weight)
+            before, after = _member(*framed)
+        parts += (before, packed(endpoint.address), after)
+    return make_resource(BACKENDS, name, b"".join(parts))
 
 
 @lru_cache(maxsize=4096)
-def _member(length: int, port: int, weight: int) -> Frame:
-    """The encoding of a backend around an address of that length; mostly the same for a whole mesh."""
-    backend = datapath_pb2.Backend(address=placeholder(length), port=port, weight=weight)
-    return frame_of(datapath_pb2.Backends(backends=[backend]), length)
+def _member(port: int, weight: int) -> Frame:
+    """The encoding of a backend around its IPv4 address; mostly the same for a whole mesh."""
+    backend = datapath_pb2.Backend(address=placeholder(_IPV4), port=port, weight=weight)
+    return frame_of(datapath_pb2.Backends(backends=[backend]), _IPV4)

@@ -26,6 +26,7 @@ from xdsbpf.model.resource import GRPC_LIMIT, Resource, make_resource
 
 endpoint_names = cluster_names
 """EDS names are cluster names."""
+_NAME_TAG: Final = ClusterLoadAssignment.CLUSTER_NAME_FIELD_NUMBER << 3 | 2
 _ENDPOINTS_TAG: Final = ClusterLoadAssignment.ENDPOINTS_FIELD_NUMBER << 3 | 2
 _LOCALITY: Final[bytes] = LocalityLbEndpoints(locality=Locality()).SerializeToString()
 
@@ -45,17 +46,25 @@ def endpoints_resource(db: Database, name: str) -> Resource | Absent:
 
 def load_assignment(name: str, endpoints: tuple[Endpoint, ...]) -> bytes:
     """The encoded assignment: all endpoints in one locality, each with weight 1. Cost: about 0.4 us per endpoint."""
-    head: bytes = ClusterLoadAssignment(cluster_name=name).SerializeToString()
+    head = nested(_NAME_TAG, name.encode()) if name else b""
     if not endpoints:
         return head
-    members = []
+    members = [_LOCALITY]
     for endpoint in endpoints:
         address = endpoint.address.encode()
         before, after = _member(len(address), endpoint.port)
-        members.append(before + address + after)
-    weight = LocalityLbEndpoints()
-    weight.load_balancing_weight.value = len(endpoints)
-    return head + nested(_ENDPOINTS_TAG, b"".join((_LOCALITY, *members, weight.SerializeToString())))
+        members += (before, address, after)
+    members.append(_weight(len(endpoints)))
+    return head + nested(_ENDPOINTS_TAG, b"".join(members))
+
+
+@lru_cache(maxsize=4096)
+def _weight(weight: int) -> bytes:
+    """The encoding of the weight of a locality."""
+    message = LocalityLbEndpoints()
+    message.load_balancing_weight.value = weight
+    encoded: bytes = message.SerializeToString()
+    return encoded
 
 
 @lru_cache(maxsize=4096)
