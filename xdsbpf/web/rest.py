@@ -27,7 +27,7 @@ from xdsbpf.errors import ProtocolError
 from xdsbpf.report.translation import AnyTypes
 from xdsbpf.web.requests import http_error, read_body, refuse_browsers
 from xdsbpf.xds.services import METHODS, Variant
-from xdsbpf.xds.transport import Handler, Peer
+from xdsbpf.xds.transport import Handler, Peer, Take
 
 MAX_BODY_BYTES: Final = 16 << 20
 """Of a request: some hundred thousand names."""
@@ -70,7 +70,7 @@ class _Call:
         message, self._message = self._message, None
         return message
 
-    async def read_all(self, handle: Callable[[bytes], None]) -> None:
+    async def read_all(self, handle: Take) -> None:
         while (message := await self.read()) is not None:
             handle(message)
 

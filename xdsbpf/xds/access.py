@@ -21,7 +21,7 @@ from xdsbpf.xds import protocol
 from xdsbpf.xds.admission import Admission, AdmissionLimits, Ticket
 from xdsbpf.xds.log_budget import LogBudget
 from xdsbpf.xds.peers import PeerRules, readable_identity
-from xdsbpf.xds.transport import Call, Handler, Peer
+from xdsbpf.xds.transport import Call, Handler, Peer, Take
 
 REFUSALS: Final = ("UNAUTHENTICATED", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED")
 """Statuses that tell a peer that it may not, or may not now."""
@@ -190,7 +190,7 @@ class _FirstAnswer:
             self._look_in(ANSWER_S)
         return await self._call.read()
 
-    async def read_all(self, handle: Callable[[bytes], None]) -> None:
+    async def read_all(self, handle: Take) -> None:
         """Every request behind the first one."""
         self._look_in(ANSWER_S)
         await self._call.read_all(handle)

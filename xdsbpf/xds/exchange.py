@@ -19,6 +19,7 @@ from xdsbpf.xds.allocator import FreedMemory
 from xdsbpf.xds.gate import NEVER_REQUIRED, Gate
 from xdsbpf.xds.log_budget import LogBudget
 from xdsbpf.xds.open_stream import OpenStream
+from xdsbpf.xds.refusals import RefusalPace
 from xdsbpf.xds.request import Request
 from xdsbpf.xds.telemetry import Telemetry
 from xdsbpf.xds.turns import Turns
@@ -42,6 +43,7 @@ class Exchange:
         self._telemetry = telemetry
         self._gate_moved = gate_moved
         self._refusals = LogBudget()
+        self._refusal_pace = RefusalPace()
         self._running: set[OpenStream] = set()
         self._watchdog: asyncio.TimerHandle | None = None
 
@@ -95,8 +97,11 @@ class Exchange:
             self._watchdog.cancel()
             self._watchdog = None
 
-    def _take(self, stream: OpenStream, data: bytes) -> None:
-        """A request behind the first one; what its session does not keep is gone afterwards. Raises: ProtocolError."""
+    def _take(self, stream: OpenStream, data: bytes) -> float:
+        """A request behind the first one; what its session does not keep is gone afterwards. Raises: ProtocolError.
+
+        Returns how long the stream's next one is to wait.
+        """
         session = stream.session
         request = stream.decode(data)
         session.on_request(request)
@@ -111,8 +116,10 @@ class Exchange:
             if revision != stream.gate_revision:
                 stream.gate_revision = revision
                 self._gate_moved(session.view.node)
-        if request.error is not None:
-            self._log_refusal(session.node_id, request, request.error)
+        if request.error is None:
+            return 0.0
+        self._log_refusal(session.node_id, request, request.error)
+        return self._refusal_pace.taken(len(data), self._clock())
 
     def _log_refusal(self, node_id: str, request: Request, error: str) -> None:
         """A NACK; the status has them all, the log as many as it bears."""

@@ -20,7 +20,7 @@ from xdsbpf.unix_listener import claim_unix_path
 from xdsbpf.xds.addresses import listen_target, tls_target
 from xdsbpf.xds.lifetimes import GOAWAY_AGE
 from xdsbpf.xds.tls import Material, has_ended
-from xdsbpf.xds.transport import Handler, Peer
+from xdsbpf.xds.transport import Handler, Peer, Take
 
 Context = aio.ServicerContext[bytes, bytes]
 
@@ -69,10 +69,12 @@ class _GrpcCall:
         message = await self._context.read()
         return None if message is _EOF else message
 
-    async def read_all(self, handle: Callable[[bytes], None]) -> None:
+    async def read_all(self, handle: Take) -> None:
         while (message := await self._context.read()) is not _EOF:
-            handle(message)
+            pause_s = handle(message)
             del message  # a stream that waits for the next request keeps no bytes of this one
+            if pause_s:
+                await asyncio.sleep(pause_s)  # gRPC takes no more of this stream than its window meanwhile
 
     def write_now(self, message: bytes) -> bool:  # noqa: ARG002  # of every transport
         """gRPC takes messages from a coroutine only."""

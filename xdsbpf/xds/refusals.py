@@ -1,11 +1,13 @@
-"""Long reasons of a refusal, cut on the wire: a client may send a megabyte, of which 4 KB are ever looked at.
+"""Long reasons of a refusal: a client may send a megabyte, of which 4 KB are ever looked at.
 
-Bytes of a request in, the same request with a short `error_detail` out, before protobuf copies, checks and decodes what
-nobody reads. Called by `xds.request`. Pure.
+They are cut on the wire: bytes of a request in, the same request with a short `error_detail` out, before protobuf
+copies, checks and decodes what nobody reads (called by `xds.request`). And who sends them is read more slowly, for to
+receive them costs as well (`RefusalPace`, called by `xds.exchange`). Pure.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Final
 
@@ -19,8 +21,35 @@ _MAX_FIELDS: Final = 2_000
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _CODE_TAG, _MESSAGE_TAG = 0x08, 0x12  # of google.rpc.Status
 
+_BURST_BYTES: Final = 32 << 20
+_BYTES_PER_S: Final = 32 << 20
+"""Of all clients together; on gRPC a megabyte is 1 to 2 ms of CPU."""
+MAX_PAUSE_S: Final = 10.0
+"""What keeps a connection alive is left unread as well on `fast`."""
+
 Field = tuple[int, int, int, int]
 """Tag, where the field begins, where its value begins, where it ends."""
+
+
+class RefusalPace:
+    """When streams that refuse at length are read again: one after the other, so much a second of all together.
+
+    What a client has not been let send costs the others nothing. Short refusals are not looked at.
+    """
+
+    __slots__ = ("_through_at",)
+
+    def __init__(self) -> None:
+        self._through_at = -math.inf
+        """When what has come would be through, had it come at the pace."""
+
+    def taken(self, size: int, now: float) -> float:
+        """A refusal of that many bytes has come; returns how many seconds the next one of its stream is to wait."""
+        if size <= WORTH_CUTTING:
+            return 0.0
+        through_at = max(self._through_at, now - _BURST_BYTES / _BYTES_PER_S) + size / _BYTES_PER_S
+        self._through_at = min(through_at, now + MAX_PAUSE_S)
+        return max(0.0, self._through_at - now)
 
 
 def with_short_reason(data: bytes, error_tag: int) -> bytes:

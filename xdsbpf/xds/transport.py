@@ -29,6 +29,10 @@ class Peer(msgspec.Struct, frozen=True):
     is_expired: bool = False
 
 
+Take = Callable[[bytes], float | None]
+"""Takes one message; returns how many seconds the next one of its stream is to wait, if it is."""
+
+
 class Call(Protocol):
     """One call, whatever its shape: unary calls read one message and write one."""
 
@@ -43,7 +47,7 @@ class Call(Protocol):
     async def read(self) -> bytes | None:
         """The next message, or None when the client has half-closed. Raises: ProtocolError for a broken one."""
 
-    async def read_all(self, handle: Callable[[bytes], None]) -> None:
+    async def read_all(self, handle: Take) -> None:
         """Call `handle` with every message until the client half-closes. Raises: as `read`, and what `handle` raises.
 
         A transport that can does so where it receives them, without a switch to the task that waits here.

@@ -13,8 +13,8 @@ from xdsbpf.xds.h2.limits import Limits, Timing
 from xdsbpf.xds.h2.server import H2Transport
 from xdsbpf.xds.transport import Call, Handler
 
-ECHO, ONCE, FAIL, CRASH, HANG, FLOOD, WHO, GATHER = (
-    f"/test.Echo/{name}" for name in ("Echo", "Once", "Fail", "Crash", "Hang", "Flood", "Who", "Gather")
+ECHO, ONCE, FAIL, CRASH, HANG, FLOOD, WHO, GATHER, REST = (
+    f"/test.Echo/{name}" for name in ("Echo", "Once", "Fail", "Crash", "Hang", "Flood", "Who", "Gather", "Rest")
 )
 FLOOD_BYTES = 200_000
 FLOOD_COUNT = 150
@@ -27,6 +27,7 @@ class Served:
         self.hanging = 0
         self.cancelled = asyncio.Event()
         self.written = 0
+        self.rested = 0
 
     async def echo(self, call: Call) -> None:
         while (message := await call.read()) is not None:
@@ -79,6 +80,15 @@ class Served:
         await call.read_all(take)
         await call.write(b",".join(gathered))
 
+    async def rest(self, call: Call) -> None:
+        """Every message makes the next one wait for a minute."""
+
+        def take(_: bytes) -> float:
+            self.rested += 1
+            return 60.0
+
+        await call.read_all(take)
+
     def handlers(self) -> dict[str, Handler]:
         return {
             ECHO: self.echo,
@@ -89,6 +99,7 @@ class Served:
             FLOOD: self.flood,
             WHO: self.who,
             GATHER: self.gather,
+            REST: self.rest,
         }
 
 

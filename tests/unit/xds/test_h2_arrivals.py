@@ -9,9 +9,9 @@ from contextlib import AsyncExitStack
 import pytest
 from grpc import aio
 
-from tests.unit.xds.h2_serving import ECHO, ONCE, Served, serving
+from tests.unit.xds.h2_serving import ECHO, ONCE, REST, Served, serving
 from tests.unit.xds.h2_wire import data, headers, hello, message
-from tests.waiting import until
+from tests.waiting import DEADLINE_S, until
 from xdsbpf.xds.h2 import frames
 from xdsbpf.xds.h2.arrivals import AT_A_TIME
 from xdsbpf.xds.h2.faults import ErrorCode
@@ -24,9 +24,12 @@ WAITING = 3
 class Sender:
     """A client that sends one large message, in two parts."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str) -> None:
         self.reader, self.writer = reader, writer
-        writer.write(hello(initial_window_size=1 << 20) + frames.window_update(0, 1 << 20) + headers(path=ECHO))
+        writer.write(hello(initial_window_size=1 << 20) + frames.window_update(0, 1 << 20) + headers(path=path))
+        self.begin()
+
+    def begin(self) -> None:
         self._send(BODY[:200_000])
 
     def _send(self, part: bytes) -> None:
@@ -50,11 +53,11 @@ async def stack() -> AsyncIterator[AsyncExitStack]:
         yield found
 
 
-async def connect(stack: AsyncExitStack, address: str) -> Sender:
+async def connect(stack: AsyncExitStack, address: str, path: str = ECHO) -> Sender:
     host, _, port = address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     stack.callback(writer.close)
-    return Sender(reader, writer)
+    return Sender(reader, writer, path)
 
 
 async def test_large_requests_take_turns_and_small_ones_do_not_wait(stack: AsyncExitStack) -> None:
@@ -101,3 +104,19 @@ async def test_a_call_that_ends_in_the_middle_of_its_request_gives_its_turn_back
     for sender in senders:
         sender.writer.write(frames.rst_stream(1, ErrorCode.CANCEL))
     await until(lambda: transport.arrivals.reading == transport.arrivals.waiting == 0, "all turns are free")
+
+
+async def test_who_is_left_unread_for_a_while_keeps_no_turn_from_others(stack: AsyncExitStack) -> None:
+    served = Served()
+    transport, address = await stack.enter_async_context(serving(served.handlers()))
+    for number in range(AT_A_TIME):
+        sender = await connect(stack, address, REST)
+        sender.finish()
+        sender.begin()  # of the next one some may be there already
+        await until(lambda count=number + 1: served.rested == count, "its first message is taken")
+    later = [await connect(stack, address) for _ in range(WAITING)]
+    for sender in later:
+        sender.finish()
+    await asyncio.wait_for(asyncio.gather(*(sender.answer() for sender in later)), DEADLINE_S)
+    assert transport.arrivals.reading == transport.arrivals.waiting == 0
+    assert served.rested == AT_A_TIME

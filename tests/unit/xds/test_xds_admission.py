@@ -16,7 +16,7 @@ from xdsbpf.xds.access import AccessControl
 from xdsbpf.xds.admission import Admission, AdmissionLimits, Ticket
 from xdsbpf.xds.peers import PeerRules
 from xdsbpf.xds.token_bucket import TokenBucket
-from xdsbpf.xds.transport import Call, Peer
+from xdsbpf.xds.transport import Call, Peer, Take
 
 LIMITS = AdmissionLimits(
     per_s=10, burst=5, identity_per_s=5, identity_burst=3, streams_per_identity=8, first_answers=4, max_waiting=50,
@@ -162,7 +162,7 @@ class SilentCall:
         self._requests -= 1
         return b"request"
 
-    async def read_all(self, handle: Callable[[bytes], None]) -> None:
+    async def read_all(self, handle: Take) -> None:
         while (message := await self.read()) is not None:
             handle(message)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from xdsbpf.xds.client_status import SERVICE, ClientStatus
 from xdsbpf.xds.gate import Gate
 from xdsbpf.xds.resource_status import ResourceState, explain, resource_statuses
 from xdsbpf.xds.store import ResourceStore
-from xdsbpf.xds.transport import Peer
+from xdsbpf.xds.transport import Peer, Take
 
 
 def answered(store: ResourceStore, client: StreamClient, type_url: str, *subscribe: str, error: str = "") -> None:
@@ -99,7 +98,7 @@ class OneCall:
         request, self._request = self._request, None
         return request
 
-    async def read_all(self, handle: Callable[[bytes], None]) -> None:
+    async def read_all(self, handle: Take) -> None:
         raise AssertionError("unary methods read one message")
 
     def write_now(self, message: bytes) -> bool:

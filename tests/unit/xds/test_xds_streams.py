@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 import structlog
@@ -18,7 +18,7 @@ from xdsbpf.xds.shared import MIN_NAMES, PAGE_RESOURCES
 from xdsbpf.xds.store import ResourceStore
 from xdsbpf.xds.streams import Streams
 from xdsbpf.xds.subscription import NAME_COST
-from xdsbpf.xds.transport import Peer
+from xdsbpf.xds.transport import Peer, Take
 from xdsbpf.xds.turns import STREAMS_PER_TURN
 
 
@@ -36,7 +36,7 @@ class ScriptedCall:
     async def read(self) -> bytes | None:
         return await self.to_server.get()
 
-    async def read_all(self, handle: Callable[[bytes], None]) -> None:
+    async def read_all(self, handle: Take) -> None:
         while (message := await self.read()) is not None:
             handle(message)
 

@@ -7,12 +7,11 @@ tasks.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Protocol
 
 from xdsbpf.errors import ProtocolError
 from xdsbpf.xds.h2.stream import Stream
-from xdsbpf.xds.transport import Handler, Peer
+from xdsbpf.xds.transport import Handler, Peer, Take
 
 
 class Carrier(Protocol):
@@ -26,6 +25,9 @@ class Carrier(Protocol):
 
     def send(self, stream: Stream, message: bytes) -> bool:
         """Send; False if `message_sent` will tell when the message has left."""
+
+    def rest(self, seconds: float) -> None:
+        """Leave what the peer sends in the socket for so long, whichever call it is for."""
 
 
 class H2Call:
@@ -41,7 +43,7 @@ class H2Call:
         self.deadline: asyncio.TimerHandle | None = None
         self.ending: ProtocolError | None = None
         self._carrier = carrier
-        self._handle: Callable[[bytes], None] | None = None
+        self._handle: Take | None = None
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
 
@@ -53,7 +55,7 @@ class H2Call:
             await self._until_readable()
         return message
 
-    async def read_all(self, handle: Callable[[bytes], None]) -> None:
+    async def read_all(self, handle: Take) -> None:
         """See `Call.read_all`."""
         if self._hand_over(handle):
             return
@@ -100,11 +102,12 @@ class H2Call:
         except Exception as error:  # noqa: BLE001  the reader's task raises it, whatever it is
             reader.set_exception(error)
 
-    def _hand_over(self, handle: Callable[[bytes], None]) -> bool:
+    def _hand_over(self, handle: Take) -> bool:
         """Handle what has come; True if there will be no more."""
         inbox = self.stream.inbox
         while inbox.is_ready and (message := self._carrier.read(self.stream)) is not None:
-            handle(message)
+            if pause_s := handle(message):
+                self._carrier.rest(pause_s)
         return self._is_read()
 
     def _is_read(self) -> bool:

@@ -74,6 +74,7 @@ class H2Protocol(asyncio.Protocol):
         "_owner",
         "_paused_at",
         "_ping_at",
+        "_resting",
         "_transport",
         "calls",
         "peer",
@@ -93,6 +94,7 @@ class H2Protocol(asyncio.Protocol):
         self._opened_at = self._heard_at = self._busy_at = now
         self._ping_at = self._paused_at = self._closing_at = self._aged_at = 0.0
         self._arriving_at = 0.0
+        self._resting: asyncio.TimerHandle | None = None
         self._is_reading = True
         self.peer, refusal = peer_of(transport)
         if refusal or not self._owner.accept(self):
@@ -127,6 +129,8 @@ class H2Protocol(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
         self._connection.is_failed = True
         self._cancel_calls(ProtocolError("CANCELLED", "the connection is over"))
+        if self._resting is not None:
+            self._resting.cancel()
         if self._arriving_at:
             self._owner.arrivals.leave(self)
         self._owner.lost(self)
@@ -136,19 +140,35 @@ class H2Protocol(asyncio.Protocol):
     def stop_reading(self) -> None:
         """See `Arriving.stop_reading`."""
         self._is_reading = False
-        if not self._transport.is_closing():
-            self._transport.pause_reading()
+        self._read_or_wait()
 
     def go_on_reading(self) -> None:
         """See `Arriving.go_on_reading`."""
         self._is_reading = True
         self._heard_at = self._arriving_at = self._loop.time()
-        if not self._transport.is_closing():
-            self._transport.resume_reading()
+        self._read_or_wait()
+
+    def rest(self, seconds: float) -> None:
+        """See `Carrier.rest`; the last one counts. Meanwhile nobody waits for what is half there."""
+        if self._resting is not None:
+            self._resting.cancel()
+        self._resting = self._loop.call_later(seconds, self._rested)
+        self._read_or_wait()
+
+    def _rested(self) -> None:
+        self._resting = None
+        self._heard_at = self._loop.time()
+        self._take_turns()
+        self._read_or_wait()
+
+    def _read_or_wait(self) -> None:
+        reads = self._is_reading and self._resting is None
+        if reads != self._transport.is_reading() and not self._transport.is_closing():
+            (self._transport.resume_reading if reads else self._transport.pause_reading)()
 
     def _take_turns(self) -> None:
         """A large request is coming, or has come."""
-        is_arriving = self._connection.is_arriving(LARGE_BYTES)
+        is_arriving = self._resting is None and self._connection.is_arriving(LARGE_BYTES)
         if is_arriving and not self._arriving_at:
             self._arriving_at = self._heard_at
             self._owner.arrivals.enter(self)
@@ -195,8 +215,8 @@ class H2Protocol(asyncio.Protocol):
                 self._abort("no HTTP/2 SETTINGS in time")
         elif not self._connection.is_writable and now - self._paused_at > timing.stall_s:
             self._abort("the peer reads nothing")
-        elif not self._is_reading:
-            pass  # it is others that keep it waiting
+        elif not self._is_reading or self._resting is not None:
+            pass  # it is we who keep it waiting
         elif self._arriving_at and self._owner.arrivals.waiting and now - self._arriving_at > timing.arrival_s:
             self._abort("a request takes too long to arrive, and others wait for it")
         elif self._ping_at and self._heard_at < self._ping_at:
