@@ -20,6 +20,7 @@ DEADLINE_S = 5.0
 """How long a test waits for what must come."""
 
 _CHANNEL_OPTIONS = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own, as a proxy has
+_TAKES_ALL = ("grpc.max_receive_message_length", -1)
 
 
 class _TypeState:
@@ -54,7 +55,8 @@ class Client:
     """One proxy: one connection, with one stream (ADS) or one for each type.
 
     `features` are the client features of its node; with `reads=False` it never takes a byte of a response. A client
-    with `credentials` connects over mutual TLS; without a `node_id` it has no node.
+    with `credentials` connects over mutual TLS; without a `node_id` it has no node. It refuses messages above 4 MiB,
+    as gRPC's clients do, unless it `takes_all`, as Envoy does.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Client:
         reads: bool = True,
         user_agent: str = "conformance",
         credentials: grpc.ChannelCredentials | None = None,
+        takes_all: bool = False,
     ) -> None:
         self.variant = variant
         self.node_id = node_id
@@ -76,7 +79,7 @@ class Client:
         self.user_agent = user_agent
         self.reads = reads
         self.channel = (
-            aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+            aio.insecure_channel(address, options=[*_CHANNEL_OPTIONS, *([_TAKES_ALL] if takes_all else [])])
             if credentials is None
             else aio.secure_channel(address, credentials, options=_CHANNEL_OPTIONS)
         )

@@ -23,6 +23,7 @@ from tests.xds.wire import Variant
 from xdsbpf.model.resource import Resource, make_resource
 from xdsbpf.xds.access import AccessControl
 from xdsbpf.xds.client_status import ClientStatus
+from xdsbpf.xds.lifetimes import PATIENCE, Patience
 from xdsbpf.xds.load_reporting import LoadReporting
 from xdsbpf.xds.load_reports import LoadReports
 from xdsbpf.xds.peers import AllowRule, PeerRules
@@ -57,9 +58,10 @@ class InProcess:
     def __init__(self, transport: str = DEFAULT_TRANSPORT) -> None:
         self._transport = transport
         self._rules = PeerRules()
+        self._patience = PATIENCE
         self._served: dict[Key, Served] = {}
         self.store = ResourceStore()
-        self.server = _server(self.store, self._transport, self._rules)
+        self.server = _server(self.store, self._transport, self._rules, self._patience)
         self.address = self.tls_address = ""
 
     @cached_property
@@ -70,6 +72,11 @@ class InProcess:
     async def start(self) -> None:
         """Listen on a free port of loopback."""
         (self.address,) = await self.server.start(["127.0.0.1:0"])
+
+    async def hurry(self, patience: Patience) -> None:
+        """As `restart`, with that patience."""
+        self._patience = patience
+        await self.restart()
 
     async def secure(self, *allow: AllowRule) -> None:
         """As `restart`, with a listener of mutual TLS beside the plaintext one; `allow` are rules for its peers."""
@@ -95,7 +102,7 @@ class InProcess:
         await self.server.stop(0.0)
         self.store = ResourceStore()
         self.store.apply(_SCOPE, [_resource(served) for served in self._served.values()])
-        self.server = _server(self.store, self._transport, self._rules)
+        self.server = _server(self.store, self._transport, self._rules, self._patience)
 
     async def stop(self) -> None:
         await self.server.stop(0.0)
@@ -155,7 +162,7 @@ _BARRIER = "conformance-barrier"
 _VIEW = View((_SCOPE,), "", "envoy")
 
 
-def _server(store: ResourceStore, transport: str, rules: PeerRules) -> XdsServer:
+def _server(store: ResourceStore, transport: str, rules: PeerRules, patience: Patience) -> XdsServer:
     """Our server, with the services beside xDS that `xdsbpf serve` has."""
     status = ClientStatus(store, lambda: server.streams.sessions())
     reporting = LoadReporting(LoadReports(), rules.authorize)
@@ -167,6 +174,7 @@ def _server(store: ResourceStore, transport: str, rules: PeerRules) -> XdsServer
         authorize=rules.authorize,
         access=AccessControl(rules, {}, time.monotonic),
         resource_errors=("told-*",),
+        patience=patience,
         more_handlers=handlers,
         transport=TRANSPORTS[transport],
     )

@@ -26,7 +26,7 @@ class Lab:
         self.driver = driver
         self.variant = variant
         self._quiet_s = quiet_s
-        self._deadline_s = deadline_s
+        self.deadline_s = deadline_s
         self._clients: list[Client] = []
 
     @property
@@ -43,6 +43,7 @@ class Lab:
         user_agent: str = "conformance",
         node_id: str | None = None,
         identity: str = "",
+        takes_all: bool = False,
     ) -> Client:
         """Another proxy, with a connection and a node id of its own; see `Client`.
 
@@ -53,10 +54,11 @@ class Lab:
             self.variant,
             node_id=f"conformance-{next(_numbers)}" if node_id is None else node_id,
             quiet_s=self._quiet_s,
-            deadline_s=self._deadline_s,
+            deadline_s=self.deadline_s,
             features=features,
             reads=reads,
             user_agent=user_agent,
+            takes_all=takes_all,
             credentials=self.own.authority.credentials(identity) if identity else None,
         )
         self._clients.append(client)

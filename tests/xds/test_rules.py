@@ -14,7 +14,6 @@ RULES = frozenset(range(1, 58))
 
 ELSEWHERE = {
     40: "tests/unit/serve/test_serve_grpc_raw.py::test_no_envoy_that_asks_for_all_listeners_gets_one_for_grpc_clients",
-    43: "tests/unit/xds/test_xds_streams.py::test_a_stream_that_takes_no_data_is_reset",
     57: "tests/unit/compile/raw/test_grpc_endpoints.py::test_priorities_are_counted_from_zero_without_gaps",
     53: "tests/unit/web/test_web_rest.py::test_a_poll_gets_everything_once_and_then_only_what_changed",
     49: "tests/unit/xds/test_xds_admission.py::test_a_storm_begins_with_a_burst_and_goes_on_at_the_rate",

@@ -24,9 +24,6 @@ from xdsbpf.xds.request import Request
 from xdsbpf.xds.telemetry import Telemetry
 from xdsbpf.xds.turns import Turns
 
-WRITE_TIMEOUT_S = 60.0
-"""A stream that takes no byte for that long is reset."""
-
 log = structlog.get_logger(__name__)
 
 
@@ -34,14 +31,21 @@ class Exchange:
     """Reads and writes of all open streams. `gate_moved` is told the node whose Envoy has just answered something."""
 
     def __init__(
-        self, clock: Callable[[], float], gate: Gate, telemetry: Telemetry, gate_moved: Callable[[str], None]
+        self,
+        clock: Callable[[], float],
+        gate: Gate,
+        telemetry: Telemetry,
+        gate_moved: Callable[[str], None],
+        write_s: float,
     ) -> None:
+        """`write_s`: see `Patience`."""
         self.turns = Turns(self.send)
         self.freed_memory = FreedMemory()
         self._clock = clock
         self._gate = gate
         self._telemetry = telemetry
         self._gate_moved = gate_moved
+        self._write_s = write_s
         self._refusals = LogBudget()
         self._refusal_pace = RefusalPace()
         self._running: set[OpenStream] = set()
@@ -169,14 +173,14 @@ class Exchange:
 
     def _look_for_stalled(self) -> None:
         """End streams whose client takes no data. One look at all of them costs less than a timer per write."""
-        limit = self._clock() - WRITE_TIMEOUT_S
+        limit = self._clock() - self._write_s
         for stream in self._running:
             if stream.writing_since is not None and stream.writing_since <= limit and stream.reader is not None:
-                text = f"the client took no data for {WRITE_TIMEOUT_S:.0f} s"
+                text = f"the client took no data for {self._write_s:g} s"
                 stream.end = ProtocolError("DEADLINE_EXCEEDED", text)
                 stream.reader.cancel()
         self._watch_writes()
 
     def _watch_writes(self) -> None:
         loop = asyncio.get_running_loop()
-        self._watchdog = loop.call_later(WRITE_TIMEOUT_S / 8, self._look_for_stalled) if self._running else None
+        self._watchdog = loop.call_later(self._write_s / 8, self._look_for_stalled) if self._running else None

@@ -14,6 +14,7 @@ import structlog
 from xdsbpf.xds.access import AccessControl
 from xdsbpf.xds.gate import Gate
 from xdsbpf.xds.grpcio import GrpcTransport
+from xdsbpf.xds.lifetimes import PATIENCE, Patience
 from xdsbpf.xds.peers import Authorize, PeerRules
 from xdsbpf.xds.services import METHODS
 from xdsbpf.xds.status import NodeStatus
@@ -34,7 +35,7 @@ class XdsServer:
     `quarantine` see `Session`, `prepare` see `Preparation`. `authorize` decides what peers with a certificate may
     claim, `access` who may call at all: without them only local peers are served. `more_handlers` (path -> handler)
     are served beside it. `max_age_s`: streams end at about that age (0: never); the transport must know it, too.
-    `resource_errors`: globs of the node ids of clients that read `resource_errors`.
+    `resource_errors`: globs of the node ids of clients that read `resource_errors`. `patience`: with silent clients.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class XdsServer:
         access: AccessControl | None = None,
         max_age_s: float = 0.0,
         resource_errors: tuple[str, ...] = (),
+        patience: Patience = PATIENCE,
         more_handlers: Mapping[str, Handler] | None = None,
         transport: Callable[[Mapping[str, Handler]], Transport] = GrpcTransport,
     ) -> None:
@@ -61,6 +63,7 @@ class XdsServer:
             authorize=authorize,
             max_age_s=max_age_s,
             resource_errors=resource_errors,
+            patience=patience,
         )
         self.handlers: dict[str, Handler] = dict.fromkeys(METHODS, self.streams.serve) | dict(more_handlers or {})
         """What a transport serves: method path -> handler."""

@@ -13,11 +13,9 @@ import msgspec
 
 from xdsbpf.xds.filling import GRPC_MAX_MESSAGE
 from xdsbpf.xds.gate import Gate
+from xdsbpf.xds.lifetimes import PATIENCE
 from xdsbpf.xds.session import Session
 from xdsbpf.xds.subscription import Subscription
-
-STALE_AFTER_S = 60.0
-"""A response without ACK or NACK for that long makes its type STALE."""
 
 
 class SyncState(enum.Enum):
@@ -92,24 +90,26 @@ class NodeStatus(msgspec.Struct, frozen=True):
     scopes: tuple[str, ...] = ()
 
 
-def node_statuses(sessions: Iterable[Session], gate: Gate, now: float) -> tuple[NodeStatus, ...]:
+def node_statuses(
+    sessions: Iterable[Session], gate: Gate, now: float, stale_s: float = PATIENCE.stale_s
+) -> tuple[NodeStatus, ...]:
     """Status of all sessions, sorted by node id; `now` is of the same clock as the sessions' own."""
-    rows = [node_status(session, gate, now) for session in sessions]
+    rows = [node_status(session, gate, now, stale_s) for session in sessions]
     return tuple(sorted(rows, key=lambda row: row.node_id))
 
 
-def node_status(session: Session, gate: Gate, now: float) -> NodeStatus:
+def node_status(session: Session, gate: Gate, now: float, stale_s: float = PATIENCE.stale_s) -> NodeStatus:
     """Status of one session."""
     view = session.view
-    types = tuple(_type_status(subscription, gate, view.node, now) for subscription in session.subscriptions())
+    types = tuple(_type_status(subscription, gate, view.node, now, stale_s) for subscription in session.subscriptions())
     age_s = now - session.opened_at
     return NodeStatus(session.node_id, view.kind, view.node, types, session.variant, age_s, view.scopes)
 
 
-def _type_status(subscription: Subscription, gate: Gate, node: str, now: float) -> TypeStatus:
+def _type_status(subscription: Subscription, gate: Gate, node: str, now: float, stale_s: float) -> TypeStatus:
     return TypeStatus(
         type_url=subscription.type_url,
-        state=_state(subscription, now),
+        state=_state(subscription, now, stale_s),
         subscribed=len(subscription.names),
         wildcard=subscription.is_wildcard,
         held=len(subscription.held),
@@ -159,10 +159,10 @@ def _withheld(subscription: Subscription, gate: Gate, node: str) -> dict[str, tu
     return found
 
 
-def _state(subscription: Subscription, now: float) -> SyncState:
+def _state(subscription: Subscription, now: float, stale_s: float) -> SyncState:
     if subscription.nacks or subscription.last_error:
         return SyncState.NACKED
-    if any(now - sent.at >= STALE_AFTER_S for sent in subscription.in_flight.values()):
+    if any(now - sent.at >= stale_s for sent in subscription.in_flight.values()):
         return SyncState.STALE
     kept_back = subscription.withheld or subscription.waiting or subscription.too_large
     if subscription.in_flight or kept_back or subscription.has_work:

@@ -22,7 +22,7 @@ from xdsbpf.xds.exchange import Exchange
 from xdsbpf.xds.filling import max_message_of, takes_ttl
 from xdsbpf.xds.gate import Gate
 from xdsbpf.xds.interest import Interest
-from xdsbpf.xds.lifetimes import drain_delays, lifetime
+from xdsbpf.xds.lifetimes import PATIENCE, Patience, drain_delays, lifetime
 from xdsbpf.xds.limits import NameBudget
 from xdsbpf.xds.log_budget import LogBudget
 from xdsbpf.xds.open_stream import OpenStream
@@ -85,6 +85,7 @@ class Streams:
         authorize: Authorize | None = None,
         max_age_s: float = 0.0,
         resource_errors: tuple[str, ...] = (),
+        patience: Patience = PATIENCE,
     ) -> None:
         self.store = store
         self.gate = Gate()
@@ -98,6 +99,7 @@ class Streams:
         self._prepare = prepare
         self._max_age_s = max_age_s
         self._resource_errors = resource_errors
+        self._patience = patience
         self._nonces = itertools.count(1)
         self._stamps = itertools.count(1)
         self._open: dict[Session, OpenStream] = {}
@@ -107,7 +109,7 @@ class Streams:
         self._clients = Clients(clock)
         self._name_budgets: WeakValueDictionary[tuple[str, ...], NameBudget] = WeakValueDictionary()
         """By identity; the sessions of its streams keep each alive."""
-        self._exchange = Exchange(clock, self.gate, self.telemetry, self._wake_agents)
+        self._exchange = Exchange(clock, self.gate, self.telemetry, self._wake_agents, patience.write_s)
         self._refusals = LogBudget()
         self._is_stopping = False
 
@@ -203,11 +205,12 @@ class Streams:
 
     def status(self) -> tuple[NodeStatus, ...]:
         """The status of every connected client, sorted by node id."""
-        return node_statuses(self.sessions(), self.gate, self._clock())
+        return node_statuses(self.sessions(), self.gate, self._clock(), self._patience.stale_s)
 
     async def look(self) -> tuple[NodeStatus, ...]:
         """`status`, with the streams being served in between. Cost: 40 us for each."""
-        rows = [node_status(entry, self.gate, self._clock()) async for entry in unhurried(self.sessions())]
+        stale_s = self._patience.stale_s
+        rows = [node_status(entry, self.gate, self._clock(), stale_s) async for entry in unhurried(self.sessions())]
         return tuple(sorted(rows, key=lambda row: row.node_id))
 
     def drain(self, seconds: float) -> float:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from xds_stream_client import CDS, EDS, NODE_ID, StreamClient, resource, store_with
 
 from xdsbpf.xds.gate import Gate
-from xdsbpf.xds.status import STALE_AFTER_S, SyncState, TypeStatus, node_status, node_statuses
+from xdsbpf.xds.lifetimes import PATIENCE
+from xdsbpf.xds.status import SyncState, TypeStatus, node_status, node_statuses
 from xdsbpf.xds.store import ResourceStore
 
 
@@ -19,8 +20,8 @@ def test_a_response_without_an_ack_is_pending_then_stale_then_synced() -> None:
     client.now = 100.0
     first = client.on(CDS)[0]
     assert status(client, 100.0).state is SyncState.PENDING
-    assert status(client, 100.0 + STALE_AFTER_S - 1).state is SyncState.PENDING
-    assert status(client, 100.0 + STALE_AFTER_S).state is SyncState.STALE
+    assert status(client, 100.0 + PATIENCE.stale_s - 1).state is SyncState.PENDING
+    assert status(client, 100.0 + PATIENCE.stale_s).state is SyncState.STALE
     client.ack(first)
     row = status(client, 1e6)
     assert row.state is SyncState.SYNCED

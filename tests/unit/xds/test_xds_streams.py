@@ -13,7 +13,8 @@ from xds_stream_client import CDS, EDS, ENVOY_VIEW, NODE_ID, RDS, resource, stor
 
 from xdsbpf.errors import ProtocolError
 from xdsbpf.model.resource import Resource
-from xdsbpf.xds import exchange, limits, protocol, shared
+from xdsbpf.xds import limits, protocol, shared
+from xdsbpf.xds.lifetimes import PATIENCE, Patience
 from xdsbpf.xds.shared import MIN_NAMES, PAGE_RESOURCES
 from xdsbpf.xds.store import ResourceStore
 from xdsbpf.xds.streams import Streams
@@ -52,15 +53,14 @@ class ScriptedCall:
         self.to_client.put_nowait(message)
 
 
-def serving(store: ResourceStore) -> Streams:
-    return Streams(store, lambda node_id, metadata: ENVOY_VIEW, time.monotonic)
+def serving(store: ResourceStore, patience: Patience = PATIENCE) -> Streams:
+    return Streams(store, lambda node_id, metadata: ENVOY_VIEW, time.monotonic, patience=patience)
 
 
 @pytest.mark.parametrize("is_stalled", [True, False])
-async def test_a_stream_that_takes_no_data_is_reset(monkeypatch: pytest.MonkeyPatch, is_stalled: bool) -> None:
+async def test_a_stream_that_takes_no_data_is_reset(is_stalled: bool) -> None:
     """Rule 43; one that takes it stays."""
-    monkeypatch.setattr(exchange, "WRITE_TIMEOUT_S", 0.05)
-    served, call = serving(store_with(resource(CDS, "a"))), ScriptedCall()
+    served, call = serving(store_with(resource(CDS, "a")), Patience(write_s=0.05)), ScriptedCall()
     call.is_stalled = is_stalled
     task = asyncio.create_task(served.serve(call))
     call.to_server.put_nowait(protocol.encode_request(CDS, node_id=NODE_ID))

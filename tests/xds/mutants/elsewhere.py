@@ -7,7 +7,7 @@ import msgspec
 from tests.xds.mutation import Edit, Value
 from xdsbpf.compile.raw import grpc_endpoints, resources
 from xdsbpf.web import rest
-from xdsbpf.xds import delta, exchange, token_bucket
+from xdsbpf.xds import delta, token_bucket
 
 
 class Broken(msgspec.Struct, frozen=True):
@@ -35,19 +35,6 @@ BROKEN: tuple[Broken, ...] = (
         Value(resources, "is_api_listener", lambda _: False),
         "tests/unit/serve/test_serve_grpc_raw.py::test_no_envoy_that_asks_for_all_listeners_gets_one_for_grpc_clients",
         "assert ['app'] == []",
-    ),
-    Broken(
-        43,
-        "a stream that takes data is reset, too",
-        Edit(
-            exchange.Exchange,
-            "_look_for_stalled",
-            "stream.writing_since is not None and stream.writing_since <= limit and ",
-            "",
-        ),
-        "tests/unit/xds/test_xds_streams.py::test_a_stream_that_takes_no_data_is_reset",
-        "assert not",
-        "[False]",
     ),
     Broken(
         51,

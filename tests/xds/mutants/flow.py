@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.xds import test_a1_identity as identity
 from tests.xds import test_a5_flow as a5
 from tests.xds import test_a5_services as services
+from tests.xds import test_a5_silence as silence
 from tests.xds.mutation import Edit, Mutant, Seen, Value, no_response, noise
 from tests.xds.resources import CDS, EDS, RTDS
 from tests.xds.wire import Variant
@@ -19,6 +20,7 @@ from xdsbpf.xds import (
     load_reporting,
     protocol,
     shared,
+    status,
     streams,
 )
 from xdsbpf.xds.h2 import server as h2_server
@@ -96,6 +98,35 @@ MUTANTS: tuple[Mutant, ...] = (
             "response = await client.receive(EDS)",
             "the stream ended: StatusCode.RESOURCE_EXHAUSTED, 'SERVER: Received message larger than max",
         ),
+    ),
+    Mutant(
+        43,
+        "who never answers is not told apart",
+        Edit(status, "_state", "now - sent.at >= stale_s", "False"),
+        silence.test_who_reads_and_never_answers_is_stale_and_is_kept,
+        DELTA,
+        Seen("await until(", "not within 0.6 s: STALE"),
+    ),
+    Mutant(
+        43,
+        "who reads and never answers is reset",
+        Edit(
+            exchange.Exchange,
+            "_look_for_stalled",
+            "stream.writing_since is not None and stream.writing_since <= limit and ",
+            "",
+        ),
+        silence.test_who_reads_and_never_answers_is_stale_and_is_kept,
+        DELTA,
+        Seen("await until(", "not within 0.6 s"),
+    ),
+    Mutant(
+        43,
+        "who takes no data is kept for ever",
+        Edit(exchange.Exchange, "_look_for_stalled", "stream.writing_since <= limit", "False"),
+        silence.test_a_stopped_process_is_stale_and_is_reset_when_it_takes_no_data,
+        DELTA,
+        Seen("await until(", "not within 0.6 s: reset"),
     ),
     Mutant(
         46,
