@@ -132,11 +132,6 @@ def usable(text: str) -> bytes:
     return b"" if head[0] in _SUSPECT and _reserved(octets) else octets
 
 
-def is_usable(text: str) -> bool:
-    """Whether an address has no `refusal`."""
-    return bool(usable(text))
-
-
 def refusal(text: str) -> str:
     """Why traffic must not be sent to this address, or "" for a usable IPv4 unicast address.
 

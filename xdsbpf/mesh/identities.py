@@ -13,7 +13,7 @@ import msgspec
 
 from xdsbpf.diagnostics import ObjectId, Origin
 from xdsbpf.incremental import Database, query
-from xdsbpf.mesh.addresses import is_usable, packed, refusal
+from xdsbpf.mesh.addresses import packed, refusal, usable
 from xdsbpf.mesh.codes import warn
 from xdsbpf.mesh.inputs import (
     NODES_BY_NAME,
@@ -35,20 +35,11 @@ PROXY_ADDRESS: Final = "xdsbpf.io/proxy-address"
 """Annotation of a Node: source address of its proxy."""
 
 
-@query
-def pods_of_node(db: Database, node: str) -> tuple[Pod, ...]:
-    """The pods of a node that have addresses of their own, sorted by namespace and name joined with "/"."""
-    found = [pod for pod in db.bucket(PODS_BY_NODE, node) if own_addresses(pod)]
-    for pod in found:
-        db.cite(pod)
-    found.sort(key=workload_name)
-    return tuple(found)
-
-
-def workload_name(pod: Pod) -> str:
-    """`<namespace>/<pod>`, as a pod is called in the kernel's resources."""
-    meta = pod.metadata
-    return f"{meta.namespace}/{meta.name}"
+def workloads_of_node(db: Database, node: str) -> list[tuple[Pod, tuple[str, ...]]]:
+    """The pods of a node that have addresses of their own, with these; in the order of the bucket."""
+    found = [(pod, addresses) for pod in db.bucket(PODS_BY_NODE, node) if (addresses := own_addresses(pod))]
+    db.cite(*[pod for pod, _ in found])
+    return found
 
 
 def own_addresses(pod: Pod) -> tuple[str, ...]:
@@ -57,8 +48,8 @@ def own_addresses(pod: Pod) -> tuple[str, ...]:
         return ()
     addresses = pod.addresses
     if len(addresses) == 1:
-        return addresses if is_usable(addresses[0]) else ()
-    return tuple([address for address in addresses if is_usable(address)])
+        return addresses if usable(addresses[0]) else ()
+    return tuple([address for address in addresses if usable(address)])
 
 
 def identity_of(db: Database, pod: Pod) -> str:
@@ -146,12 +137,10 @@ def identity(db: Database, name: str) -> tuple[str, ...]:
     if name == NODE_PROXY:
         return proxy_addresses(db)
     namespace = namespace_of_identity(name)
-    found: set[str] = set()
-    for pod in db.bucket(PODS_BY_ACCOUNT, (namespace, name.rpartition("/")[2])):
-        usable = own_addresses(pod) if pod.status.phase == "Running" else ()
-        if usable:
-            db.cite(pod)
-            found.update(usable)
+    pods = db.bucket(PODS_BY_ACCOUNT, (namespace, name.rpartition("/")[2]))
+    used = [(pod, own) for pod in pods if pod.status.phase == "Running" and (own := own_addresses(pod))]
+    db.cite(*[pod for pod, _ in used])
+    found = {address for _, own in used for address in own}
     return tuple(sorted(found.difference(_contested_of(db, name)), key=packed))
 
 

@@ -6,9 +6,9 @@ from xdsbpf._pb.xdsbpf.datapath.v1 import datapath_pb2
 from xdsbpf.compile.datapath.encoding import resource
 from xdsbpf.incremental import ABSENT, Absent, Database, query
 from xdsbpf.mesh.addresses import packed
-from xdsbpf.mesh.identities import identity_of, known_nodes, own_addresses, pods_of_node, proxy_address, workload_name
+from xdsbpf.mesh.identities import known_nodes, proxy_address, workloads_of_node
 from xdsbpf.mesh.inputs import settings
-from xdsbpf.model.names import NODE_CONFIG
+from xdsbpf.model.names import NODE_CONFIG, spiffe_id
 from xdsbpf.model.resource import Resource
 
 
@@ -24,17 +24,19 @@ def node_config(db: Database, node: str, name: str) -> Resource | Absent:
     if name != node or node not in known_nodes(db):
         return ABSENT
     proxy = proxy_address(db, node)
-    message = datapath_pb2.NodeConfig(
-        node=node,
-        proxy_address=packed(proxy) if proxy else b"",
-        trust_domain=settings(db).trust_domain,
-    )
+    domain = settings(db).trust_domain
+    message = datapath_pb2.NodeConfig(node=node, proxy_address=packed(proxy) if proxy else b"", trust_domain=domain)
+    workloads = {
+        f"{pod.metadata.namespace}/{pod.metadata.name}": (pod, own) for pod, own in workloads_of_node(db, node)
+    }
     add = message.workloads.add
-    for pod in pods_of_node(db, node):
+    for called in sorted(workloads):
+        pod, addresses = workloads[called]
         # Set field by field: an argument by keyword costs twice as much.
         entry = add()
-        entry.name = workload_name(pod)
-        entry.uid = pod.metadata.uid
-        entry.addresses.extend([packed(address) for address in own_addresses(pod)])
-        entry.identity = identity_of(db, pod)
+        entry.name = called
+        if pod.metadata.uid:
+            entry.uid = pod.metadata.uid
+        entry.addresses.extend([packed(address) for address in addresses])
+        entry.identity = spiffe_id(domain, pod.metadata.namespace, pod.service_account)
     return resource(NODE_CONFIG, node, message)

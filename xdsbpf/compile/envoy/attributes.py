@@ -25,7 +25,9 @@ SAFE: Final = re.compile(r"[A-Za-z0-9._/:\[\]=;-]*")
 
 def attributes(namespace: str, service_account: str, labels: Labels) -> str:
     """The value of `xb.attrs`: `;ns=<namespace>;sa=<account>;<label>=<value>;...` in label order."""
-    return account_prefix(namespace, service_account) + "".join([f"{label_key(key)}={value};" for key, value in labels])
+    # As `label_key` says, without the calls: this is written for every pod.
+    written = [f".{key}={value};" if key in RESERVED_LABELS else f"{key}={value};" for key, value in labels]
+    return account_prefix(namespace, service_account) + "".join(written)
 
 
 def label_key(key: str) -> str:

@@ -8,6 +8,7 @@ then read `-`, no filter chain matches, the connection is closed. Cost: linear i
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -21,9 +22,10 @@ from xdsbpf.compile.envoy.encoding import resource
 from xdsbpf.compile.envoy.newer_messages import cel_formatter, set_filter_state
 from xdsbpf.diagnostics import Origin
 from xdsbpf.incremental import ABSENT, Absent, Database, query
-from xdsbpf.mesh.identities import contested_on_node, identity_of, is_seen_at, own_addresses, pods_of_node
+from xdsbpf.mesh.identities import contested_on_node, is_seen_at, workloads_of_node
+from xdsbpf.mesh.inputs import settings
 from xdsbpf.model.kube import Pod
-from xdsbpf.model.names import EXTENSION
+from xdsbpf.model.names import EXTENSION, spiffe_id
 from xdsbpf.model.resource import Resource
 
 SOURCE_ADDRESS: Final = "source.address.substring(0, source.address.lastIndexOf(':'))"
@@ -31,10 +33,9 @@ SOURCE_ADDRESS: Final = "source.address.substring(0, source.address.lastIndexOf(
 PLAIN_STRING: Final = "envoy.string"
 
 
-class Entry(msgspec.Struct, frozen=True, order=True, gc=False):
-    """One source address and who is behind it."""
+class Source(msgspec.Struct, frozen=True, gc=False):
+    """Who is behind an address: its SPIFFE id, and its attributes as routes and rules match them."""
 
-    address: str
     principal: str
     attributes: str
 
@@ -50,59 +51,50 @@ def table(db: Database, node: str, name: str) -> Resource | Absent:
     """The identity table of a node's pods; ABSENT for any other name."""
     if name != names.SOURCE_IDENTITY:
         return ABSENT
-    pods = pods_of_node(db, node)
-    unknown = contested_on_node(db, node)
-    entries: dict[str, Entry] = {}
+    sources: dict[str, Source] = {}
     shared: set[str] = set()
-    for pod in pods:
-        for entry in _entries(db, pod, unknown):
-            other = entries.setdefault(entry.address, entry)
-            if other is not entry and other != entry:
-                shared.add(entry.address)
+    for _, address, source in _seen(db, node):
+        other = sources.setdefault(address, source)
+        if other is not source and other != source:
+            shared.add(address)
     # A key given twice is an error of the whole CEL map: every source of the node would be unknown.
-    for address in sorted(shared):
-        del entries[address]
-    for pod in pods if shared else ():
-        for entry in _entries(db, pod, unknown):
-            if entry.address in shared:
-                text = f"{entry.address} is that of several pods with different labels: "
-                text += "to the proxy it is an unknown source"
-                warn(db.report, IDENTITY_SHARED, _origin(pod), text, "delete the stale pods")
-    return resource(EXTENSION, name, identity_table(tuple(entries[address] for address in sorted(entries))))
+    for address in shared:
+        del sources[address]
+    for pod, address, _ in _seen(db, node) if shared else ():
+        if address in shared:
+            text = f"{address} is that of several pods with different labels: to the proxy it is an unknown source"
+            warn(db.report, IDENTITY_SHARED, Origin(pod.id, "metadata.labels"), text, "delete the stale pods")
+    return resource(EXTENSION, name, identity_table(sources))
 
 
-def _origin(pod: Pod) -> Origin:
-    return Origin(pod.id, "metadata.labels")
+def _seen(db: Database, node: str) -> Iterator[tuple[Pod, str, Source]]:
+    """The addresses that pods of a node are seen with, if their identity can be written safely."""
+    domain = settings(db).trust_domain
+    unknown = contested_on_node(db, node)
+    for pod, addresses in workloads_of_node(db, node):
+        namespace, account = pod.metadata.namespace, pod.service_account
+        principal = spiffe_id(domain, namespace, account)
+        text = attributes(namespace, account, pod.metadata.labels)
+        if not is_safe(principal + text):
+            reason = "a label or the identity holds an unsafe character: the pod is an unknown source to the proxy"
+            fail(db.report, IDENTITY_UNSAFE, Origin(pod.id, "metadata.labels"), reason)
+            continue
+        source = Source(principal, text)
+        for address in addresses:
+            if address not in unknown and is_seen_at(db, pod, address):
+                yield pod, address, source
 
 
-def _entries(db: Database, pod: Pod, unknown: tuple[str, ...]) -> list[Entry]:
-    """Entries of one pod: its addresses but for `unknown` ones, if its identity can be written safely."""
-    identity = identity_of(db, pod)
-    text = attributes(pod.metadata.namespace, pod.service_account, pod.metadata.labels)
-    if not is_safe(identity + text):
-        fail(
-            db.report,
-            IDENTITY_UNSAFE,
-            _origin(pod),
-            "a label or the identity holds an unsafe character: the pod is an unknown source to the proxy",
-        )
-        return []
-    return [
-        Entry(address, identity, text)
-        for address in own_addresses(pod)
-        if address not in unknown and is_seen_at(db, pod, address)
-    ]
-
-
-def identity_table(entries: tuple[Entry, ...]) -> TypedExtensionConfig:
-    """The listener filter's configuration. All texts must be `is_safe`: they become quoted literals."""
-    principals = tuple([(entry.address, entry.principal) for entry in entries])
-    attributes_ = tuple([(entry.address, entry.attributes) for entry in entries])
+def identity_table(sources: Mapping[str, Source]) -> TypedExtensionConfig:
+    """The listener filter's configuration, by address. All texts must be `is_safe`: they become quoted literals."""
+    rows = [(address, sources[address]) for address in sorted(sources)]
+    principals = [(address, source.principal) for address, source in rows]
+    attributes_ = [(address, source.attributes) for address, source in rows]
     values = (_value(names.PRINCIPAL_KEY, principals), _value(names.ATTRIBUTES_KEY, attributes_))
     return TypedExtensionConfig(name=names.SOURCE_IDENTITY, typed_config=set_filter_state(values))
 
 
-def expression(rows: tuple[tuple[str, str], ...]) -> str:
+def expression(rows: Sequence[tuple[str, str]]) -> str:
     """CEL that yields the text of the source address: `{'10.0.0.1':'text'}[<address>]`."""
     if not rows:
         return "''"
@@ -115,7 +107,7 @@ def _shown(address: str) -> str:
     return f"[{address}]" if ":" in address else address
 
 
-def _value(key: str, rows: tuple[tuple[str, str], ...]) -> FilterStateValue:
+def _value(key: str, rows: Sequence[tuple[str, str]]) -> FilterStateValue:
     value = FilterStateValue(object_key=key, factory_key=PLAIN_STRING)
     value.format_string.text_format_source.inline_string = f"%CEL({expression(rows)})%"
     value.format_string.formatters.add(name="cel", typed_config=cel_formatter())

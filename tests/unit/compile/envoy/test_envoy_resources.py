@@ -16,7 +16,7 @@ from tests.compiling import names as route_names
 from xdsbpf.compile.envoy import names
 from xdsbpf.compile.envoy.clusters import cluster
 from xdsbpf.compile.envoy.endpoints import endpoints_resource
-from xdsbpf.compile.envoy.identity_table import Entry, expression, identity_table
+from xdsbpf.compile.envoy.identity_table import Source, expression, identity_table
 from xdsbpf.compile.envoy.listeners import listener
 from xdsbpf.compile.envoy.load_balancing import load_balancing_policy
 from xdsbpf.compile.envoy.outputs import envoy_generators
@@ -293,8 +293,8 @@ def test_another_library_reads_the_same_from_what_we_encode():
     from envoy_data_plane.envoy.config.route.v3 import VirtualHost
     from envoy_data_plane.envoy.extensions.filters.listener.set_filter_state.v3 import Config
 
-    entry = Entry("10.0.0.1", "spiffe://td/ns/a/sa/b", ";ns=a;sa=b;")
-    config = Config.parse(identity_table((entry,)).typed_config.value)
+    source = Source("spiffe://td/ns/a/sa/b", ";ns=a;sa=b;")
+    config = Config.parse(identity_table({"10.0.0.1": source}).typed_config.value)
     assert [value.object_key for value in config.on_accept] == [names.PRINCIPAL_KEY, names.ATTRIBUTES_KEY]
     assert ";ns=a;sa=b;" in config.on_accept[1].format_string.text_format_source.inline_string
     resources = Mesh(BASE).resources()
