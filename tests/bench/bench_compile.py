@@ -38,6 +38,7 @@ from xdsbpf.model.kube import (
     TargetRef,
 )
 from xdsbpf.model.meta import Manifest, ObjectMeta
+from xdsbpf.model.sharing import shared_labels, shared_text
 from xdsbpf.model.virtual_service import (
     Destination,
     HTTPRoute,
@@ -75,14 +76,14 @@ def slice_of(service: int, services: int, *, moved: bool = False, ready: bool = 
         metadata=ObjectMeta(
             name=f"svc-{service}",
             namespace=NAMESPACE,
-            labels=(("kubernetes.io/service-name", f"svc-{service}"),),
+            labels=shared_labels((("kubernetes.io/service-name", f"svc-{service}"),)),
         ),
         ports=(SlicePort(port=8080, name="http"),),
         endpoints=tuple(
             SliceEndpoint(
                 addresses=(address(service, endpoint, services, int(moved and endpoint == 0)),),
                 conditions=EndpointConditions(ready=ready or endpoint > 0),
-                node_name=f"node{node_of(service, endpoint, services)}",
+                node_name=shared_text(f"node{node_of(service, endpoint, services)}"),
                 target_ref=TargetRef(kind="Pod", name=f"svc-{service}-{endpoint}", namespace=NAMESPACE),
             )
             for endpoint in range(ENDPOINTS)
@@ -91,12 +92,12 @@ def slice_of(service: int, services: int, *, moved: bool = False, ready: bool = 
 
 
 def pod(service: int, endpoint: int, services: int, account: str = "") -> Pod:
-    labels = (("app", f"svc-{service}"), ("version", "v1"))
+    labels = shared_labels((("app", f"svc-{service}"), ("version", "v1")))
     return Pod(
         metadata=ObjectMeta(name=f"svc-{service}-{endpoint}", namespace=NAMESPACE, labels=labels),
         spec=PodSpec(
-            node_name=f"node{node_of(service, endpoint, services)}",
-            service_account_name=account or f"sa-{service % 500}",
+            node_name=shared_text(f"node{node_of(service, endpoint, services)}"),
+            service_account_name=shared_text(account or f"sa-{service % 500}"),
         ),
         status=PodStatus(phase="Running", pod_ip=address(service, endpoint, services)),
     )
@@ -120,7 +121,7 @@ def mesh_rule(connections: int) -> DestinationRule:
 
 
 def objects(services: int) -> list[tuple[ObjectId, Manifest]]:
-    """Services, slices and pods, as a source would yield them."""
+    """Services, slices and pods, as a source would yield them: with one copy of what the schema says is shared."""
     made: list[Manifest] = []
     for service in range(services):
         made.append(
@@ -128,7 +129,7 @@ def objects(services: int) -> list[tuple[ObjectId, Manifest]]:
                 metadata=ObjectMeta(name=f"svc-{service}", namespace=NAMESPACE),
                 spec=ServiceSpec(
                     cluster_ip=f"10.32.{service >> 8}.{service & 255}",
-                    selector=(("app", f"svc-{service}"),),
+                    selector=shared_labels((("app", f"svc-{service}"),)),
                     ports=(ServicePort(port=80, name="http", target_port=8080),),
                 ),
             )

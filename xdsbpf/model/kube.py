@@ -11,14 +11,14 @@ from typing import Literal
 import msgspec
 
 from xdsbpf.model.meta import Manifest, ObjectMeta
-from xdsbpf.model.scalars import Count, IntOrString, Labels, Port
+from xdsbpf.model.scalars import Count, IntOrString, Labels, Port, Shared, SharedLabels
 
 
 class ServicePort(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     """One port; `target_port` defaults to `port`."""
 
     port: Port
-    name: str = ""
+    name: Shared = ""
     protocol: Literal["TCP", "UDP", "SCTP"] = "TCP"
     target_port: IntOrString | None = None
     app_protocol: str = ""
@@ -27,7 +27,7 @@ class ServicePort(msgspec.Struct, frozen=True, gc=False, rename="camel"):
 
 class ServiceSpec(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     ports: tuple[ServicePort, ...] = ()
-    selector: Labels = ()
+    selector: SharedLabels = ()
     cluster_ip: str = msgspec.field(default="", name="clusterIP")
     cluster_ips: tuple[str, ...] = msgspec.field(default=(), name="clusterIPs")
     type: Literal["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"] = "ClusterIP"
@@ -51,22 +51,22 @@ class EndpointConditions(msgspec.Struct, frozen=True, gc=False):
 
 
 class TargetRef(msgspec.Struct, frozen=True, gc=False):
-    kind: str = ""
+    kind: Shared = ""
     name: str = ""
-    namespace: str = ""
+    namespace: Shared = ""
 
 
 class SliceEndpoint(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     addresses: tuple[str, ...]
     conditions: EndpointConditions = EndpointConditions()
-    node_name: str = ""
-    zone: str = ""
+    node_name: Shared = ""
+    zone: Shared = ""
     target_ref: TargetRef | None = None
 
 
 class SlicePort(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     port: Port | None = None
-    name: str = ""
+    name: Shared = ""
     protocol: Literal["TCP", "UDP", "SCTP"] = "TCP"
     app_protocol: str = ""
 
@@ -99,8 +99,8 @@ class Container(msgspec.Struct, frozen=True, gc=False):
 
 
 class PodSpec(msgspec.Struct, frozen=True, gc=False, rename="camel"):
-    node_name: str = ""
-    service_account_name: str = ""
+    node_name: Shared = ""
+    service_account_name: Shared = ""
     host_network: bool = False
     containers: tuple[Container, ...] = ()
 

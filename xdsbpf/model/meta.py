@@ -5,15 +5,15 @@ from __future__ import annotations
 import msgspec
 
 from xdsbpf.diagnostics import ObjectId
-from xdsbpf.model.scalars import Labels, Timestamp
+from xdsbpf.model.scalars import Labels, Shared, SharedLabels, Timestamp
 
 
 class ObjectMeta(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     """The part of Kubernetes' metadata that is read; the rest is ignored."""
 
     name: str
-    namespace: str = ""
-    labels: Labels = ()
+    namespace: Shared = ""
+    labels: SharedLabels = ()
     annotations: Labels = ()
     creation_timestamp: Timestamp | None = None
     uid: str = ""

@@ -9,6 +9,8 @@ mistake with its position. Where YAML and value differ, the type says so through
     Timestamp   RFC 3339                             -> str, in UTC (sorts by time)
     IntOrString 9080 or "http"                       -> int | str
     Pairs[V]    a YAML mapping                       -> tuple of (key, value), sorted by key
+    Shared      a string that many objects have      -> str, one copy of it (`model/sharing.py`)
+    SharedLabels  a mapping of such strings          -> Labels, one copy of it
 
     NonEmpty[V] a list that may be left out but not be given empty
 
@@ -30,6 +32,8 @@ Timestamp: TypeAlias = Annotated[str, Meta(extra={"yaml": "timestamp"})]
 IntOrString: TypeAlias = int | str
 Pairs: TypeAlias = tuple[tuple[str, V], ...]
 Labels: TypeAlias = Pairs[str]
+Shared: TypeAlias = Annotated[str, Meta(extra={"yaml": "shared"})]
+SharedLabels: TypeAlias = Annotated[Labels, Meta(extra={"yaml": "shared labels"})]
 Port: TypeAlias = Annotated[int, Meta(ge=1, le=65535)]
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 UInt32: TypeAlias = Annotated[int, Meta(ge=0, le=2**32 - 1)]

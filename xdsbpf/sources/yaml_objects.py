@@ -16,6 +16,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from xdsbpf.diagnostics import Diagnostic, ObjectId, Severity
 from xdsbpf.model import codes, registry
 from xdsbpf.model.meta import Manifest, ObjectMeta
+from xdsbpf.model.sharing import shared_text
 from xdsbpf.model.validate import validate
 from xdsbpf.sources.fail_closed import deny_placeholder
 from xdsbpf.sources.yaml_findings import MAX_OBJECT_BYTES, Budget, Finding, Path, Walk
@@ -149,7 +150,7 @@ def _object_id(node: Node, group: str, kind: str) -> ObjectId:
     name = _text(inside, "name") if metadata is not None else ""
     namespace = _text(inside, "namespace") if metadata is not None else ""
     namespace = "" if kind in registry.CLUSTER_SCOPED else namespace or DEFAULT_NAMESPACE
-    return ObjectId(kind, namespace, name, group)
+    return ObjectId(shared_text(kind), shared_text(namespace), name, shared_text(group))
 
 
 def _with_id(manifest: Manifest, object_id: ObjectId) -> Manifest:

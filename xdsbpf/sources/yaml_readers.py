@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from yaml.nodes import Node, ScalarNode
 
@@ -59,6 +59,16 @@ def read_string(walk: Walk, node: Node, path: Path) -> object:
     return BAD
 
 
+def shared_reader(reader: Reader, share: Callable[[Any], object]) -> Reader:
+    """Reader of a value of which one copy is kept."""
+
+    def read(walk: Walk, node: Node, path: Path) -> object:
+        value = reader(walk, node, path)
+        return value if value is BAD else share(value)
+
+    return read
+
+
 def read_bool(walk: Walk, node: Node, path: Path) -> object:
     """true or false in any YAML 1.1 spelling."""
     value = _scalar(walk, node, path, "true or false")
@@ -105,8 +115,10 @@ def choice_reader(allowed: tuple[str, ...]) -> Reader:
 
     def read(walk: Walk, node: Node, path: Path) -> object:
         value = _scalar(walk, node, path, f"one of {names}")
-        if isinstance(value, _Bad) or (isinstance(value, str) and value in allowed):
+        if isinstance(value, _Bad):
             return value
+        if isinstance(value, str) and value in allowed:
+            return allowed[allowed.index(value)]  # one copy of the word
         hint = suggestion(value, allowed) if isinstance(value, str) else ""
         walk.report(codes.BAD_CHOICE, path, node, f"expected one of {names}, found {describe(node)}", hint)
         return BAD

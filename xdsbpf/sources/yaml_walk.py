@@ -8,8 +8,9 @@ ranges with line and column. Conventions of the result are those of `model/scala
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 from msgspec import inspect as types
@@ -18,6 +19,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from xdsbpf.errors import InvariantError
 from xdsbpf.model import codes
 from xdsbpf.model.meta import Manifest, ObjectMeta
+from xdsbpf.model.sharing import shared_labels, shared_text
 from xdsbpf.sources.yaml_findings import MAX_ITEMS, Path, Walk, describe
 from xdsbpf.sources.yaml_nodes import PLAIN, TAG_STR, is_null, resolve_plain
 from xdsbpf.sources.yaml_readers import (
@@ -32,6 +34,7 @@ from xdsbpf.sources.yaml_readers import (
     read_percent,
     read_string,
     read_timestamp,
+    shared_reader,
     suggestion,
 )
 
@@ -43,6 +46,8 @@ _BY_EXTRA: Final[dict[str, Reader]] = {
     "decimal": read_decimal,
     "timestamp": read_timestamp,
 }
+
+_SHARED: Final[dict[str, Callable[[Any], object]]] = {"shared": shared_text, "shared labels": shared_labels}
 
 _OBJECT_FIELDS: Final = frozenset({"apiVersion", "kind", "status"})
 _METADATA_FIELDS: Final = frozenset(
@@ -230,6 +235,8 @@ def _reader(type_: types.Type) -> Reader:
     """Reader of a field type. Raises: InvariantError for a type the conventions do not know."""
     if isinstance(type_, types.Metadata):
         name = (type_.extra or {}).get("yaml")
+        if name in _SHARED:
+            return shared_reader(_reader(type_.type), _SHARED[name])
         return _BY_EXTRA[name] if isinstance(name, str) else _reader(type_.type)
     if isinstance(type_, types.UnionType):
         return _union_reader(tuple(part for part in type_.types if not isinstance(part, types.NoneType)))

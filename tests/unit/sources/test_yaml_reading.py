@@ -11,7 +11,7 @@ from xdsbpf.diagnostics import State
 from xdsbpf.model import codes
 from xdsbpf.model.authorization_policy import AuthorizationPolicy
 from xdsbpf.model.destination_rule import DestinationRule
-from xdsbpf.model.kube import Service
+from xdsbpf.model.kube import EndpointSlice, Pod, Service
 from xdsbpf.model.virtual_service import VirtualService
 from xdsbpf.sources.yaml_nodes import resolve_plain
 
@@ -323,3 +323,34 @@ def test_the_same_text_gives_the_same_objects_whatever_was_read_before() -> None
     catalog = read(text)
     assert catalog.manifests() == read(text).manifests()
     assert isinstance(next(iter(catalog.manifests().values())), AuthorizationPolicy)
+
+
+def test_what_many_objects_say_alike_is_kept_once() -> None:
+    pods = [
+        f"""apiVersion: v1
+kind: Pod
+metadata: {{name: a-{number}, namespace: shop, labels: {{app: a, version: v1}}}}
+spec: {{nodeName: node-7, serviceAccountName: till}}
+status: {{phase: Running, podIP: 10.0.0.{number}}}
+"""
+        for number in (1, 2)
+    ]
+    slice_ = """apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: a, namespace: shop}
+addressType: IPv4
+endpoints:
+- {addresses: [10.0.0.1], nodeName: node-7, targetRef: {kind: Pod, name: a-1, namespace: shop}}
+"""
+    taken = sorted(read(documents(*pods, slice_)).manifests().items())
+    (_, endpoints), (one_id, one), (other_id, other) = taken
+    assert isinstance(one, Pod)
+    assert isinstance(other, Pod)
+    assert isinstance(endpoints, EndpointSlice)
+    assert one.metadata.labels == (("app", "a"), ("version", "v1"))
+    assert one.metadata.labels is other.metadata.labels
+    assert one_id.namespace is other_id.namespace is one.metadata.namespace is other.metadata.namespace
+    assert one.spec.node_name is other.spec.node_name is endpoints.endpoints[0].node_name
+    assert one.spec.service_account_name is other.spec.service_account_name
+    assert one.status.phase is other.status.phase
+    assert one.metadata.name is not other.metadata.name
