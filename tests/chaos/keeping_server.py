@@ -13,9 +13,9 @@ _kept: dict[OpenStream, bytes] = {}
 _take = Exchange._take
 
 
-def _keep(exchange: Exchange, stream: OpenStream, data: bytes) -> None:
+def _keep(exchange: Exchange, stream: OpenStream, data: bytes) -> float:
     _kept[stream] = data
-    _take(exchange, stream, data)
+    return _take(exchange, stream, data)
 
 
 if __name__ == "__main__":

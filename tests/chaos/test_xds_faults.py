@@ -19,8 +19,9 @@ NAMES = 20
 OTHERS, FAULTY = 20, 20
 CHANGES = 1000
 REFUSING, MEGABYTE = 100, 1 << 20
-KEPT_MB = {"grpcio": 100, "fast": 50}
-"""A server that keeps the requests has 179 and 100. gRPC's own heaps keep 20 to 60 of theirs, more when busy."""
+KEPT_MB = {"grpcio": 60, "fast": 50}
+"""A server that keeps the requests has 110 to 125 and 100. gRPC's connections keep 7 to 25 while they last, however
+many heaps the C library has; nearly all of it goes when they are closed. `fast` keeps nothing."""
 KEEPING = "tests.chaos.keeping_server"
 
 
@@ -159,9 +160,9 @@ def test_refusals_of_a_megabyte_are_not_kept(kind: str, module: str | None) -> N
         before = rig.server.rss_bytes
         rig.client.refusal(b"x" * MEGABYTE)
         answered = rig.ask("answers")
-        for content in range(2, 5):
+        for content in range(2, 4):
             change_reaches(rig, content, 0, REFUSING)
-        rig.ask("answered", answered + 3 * REFUSING)
+        rig.ask("answered", answered + 2 * REFUSING)
         allowed = before + KEPT_MB[kind] * MEGABYTE
         deadline = time.monotonic() + 8  # freed memory is given back a little later
         while rig.server.rss_bytes > allowed and time.monotonic() < deadline:

@@ -85,6 +85,9 @@ class BareGrpc:
     def streams(self) -> int:
         return len(self._writers)
 
+    def unsettled(self) -> int:
+        return 0  # it does not look at answers
+
     async def _serve(self, _: object, context: aio.ServicerContext[bytes, bytes]) -> None:
         writer = _Writer()
         self._writers.add(writer)
@@ -164,6 +167,9 @@ class BareSockets:
 
     def streams(self) -> int:
         return len(self.connections)
+
+    def unsettled(self) -> int:
+        return 0  # it does not look at answers
 
 
 def _in_frames(message: bytes) -> bytes:

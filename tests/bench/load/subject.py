@@ -66,6 +66,8 @@ class Subject(Protocol):
 
     def streams(self) -> int: ...
 
+    def unsettled(self) -> int: ...
+
 
 class Product:
     """The engine as it is shipped, with the views of node Envoys."""
@@ -106,6 +108,11 @@ class Product:
 
     def streams(self) -> int:
         return len(self._server.streams.sessions())
+
+    def unsettled(self) -> int:
+        """Streams that have something to send, or a response that was not answered."""
+        sessions = self._server.streams.sessions()
+        return sum(each.has_work or any(kept.in_flight for kept in each.subscriptions()) for each in sessions)
 
 
 SUBJECTS: dict[str, Callable[[Path | None], Subject]] = {
@@ -150,6 +157,8 @@ async def serve(subject: Subject) -> None:
                 answer = subject.answers()
             case "streams", []:
                 answer = subject.streams()
+            case "unsettled", []:
+                answer = subject.unsettled()
             case _:
                 raise ValueError(f"no such command: {line!r}")
         sys.stdout.write(json.dumps(answer) + "\n")
