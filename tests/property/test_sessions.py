@@ -236,7 +236,7 @@ BROKEN = (
     ),
     Broken(
         "a second response goes without the ACK",
-        Edit(SotwSession, "_next_update", "if subscription.in_flight or ", "if "),
+        Edit(SotwSession, "_next_update", "if subscription.in_flight:", "if False:"),
         "a second response without an ACK",
         is_delta=False,
     ),

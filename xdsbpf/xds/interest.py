@@ -28,48 +28,55 @@ class Interest(Generic[Member]):
     """The index over all members; a member is a session, or whatever hears of changes."""
 
     def __init__(self) -> None:
-        self._audiences: list[set[Member] | tuple[Member, ...]] = []
-        """By number: the members that share a set of names, or one member alone."""
+        self._members: dict[int, Member] = {}
+        self._audiences: list[set[int] | tuple[int, ...]] = []
+        """By number: the members that share a set of names, or one member alone, by their numbers."""
         self._unused: list[int] = []
         self._named: dict[str, dict[str, int | array[int]]] = {}
         """Type -> name -> the number of its audience, or sorted those of several."""
         self._shared: dict[tuple[str, frozenset[str]], int] = {}
         """(type, names) -> the audience that asks for all of them."""
-        self._of_all: dict[str, set[Member]] = {}
+        self._of_all: dict[str, set[int]] = {}
         """Type -> who hears of every name: wildcards and globs."""
-        self._in_scope: dict[str, set[Member]] = {}
+        self._in_scope: dict[str, set[int]] = {}
 
     def enter(self, member: Member, scopes: Iterable[str]) -> int:
         """A member sees these scopes, and listens to nothing yet; returns its number."""
-        for scope in scopes:
-            self._in_scope.setdefault(scope, set()).add(member)
-        return self._number((member,))
+        number = self._number()
+        self._members[number] = member
+        self._audiences[number] = (number,)
+        self.move(number, (), scopes)
+        return number
 
     def move(self, number: int, before: Iterable[str], after: Iterable[str]) -> None:
         """It sees other scopes from now on."""
-        (member,) = self._audiences[number]
         for scope in before:
-            _discard(self._in_scope, scope, member)
+            _discard(self._in_scope, scope, number)
         for scope in after:
-            self._in_scope.setdefault(scope, set()).add(member)
+            self._in_scope.setdefault(scope, set()).add(number)
 
     def leave(self, number: int, scopes: Iterable[str]) -> None:
         """It is gone, and all its `Listening`s are closed."""
         self.move(number, scopes, ())
+        del self._members[number]
         self._retire(number)
 
-    def heard_by(self, by_scope: Mapping[str, tuple[Key, ...]]) -> set[Member]:
-        """Whom a change may concern, by `Changes.by_scope`. Cost: O(changed keys + those who ask for any of them)."""
-        found: set[Member] = set()
+    def heard_by(self, by_scope: Mapping[str, tuple[Key, ...]]) -> list[Member]:
+        """Whom a change may concern, by `Changes.by_scope`. Cost: O(changed keys + those who ask for any of them).
+
+        In the order of their numbers, which is nearly that of their coming, and so of their memory: to send to all in
+        another order costs a tenth more of the processor.
+        """
+        found: set[int] = set()
         for scope, keys in by_scope.items():
             present = self._in_scope.get(scope)
             if present is not None:
                 for audience in self._audiences_of(keys):
                     hearing = present.intersection(audience)
                     found = found | hearing if found else hearing
-        return found
+        return [self._members[number] for number in sorted(found)]
 
-    def _audiences_of(self, keys: tuple[Key, ...]) -> Iterator[Iterable[Member]]:
+    def _audiences_of(self, keys: tuple[Key, ...]) -> Iterator[Iterable[int]]:
         """Each once, whatever the number of its names among the keys."""
         types: set[str] = set()
         numbers: set[int] = set()
@@ -86,11 +93,10 @@ class Interest(Generic[Member]):
     # For `Listening`.
 
     def hear_all(self, type_url: str, number: int, *, hears: bool) -> None:
-        (member,) = self._audiences[number]
         if hears:
-            self._of_all.setdefault(type_url, set()).add(member)
+            self._of_all.setdefault(type_url, set()).add(number)
         else:
-            _discard(self._of_all, type_url, member)
+            _discard(self._of_all, type_url, number)
 
     def put(self, type_url: str, name: str, number: int) -> None:
         """That audience asks for the name; it has not before."""
@@ -121,20 +127,19 @@ class Interest(Generic[Member]):
 
     def share(self, type_url: str, names: frozenset[str], number: int) -> None:
         """A member asks for all of these. Cost: O(names) for the first of those that do, and for the last one to go."""
-        (member,) = self._audiences[number]
         shared = self._shared.get((type_url, names))
         if shared is None:
-            shared = self._shared[type_url, names] = self._number(set())
+            shared = self._shared[type_url, names] = self._number()
+            self._audiences[shared] = set()
             for name in names:
                 self.put(type_url, name, shared)
-        self._sharers(shared).add(member)
+        self._sharers(shared).add(number)
 
     def unshare(self, type_url: str, names: frozenset[str], number: int) -> None:
-        (member,) = self._audiences[number]
         shared = self._shared[type_url, names]
-        members = self._sharers(shared)
-        members.discard(member)
-        if not members:
+        sharers = self._sharers(shared)
+        sharers.discard(number)
+        if not sharers:
             for name in names:
                 self.remove(type_url, name, shared)
             del self._shared[type_url, names]
@@ -144,19 +149,17 @@ class Interest(Generic[Member]):
         """Whether more than one member asks for all of these."""
         return len(self._audiences[self._shared[type_url, names]]) > 1
 
-    def _sharers(self, shared: int) -> set[Member]:
-        members = self._audiences[shared]
-        assert isinstance(members, set)
-        return members
+    def _sharers(self, shared: int) -> set[int]:
+        sharers = self._audiences[shared]
+        assert isinstance(sharers, set)
+        return sharers
 
-    def _number(self, audience: set[Member] | tuple[Member, ...]) -> int:
+    def _number(self) -> int:
+        """One that stands for nobody yet."""
         if self._unused:
-            number = self._unused.pop()
-            self._audiences[number] = audience
-        else:
-            number = len(self._audiences)
-            self._audiences.append(audience)
-        return number
+            return self._unused.pop()
+        self._audiences.append(())
+        return len(self._audiences) - 1
 
     def _retire(self, number: int) -> None:
         self._audiences[number] = ()
@@ -233,10 +236,10 @@ class Listening:
             self._interest.put(self._type_url, name, self._number)
 
 
-def _discard(members: dict[str, set[Member]], key: str, member: Member) -> None:
+def _discard(numbers: dict[str, set[int]], key: str, number: int) -> None:
     """Scopes and types come from peers: nothing is kept of one that nobody has."""
-    found = members.get(key)
+    found = numbers.get(key)
     if found is not None:
-        found.discard(member)
+        found.discard(number)
         if not found:
-            del members[key]
+            del numbers[key]
