@@ -76,12 +76,12 @@ def endpoints(name: str, *ports: int) -> Resource:
     return made(endpoint_pb2.ClusterLoadAssignment(), ENDPOINTS, name, body)
 
 
-def host(name: str, cluster: str) -> Resource:
-    """Virtual host `<name>.test` of route config `web`."""
+def host(name: str, cluster: str, *more: str) -> Resource:
+    """Virtual host `<name>.test` of route config `web`, which has `<more>.test` as well."""
     full = f"web/{name}"
     body = {
         "name": full,
-        "domains": [f"{name}.test"],
+        "domains": [f"{each}.test" for each in (name, *more)],
         "routes": [{"match": {"prefix": "/"}, "route": {"cluster": cluster}}],
     }
     return made(route_components_pb2.VirtualHost(), VIRTUAL_HOST, full, body)
@@ -269,6 +269,28 @@ async def test_a_reconnect_without_changes_sends_no_resource(tmp_path: Path, env
         assert await rig.envoy.stat("cluster_manager.cluster_modified") == 0
         assert await rig.envoy.stat("cluster_manager.cds.update_rejected") == 0
         assert before >= 1
+
+
+async def test_a_host_that_no_virtual_host_has_is_unknown_until_one_has_it_under_whatever_name(
+    tmp_path: Path, envoy: str
+) -> None:
+    """Rule 31: Envoy asks for `web/other.test`, which is no name; its wildcard brings all domains of all names."""
+    async with running(tmp_path, envoy, "a") as rig:
+        start = time.monotonic()
+        assert (await rig.get("other"))[0] == 404
+        assert time.monotonic() - start < WARM_S
+        rig.put(host("a", "a", "other"))
+        await rig.until(rig.synced)
+        assert await rig.get("other") == (200, "one")
+        row = rig.row(VIRTUAL_HOST)
+        assert row is not None
+        assert row.subscribed == 1, "the host of the first request, beside the wildcard"
+        await rig.restart(host("a", "a", "other", "third"))
+        await rig.until(lambda: bool(rig.server.status()))
+        await rig.until(rig.synced)
+        for name in ("a", "other", "third"):
+            assert await rig.get(name) == (200, "one")
+        assert (await rig.get("nosuch"))[0] == 404
 
 
 async def test_an_unknown_on_demand_cluster_is_answered_at_once(tmp_path: Path, envoy: str) -> None:

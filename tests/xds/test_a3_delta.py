@@ -399,3 +399,20 @@ async def test_an_unknown_virtual_host_is_answered_with_its_name_as_alias_and_no
     await client.expect(VHDS, {"r/unknown": 1})
     await client.subscribe(VHDS, "r/known")
     await client.expect(VHDS, {"r/known": 1})
+
+
+@pytest.mark.rule(31, on=DELTA)
+async def test_a_domain_of_a_virtual_host_of_another_name_is_in_the_wildcard_and_no_name(lab: Lab) -> None:
+    """As Envoy asks: with a wildcard, which has brought the virtual host already, or will when the domain is added."""
+    known = virtual_host("r/known")
+    known.message.domains.append("other")
+    await lab.put(known)
+    client = lab.client()
+    await client.subscribe(VHDS)
+    await client.expect(VHDS, {"r/known": 1})
+    await client.subscribe(VHDS, "r/other")
+    response = await client.receive(VHDS)
+    assert [(item.name, item.aliases, item.edition) for item in response.items] == [("r/other", ("r/other",), None)]
+    await client.ack(response)
+    await lab.put(virtual_host("r/known", 2))
+    await client.expect(VHDS, {"r/known": 2})
