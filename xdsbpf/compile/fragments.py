@@ -31,8 +31,10 @@ def frame_of(message: Message, length: int) -> Frame:
 
 def nested(tag: int, body: bytes) -> bytes:
     """The field `tag` (its first byte on the wire) that holds an encoded message."""
-    prefix = bytearray((tag,))
     rest = len(body)
+    if rest <= 0x7F:
+        return bytes((tag, rest)) + body
+    prefix = bytearray((tag,))
     while rest > 0x7F:
         prefix.append(rest & 0x7F | 0x80)
         rest >>= 7

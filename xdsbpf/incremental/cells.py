@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+import msgspec
+
 from xdsbpf.diagnostics import Cited, Diagnostic
 from xdsbpf.incremental.values import Failure
 
@@ -102,17 +104,14 @@ class QueryCell(Cell):
         self.watch = None
 
 
-class Run:
+class Run(msgspec.Struct):
     """What one run of a query has read, cited and reported so far, and the cycle it met, if any."""
 
-    __slots__ = ("cell", "cited", "cycle", "reads", "reports")
-
-    def __init__(self, cell: Cell) -> None:
-        self.cell = cell
-        self.reads: dict[Cell, None] = {}
-        self.cited: list[Cited] = []
-        self.reports: dict[Diagnostic, None] | None = None
-        self.cycle: Failure | None = None
+    cell: Cell
+    reads: dict[Cell, None]
+    cited: list[Cited]
+    reports: dict[Diagnostic, None] | None = None
+    cycle: Failure | None = None
 
 
 def name_of(cell: Cell) -> str:

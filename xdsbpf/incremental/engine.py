@@ -138,22 +138,22 @@ class Engine(Graph):
         """
         computed = cell.computed
         cell.state = CHECKING
-        reads = cell.reads
-        for position in range(self._next[-1], len(reads)):
-            read = reads[position]
-            if read.state == DIRTY:
-                self._next[-1] = position
-                self._push(read)
-                return False
-            # A read that is itself on the stack may close a cycle: only a run can tell.
-            if read.state or read.changed > computed:
+        start = self._next[-1]
+        for read in cell.reads[start:] if start else cell.reads:
+            if read.state:
+                if read.state == DIRTY:
+                    self._next[-1] = cell.reads.index(read, start)
+                    self._push(read)
+                    return False
+                return True  # a read that is itself on the stack may close a cycle: only a run can tell
+            if read.changed > computed:
                 return True
         cell.state = CLEAN
         return False
 
     def _run(self, cell: Cell) -> None:
         outer = self.running
-        run = self.running = Run(cell)
+        run = self.running = Run(cell, {}, [])
         cell.state = RUNNING
         self._depth += 1
         self.runs += 1

@@ -28,14 +28,15 @@ class Inputs(Engine):
 
     def input(self, table: Table[K, V], key: K) -> V | Absent:
         """The value under `key`, or ABSENT; a recorded read."""
-        store = self._stores.get(table) or self._store(table)
         run = self.running
         value: V | Absent
         if run is None:
-            value = store.rows.get(key, ABSENT)
+            value = self._store(table).rows.get(key, ABSENT)
             return value
-        cell = store.cells.get(key)
-        if cell is None:
+        try:
+            cell = self._stores[table].cells[key]
+        except KeyError:
+            store = self._store(table)
             cell = self._source(store.cells, key, store.rows.get(key, ABSENT))
         run.reads[cell] = None
         value = cell.value

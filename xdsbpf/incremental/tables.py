@@ -51,9 +51,13 @@ class Table(Generic[K, V]):
         """The row of a value; raises what `order` and the `keys` of an index raise, TypeError for no bucket key."""
         if not self.indexes:
             return Row(value, (), ())
-        buckets = tuple([index.buckets_of(value) for index in self.indexes])
+        buckets = self.buckets_of(value)
         hash(buckets)
         return Row(value, self.order(value), buckets)
+
+    def buckets_of(self, value: V) -> tuple[tuple[Any, ...], ...]:
+        """The buckets that a value is in, of each index."""
+        return tuple([index.buckets_of(value) for index in self.indexes])
 
 
 class Index(Generic[V, B]):
@@ -291,10 +295,7 @@ class Store:
 
     def _stays(self, old: Any, row: Row) -> bool:
         """Whether a row has the rank and the buckets of the value before it, as after most changes."""
-        if self.table.order(old) != row.order:
-            return False
-        before = tuple([index.buckets_of(old) for index in self.indexes])
-        return before == row.buckets
+        return self.table.order(old) == row.order and self.table.buckets_of(old) == row.buckets
 
     def _exchange(self, key: Any, row: Row) -> bool:
         """Put a row in the place of another: no bucket moves. False if the value is equal to what was there."""

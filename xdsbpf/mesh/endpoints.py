@@ -15,7 +15,7 @@ from xdsbpf.mesh.codes import refuse, warn
 from xdsbpf.mesh.destination_rules import subsets
 from xdsbpf.mesh.inputs import PODS, PODS_BY_ADDRESS, SLICES_BY_SERVICE
 from xdsbpf.mesh.services import PortInfo, service
-from xdsbpf.model.kube import EndpointSlice, Pod, SlicePort
+from xdsbpf.model.kube import EndpointSlice, Pod
 from xdsbpf.model.scalars import Labels, is_subset
 
 
@@ -46,54 +46,55 @@ def endpoints(db: Database, host: str, port: int) -> tuple[Endpoint, ...]:
         number = _slice_port(slice_, info)
         if number is not None:
             _add_endpoints(db, slice_, number, found)
-    return tuple([found[key] for key in sorted(found)])
+    return tuple(map(found.__getitem__, sorted(found)))
 
 
 def _add_endpoints(db: Database, slice_: EndpointSlice, number: int, found: dict[bytes, Endpoint]) -> None:
     """Add the ready endpoints of a slice, by address and port as they sort; the first of a kind counts.
 
-    Every endpoint of a service passes here when one of them changes, so what is usual is done in line.
+    Every endpoint of a service passes here when one of them changes: what is usual is done in line.
     """
     namespace, ending = slice_.metadata.namespace, number.to_bytes(2, "big")
-    used, pods = [], []
+    pods: list[Pod] = []
+    unused: list[int] = []
     for position, entry in enumerate(slice_.endpoints):
         conditions = entry.conditions
         if conditions.ready is False or conditions.terminating or not entry.addresses:
+            unused.append(position)
             continue
         address = entry.addresses[0]
         octets = usable(address)
         if not octets:
+            unused.append(position)
             path = f"endpoints[{position}].addresses[0]"
             refuse(db, "XB2010", slice_.id, path, f"{address} {refusal(address)}: not used")
             continue
-        used.append(position)
-        ref = entry.target_ref
-        pod: Pod | Absent | None = None
+        key, ref = octets + ending, entry.target_ref
+        pod: Pod | Absent = ABSENT
         if ref is not None and ref.kind == "Pod":
             pod = db.input(PODS, ObjectId("Pod", ref.namespace or namespace, ref.name))
-        if pod is None or pod is ABSENT or pod.status.pod_ip != address:
-            pod = _pod_at(db, address, pod or ABSENT, slice_, position)
-        key = octets + ending
-        if key in found:
-            continue
-        if pod is None:
-            found[key] = Endpoint(address, number)
-        else:
+        if pod is ABSENT or pod.status.pod_ip != address:
+            pod = _pod_at(db, address, pod, slice_, position)
+            if pod is ABSENT:
+                found.setdefault(key, Endpoint(address, number))
+                continue
+        if key not in found:
+            metadata = pod.metadata
+            found[key] = Endpoint(address, number, metadata.namespace, metadata.labels)
             pods.append(pod)
-            found[key] = Endpoint(address, number, pod.metadata.namespace, pod.metadata.labels)
+    used = sorted(set(range(len(slice_.endpoints))).difference(unused)) if unused else range(len(slice_.endpoints))
     db.cite(*pods, Items(slice_.id, "endpoints", tuple(used)))
 
 
 def _slice_port(slice_: EndpointSlice, info: PortInfo) -> int | None:
     """Number of the slice's port for a service port: same name and protocol."""
-    candidates: list[SlicePort] = [port for port in slice_.ports if port.protocol == "TCP"]
-    for port in candidates:
-        if port.name == info.name and port.port is not None:
+    for port in slice_.ports:
+        if port.protocol == "TCP" and port.name == info.name and port.port is not None:
             return port.port
     return None
 
 
-def _pod_at(db: Database, address: str, named: Pod | Absent, slice_: EndpointSlice, position: int) -> Pod | None:
+def _pod_at(db: Database, address: str, named: Pod | Absent, slice_: EndpointSlice, position: int) -> Pod | Absent:
     """The pod behind an endpoint: the one that the slice names, if it has the address; else the one that has it.
 
     Security: a slice is not believed about the pod's name, or it could lend a pod's labels and
@@ -110,7 +111,7 @@ def _pod_at(db: Database, address: str, named: Pod | Absent, slice_: EndpointSli
             f"{named.id} does not have the address {address}: its labels are not used",
         )
     live = db.bucket(PODS_BY_ADDRESS, address)
-    return live[0] if len(live) == 1 else None
+    return live[0] if len(live) == 1 else ABSENT
 
 
 def subset_endpoints(db: Database, host: str, port: int, subset: str) -> tuple[Endpoint, ...]:

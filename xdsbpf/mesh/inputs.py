@@ -101,7 +101,7 @@ def suffix_keys(suffix: str) -> tuple[tuple[str, str], ...]:
 
 def _slice_service(slice_: EndpointSlice) -> tuple[tuple[str, str], ...]:
     name = lookup(slice_.metadata.labels, SERVICE_NAME_LABEL)
-    return ((slice_.namespace, name),) if name else ()
+    return ((slice_.metadata.namespace, name),) if name else ()
 
 
 def _needs_address(service: Service) -> tuple[tuple[str, str], ...]:

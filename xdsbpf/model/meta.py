@@ -27,8 +27,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def id(self) -> ObjectId:
         """Kind, namespace and name of this object."""
-        kind = type(self)
-        return ObjectId(kind.__name__, self.metadata.namespace, self.metadata.name, GROUPS.get(kind.__name__, ""))
+        kind, metadata = type(self).__name__, self.metadata
+        return ObjectId(kind, metadata.namespace, metadata.name, GROUPS.get(kind, ""))
 
     @property
     def namespace(self) -> str:
@@ -52,5 +52,6 @@ GROUPS = {
 
 def age_order(manifest: Manifest) -> tuple[bool, str, str, str]:
     """Sort key: creation time (objects without one last), namespace, name; never arrival."""
-    created = manifest.metadata.creation_timestamp
-    return (created is None, created or "", manifest.metadata.namespace, manifest.metadata.name)
+    metadata = manifest.metadata
+    created = metadata.creation_timestamp
+    return (created is None, created or "", metadata.namespace, metadata.name)

@@ -15,7 +15,7 @@ import msgspec
 from xdsbpf.compile.generator import Generator
 from xdsbpf.incremental import ABSENT, Absent, Database, Failure, Revision
 from xdsbpf.model.resource import Resource
-from xdsbpf.xds.store import Batch, Changes, ResourceStore
+from xdsbpf.xds.store import Changes, Key, ResourceStore
 
 
 class Slot(msgspec.Struct, frozen=True, order=True):
@@ -56,8 +56,8 @@ class Publisher:
         self._shared: set[tuple[str, str]] = set()
         """Families of several generators."""
         self._alone: dict[Generator, tuple[Generator, ...]] = {}  # one tuple for all outputs of a generator
-        self._touched: dict[Slot, _Output | None] = {}
-        """What to put in the store, and the output that it is taken from; None where it must be looked up."""
+        self._touched: dict[str, dict[Key, _Output | None]] = {}
+        """What to put in the store, by scope, and the output that it is taken from; None: it must be looked up."""
         self._failures: dict[tuple[Generator, Slot], str] = {}
 
     @property
@@ -68,7 +68,7 @@ class Publisher:
             names = (name for generator in self._families[family] for name in self._builds[generator])
             for name in dict.fromkeys(names):
                 slot = Slot(*family, name)
-                number = len(self._built(slot))
+                number = len(self._built(*family, name))
                 if number > 1:
                     found[slot] = f"{number} generators build {name!r}; the first one counts"
         return dict(sorted(found.items()))
@@ -111,9 +111,10 @@ class Publisher:
     def take(self, revision: Revision) -> None:
         """Note the outputs of a revision; new names are watched, so drain again before `commit`."""
         for changed in revision.outputs:
-            output = self._outputs.get(changed.query, {}).get(changed.args)
-            if output is None:
-                continue
+            try:
+                output = self._outputs[changed.query][changed.args]
+            except KeyError:
+                continue  # somebody else's watch
             output.failure = _defect_of(changed.value, output)
             if not output.failure:
                 output.value = changed.value
@@ -123,33 +124,34 @@ class Publisher:
 
     def commit(self) -> Changes:
         """Apply everything taken since the last commit to the store, as one revision of it."""
-        by_scope: dict[str, tuple[list[Resource], list[tuple[str, str]]]] = {}
         touched, self._touched = self._touched, {}
-        for slot, output in touched.items():
-            puts, removes = by_scope.setdefault(slot.scope, ([], []))
+        return self._store.set_all({scope: self._wanted(scope, outputs) for scope, outputs in touched.items()})
+
+    def _wanted(self, scope: str, outputs: dict[Key, _Output | None]) -> dict[Key, Resource | None]:
+        """What the store is to hold of a scope, None for what is gone; that comes first."""
+        puts: dict[Key, Resource | None] = {}
+        wanted: dict[Key, Resource | None] = {}
+        for key, output in outputs.items():
             value: Resource | Absent
-            if output is None or (slot.scope, slot.type_url) in self._shared:
-                value = next(iter(self._built(slot)), ABSENT)
+            if output is None or (scope, key[0]) in self._shared:
+                value = next(iter(self._built(scope, *key)), ABSENT)
             else:
                 value = output.value
             if value is ABSENT:
-                removes.append((slot.type_url, slot.name))
+                wanted[key] = None
             else:
-                puts.append(value)
-        return self._store.apply_all(
-            [Batch(scope, tuple(puts), tuple(removes)) for scope, (puts, removes) in by_scope.items()]
-        )
+                puts[key] = value
+        wanted.update(puts)
+        return wanted
 
     def slots_of(self, outputs: Iterable[tuple[Callable[..., Any], tuple[Any, ...]]]) -> set[Slot]:
         """Where the resources (and lists of names) go that these watched queries build."""
         found = (self._outputs.get(query, {}).get(args) for query, args in outputs)
         return {_slot(taker, output.name) for output in found if output is not None for taker in output.takers}
 
-    def _built(self, slot: Slot) -> list[Resource]:
+    def _built(self, scope: str, type_url: str, name: str) -> list[Resource]:
         """What the generators of a slot make of it, the one that was added first to the front."""
-        found = (
-            self._builds[generator].get(slot.name) for generator in self._families.get((slot.scope, slot.type_url), ())
-        )
+        found = (self._builds[generator].get(name) for generator in self._families.get((scope, type_url), ()))
         return [output.value for output in found if output is not None and output.value is not ABSENT]
 
     def _watch(self, query: Callable[..., Any], args: tuple[Any, ...], generator: Generator, name: str) -> _Output:
@@ -174,14 +176,13 @@ class Publisher:
             self._database.unwatch(query, *args)
 
     def _settle(self, output: _Output, generator: Generator) -> None:
-        slot = _slot(generator, output.name)
         if output.failure:
-            self._failures[generator, slot] = output.failure
+            self._failures[generator, _slot(generator, output.name)] = output.failure
             return
         if self._failures:
-            self._failures.pop((generator, slot), None)
+            self._failures.pop((generator, _slot(generator, output.name)), None)
         if output.name:
-            self._touched[slot] = output
+            self._touched.setdefault(generator.scope, {})[generator.type_url, output.name] = output
         else:
             self._rename(generator, () if output.value is ABSENT else output.value)
 
@@ -196,9 +197,8 @@ class Publisher:
     def _drop(self, generator: Generator, name: str) -> None:
         del self._builds[generator][name]
         self._unwatch(generator.build, (*generator.args, name), generator)
-        slot = _slot(generator, name)
-        self._failures.pop((generator, slot), None)
-        self._touched[slot] = None
+        self._failures.pop((generator, _slot(generator, name)), None)
+        self._touched.setdefault(generator.scope, {})[generator.type_url, name] = None
 
 
 def _defect_of(value: Any, output: _Output) -> str:

@@ -91,48 +91,55 @@ class ResourceStore:
         return self.apply_all((Batch(scope, tuple(puts), tuple(removes)),))
 
     def apply_all(self, batches: Iterable[Batch]) -> Changes:
-        """Apply batches as one revision, removes of a batch before its puts.
-
-        Equal puts and removes of what is not there change nothing. The revision grows by one if
-        anything changed. Cost: O(batch).
-        """
-        touched: dict[str, dict[Key, None]] = {}
+        """Apply batches as one revision, removes of a batch before its puts; see `set_all`."""
+        changes: dict[str, dict[Key, Resource | None]] = {}
         for batch in batches:
-            types = self._scopes.setdefault(batch.scope, {})
-            changes: dict[Key, tuple[Resource | None, Resource | None]] = {}
-            """What each key had before, and has now."""
-            for key in batch.removes:
-                changes.setdefault(key, (types.get(key[0], {}).pop(key[1], None), None))
-            for resource in batch.puts:
-                bodies = types.get(resource.type_url)
-                if bodies is None:
-                    bodies = self._new_type(batch.scope, resource.type_url)
-                key = (resource.type_url, resource.name)
-                old = changes[key][0] if key in changes else bodies.get(resource.name)
-                changes[key] = (old, resource)
-                bodies[resource.name] = resource
-                if resource.ttl_ms:
-                    self.has_ttl = True
-            keys = touched.setdefault(batch.scope, {})
-            for key, (old, new) in changes.items():
-                if old != new:
-                    keys[key] = None
-                    if old is not None and (new is None or new.version != old.version):
-                        header = _header_key(old)
-                        self._headers.pop(header, None)
-                        self._references.pop(header, None)
-        by_scope = {scope: tuple(keys) for scope, keys in touched.items() if keys}
+            wanted = changes.setdefault(batch.scope, {})
+            wanted.update(dict.fromkeys(batch.removes))
+            wanted.update({(resource.type_url, resource.name): resource for resource in batch.puts})
+        return self.set_all(changes)
+
+    def set_all(self, changes: Mapping[str, Mapping[Key, Resource | None]]) -> Changes:
+        """Make resources what they are to be, by scope; None removes.
+
+        What is equal to before, or not there as before, changes nothing. The revision grows by one if
+        anything changed. Cost: O(changes).
+        """
+        by_scope: dict[str, tuple[Key, ...]] = {}
+        for scope, wanted in changes.items():
+            types = self._scopes.setdefault(scope, {})
+            keys = [key for key, resource in wanted.items() if self._set(types, key, resource)]
+            if keys:
+                by_scope[scope] = tuple(keys)
         if by_scope:
             self.revision += 1
             self._forget_wildcards(by_scope)
         return Changes(self.revision, by_scope)
 
-    def _new_type(self, scope: str, type_url: str) -> dict[str, Resource]:
-        """Room for the first resource of a type in a scope."""
-        self._holders.clear()
-        self._types.add(type_url)
-        bodies = self._scopes[scope][type_url] = {}
-        return bodies
+    def _set(self, types: dict[str, dict[str, Resource]], key: Key, new: Resource | None) -> bool:
+        """Put a resource into one scope, or remove it; whether that is a change."""
+        type_url, name = key
+        bodies = types.get(type_url)
+        if bodies is None:
+            if new is None:
+                return False
+            bodies = types[type_url] = {}
+            self._holders.clear()
+            self._types.add(type_url)
+        old = bodies.get(name)
+        if new is not None:
+            bodies[name] = new
+            if new.ttl_ms:
+                self.has_ttl = True
+        elif old is not None:
+            del bodies[name]
+        if old == new:
+            return False
+        if old is not None and (new is None or new.version != old.version):
+            header = _header_key(old)
+            self._headers.pop(header, None)
+            self._references.pop(header, None)
+        return True
 
     def get(self, view: View, type_url: str, name: str) -> Resource | None:
         """The resource that `view` sees under that name, on demand or not; None if there is none."""

@@ -14,7 +14,7 @@ from xdsbpf.compile.datapath import names
 from xdsbpf.compile.fragments import Frame, frame_of, nested, placeholder
 from xdsbpf.incremental import ABSENT, Absent, Database, query
 from xdsbpf.mesh.addresses import packed
-from xdsbpf.mesh.endpoints import endpoints
+from xdsbpf.mesh.endpoints import Endpoint, endpoints
 from xdsbpf.mesh.services import service, service_ports
 from xdsbpf.mesh.weights import is_shared_out, weighted_endpoints
 from xdsbpf.model.names import BACKENDS
@@ -40,17 +40,23 @@ def backends(db: Database, name: str) -> Resource | Absent:
     if parsed is None or info is None:
         return ABSENT
     if is_shared_out(db, parsed[0], info):
-        members = [(entry.endpoint, entry.weight) for entry in weighted_endpoints(db, *parsed)]
+        members = b"".join([_encoded((entry.endpoint,), entry.weight) for entry in weighted_endpoints(db, *parsed)])
     else:
-        members = [(endpoint, 1) for endpoint in endpoints(db, *parsed)]
-    parts = [nested(_SERVICE_TAG, name.encode())]
-    framed, before, after = None, b"", b""
-    for endpoint, weight in members:
-        if framed != (endpoint.port, weight):  # mostly the same for all
-            framed = (endpoint.port, weight)
-            before, after = _member(*framed)
-        parts += (before, packed(endpoint.address), after)
-    return make_resource(BACKENDS, name, b"".join(parts))
+        members = _encoded(endpoints(db, *parsed), 1)
+    return make_resource(BACKENDS, name, nested(_SERVICE_TAG, name.encode()) + members)
+
+
+def _encoded(alike: tuple[Endpoint, ...], weight: int) -> bytes:
+    """Backends of one weight. Those of one port, mostly all, are joined at once."""
+    if not alike:
+        return b""
+    port, addresses = alike[0].port, []
+    for endpoint in alike:
+        if endpoint.port != port:
+            return b"".join([_encoded((one,), weight) for one in alike])
+        addresses.append(packed(endpoint.address))
+    before, after = _member(port, weight)
+    return before + (after + before).join(addresses) + after
 
 
 @lru_cache(maxsize=4096)

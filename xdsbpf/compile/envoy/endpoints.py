@@ -49,13 +49,16 @@ def load_assignment(name: str, endpoints: tuple[Endpoint, ...]) -> bytes:
     head = nested(_NAME_TAG, name.encode()) if name else b""
     if not endpoints:
         return head
-    members = [_LOCALITY]
+    parts = [_LOCALITY]
+    frames = _Frames(0)
     for endpoint in endpoints:
+        if endpoint.port != frames.port:  # mostly the same for all
+            frames = _frames(endpoint.port)
         address = endpoint.address.encode()
-        before, after = _member(len(address), endpoint.port)
-        members += (before, address, after)
-    members.append(_weight(len(endpoints)))
-    return head + nested(_ENDPOINTS_TAG, b"".join(members))
+        before, after = frames[len(address)]
+        parts += (before, address, after)
+    parts.append(_weight(len(endpoints)))
+    return head + nested(_ENDPOINTS_TAG, b"".join(parts))
 
 
 @lru_cache(maxsize=4096)
@@ -67,11 +70,21 @@ def _weight(weight: int) -> bytes:
     return encoded
 
 
-@lru_cache(maxsize=4096)
-def _member(length: int, port: int) -> Frame:
-    """The encoding of an endpoint around an address of that length; the same for nearly all endpoints of a mesh."""
-    message = LocalityLbEndpoints()
-    address = message.lb_endpoints.add().endpoint.address.socket_address
-    address.address = placeholder(length).decode()
-    address.port_value = port
-    return frame_of(message, length)
+class _Frames(dict[int, Frame]):
+    """By the length of an address, the encoding of an endpoint with that port around it; made when first needed."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__()
+        self.port = port
+
+    def __missing__(self, length: int) -> Frame:
+        message = LocalityLbEndpoints()
+        address = message.lb_endpoints.add().endpoint.address.socket_address
+        address.address = placeholder(length).decode()
+        address.port_value = self.port
+        frame = self[length] = frame_of(message, length)
+        return frame
+
+
+_frames = lru_cache(maxsize=4096)(_Frames)
+"""The same for nearly all endpoints of a mesh."""

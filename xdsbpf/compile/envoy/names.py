@@ -73,10 +73,11 @@ class ClusterKey(msgspec.Struct, frozen=True, order=True):
 def parse_cluster(name: str) -> ClusterKey | None:
     """The key in `outbound|<port>|<subset>|<host>`, or None for any other name."""
     fields = name.split("|")
-    if len(fields) != 4 or fields[0] != "outbound" or not fields[3]:
+    if len(fields) != 4:
         return None
-    port = parse_port(fields[1])
-    return None if port is None else ClusterKey(port, fields[2], fields[3])
+    kind, text, subset, host = fields
+    port = parse_port(text)
+    return None if kind != "outbound" or not host or port is None else ClusterKey(port, subset, host)
 
 
 def tcp_cluster_name(address: str, port: int) -> str:
