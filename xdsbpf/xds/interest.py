@@ -21,7 +21,8 @@ Member = TypeVar("Member")
 Key = tuple[str, str]
 """(type URL, name)"""
 
-_NO_NAMES: frozenset[str] = frozenset()
+_SETS_AT_MOST = 64
+"""Sets that a subscription shares: a client that asks in pages has one for each, and names of its own behind them."""
 
 
 class Interest(Generic[Member]):
@@ -167,7 +168,7 @@ class Interest(Generic[Member]):
 
 
 class Listening:
-    """What one subscription of a member has in the index: a set that it may share, and names of its own."""
+    """What one subscription of a member has in the index: sets that it may share, and names of its own."""
 
     __slots__ = ("_given_up", "_hears_all", "_interest", "_number", "_shared", "_type_url")
 
@@ -175,9 +176,9 @@ class Listening:
         self._interest = interest
         self._number = number
         self._type_url = type_url
-        self._shared = _NO_NAMES
+        self._shared: tuple[frozenset[str], ...] = ()
         self._given_up = 0
-        """Names of the shared set that it does not ask for any more."""
+        """Names of the shared sets that it does not ask for any more."""
         self._hears_all = False
 
     def hear_all(self, *, hears: bool) -> None:
@@ -186,28 +187,31 @@ class Listening:
             self._hears_all = hears
             self._interest.hear_all(self._type_url, self._number, hears=hears)
 
-    def share(self, names: frozenset[str]) -> None:
-        """All that it asks for, as others may."""
-        assert not self._shared, "names of a set are given up before there is another"
-        if names:
-            self._shared = names
-            self._interest.share(self._type_url, names, self._number)
+    def share(self, new: frozenset[str], names: Set[str]) -> None:
+        """New names that others may ask for together as well; `names` are all from now on, as below."""
+        if len(self._shared) >= _SETS_AT_MOST:
+            self._part_if_alone(names - new)
+            for name in new:
+                self.add(name, names)
+        elif new and new not in self._shared:
+            self._shared = (*self._shared, new)
+            self._interest.share(self._type_url, new, self._number)
 
     def add(self, name: str, names: Set[str]) -> None:
-        """A new name; `names` are all from now on, as below."""
-        if name in self._shared:
-            self._given_up -= 1
+        """A new name."""
+        if self._is_shared(name):
+            self._given_up = max(0, self._given_up - 1)
             return
         self._part_if_alone(names)
         self._interest.put(self._type_url, name, self._number)
 
     def drop(self, name: str, names: Set[str]) -> None:
         """A name that it asked for."""
-        if name not in self._shared:
+        if not self._is_shared(name):
             self._interest.remove(self._type_url, name, self._number)
             return
         self._given_up += 1
-        if self._given_up * 2 > len(self._shared):
+        if self._given_up * 2 > sum(map(len, self._shared)):
             self._part(names)
         else:
             self._part_if_alone(names)
@@ -215,25 +219,28 @@ class Listening:
     def close(self, names: Set[str]) -> None:
         """Its stream has ended."""
         self.hear_all(hears=False)
-        for name in names:
-            if name not in self._shared:
-                self._interest.remove(self._type_url, name, self._number)
-        if self._shared:
-            self._interest.unshare(self._type_url, self._shared, self._number)
-            self._shared = _NO_NAMES
+        for name in names - frozenset().union(*self._shared) if self._shared else names:
+            self._interest.remove(self._type_url, name, self._number)
+        self._unshare()
+
+    def _is_shared(self, name: str) -> bool:
+        return any(name in names for names in self._shared)
 
     def _part_if_alone(self, names: Set[str]) -> None:
-        """A set that nobody shares would be in memory twice: here, and as `names`, which differ from now on."""
-        if self._shared and not self._interest.is_shared(self._type_url, self._shared):
+        """A set that nobody shares would be in memory twice: here, and in `names`, which differ from now on."""
+        if self._shared and not any(self._interest.is_shared(self._type_url, shared) for shared in self._shared):
             self._part(names)
 
     def _part(self, names: Set[str]) -> None:
-        """What it asks for has little to do with the shared set any more. Cost: O(names)."""
-        own = self._shared & names
-        self._interest.unshare(self._type_url, self._shared, self._number)
-        self._shared, self._given_up = _NO_NAMES, 0
-        for name in own:
+        """What it asks for has little to do with the shared sets any more. Cost: O(names)."""
+        for name in frozenset().union(*self._shared) & names:
             self._interest.put(self._type_url, name, self._number)
+        self._unshare()
+
+    def _unshare(self) -> None:
+        for shared in self._shared:
+            self._interest.unshare(self._type_url, shared, self._number)
+        self._shared, self._given_up = (), 0
 
 
 def _discard(numbers: dict[str, set[int]], key: str, number: int) -> None:

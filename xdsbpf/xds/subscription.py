@@ -271,12 +271,11 @@ class Subscription:
     def add_names(self, names: frozenset[str]) -> None:
         """Add new names that are neither `*` nor globs; the first ones stay shared with other streams."""
         self.charge(names)
-        if not self.names:
+        if self.names:
+            self._own_names().update(names)
+        else:
             self.names = names
-            self.listening.share(names)
-            return
-        for name in names:
-            self._add_name(name)
+        self.listening.share(names, self.names)
 
     def charge(self, texts: Collection[str]) -> None:
         """Count what these cost, names or claims."""

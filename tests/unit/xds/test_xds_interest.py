@@ -79,7 +79,7 @@ def bytes_per_stream(names_of: dict[int, frozenset[str]], changed: str = "") -> 
         kept = []
         for member, names in names_of.items():
             kept.append(Listening(index, index.enter(member, scopes), EDS))
-            kept[-1].share(names)
+            kept[-1].share(names, names)
         for member, listening in enumerate(kept):
             if changed:
                 listening.add(changed, own[member])
