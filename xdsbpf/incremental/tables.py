@@ -8,6 +8,7 @@ at present. Called by `Database` only.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
@@ -109,18 +110,27 @@ class Buckets:
         self.moved = False  # there may be other buckets than before
         self.shared = False  # other buckets than before may have several members
 
-    def add(self, key: Any, members: list[Any]) -> None:
-        """Put table keys, sorted by rank, into bucket `key`; their rows are in the store already."""
-        bucket = self.several.get(key)
-        if bucket is None:
-            if key in self.alone:
-                members = sorted((self.alone.pop(key), *members), key=self.store.rank)
+    def add(self, groups: _Groups) -> None:
+        """Put table keys, sorted by rank, into their buckets; their rows are in the store already."""
+        alone, several = self.alone, self.several
+        for key, members in groups.items():
+            if key in several:
+                self._insert(several[key], members)
+                continue
+            if key in alone:
+                members = sorted((alone.pop(key), *members), key=self.store.rank)
             else:
                 self.moved = True
                 if self.names is not None:
                     insort(self.names, key)
-            self._set(key, members)
-        elif len(members) * BULK > len(bucket):
+            if len(members) == 1:
+                alone[key] = members[0]
+            else:
+                several[key] = members
+                self.shared = True
+
+    def _insert(self, bucket: list[Any], members: list[Any]) -> None:
+        if len(members) * BULK > len(bucket):
             bucket += members
             bucket.sort(key=self.store.rank)
         else:
@@ -149,44 +159,33 @@ class Buckets:
             else:
                 self._note_empty(key)
 
-    def _set(self, key: Any, members: list[Any]) -> None:
-        if len(members) == 1:
-            self.alone[key] = members[0]
-        else:
-            self.several[key] = members
-            self.shared = True
-
     def _note_empty(self, key: Any) -> None:
         self.moved = True
         if self.names is not None:
             del self.names[bisect_left(self.names, key)]
 
-    def move_out(self, position: int, gone: list[Any], fresh: list[tuple[Any, Row]], stays: set[Any]) -> _Groups:
+    def move_out(self, position: int, gone: list[Any], fresh: list[tuple[Any, Row]], known: dict[Any, bool]) -> _Groups:
         """Take rows out of the buckets that they leave; bucket key -> the table keys that are to enter it, in order.
 
-        `position` is that of the index in its table, `stays` has the keys of rows that keep their rank.
+        `position` is that of the index in its table; `known` says of the keys that had a row if it keeps its rank.
         """
         rows, buckets_of = self.store.rows, self.index.buckets_of
         leaving: _Groups = {}
-        entering: _Groups = {}
+        entering: defaultdict[Any, list[Any]] = defaultdict(list)
         for key in gone:
             for bucket in buckets_of(rows[key]):
                 leaving.setdefault(bucket, []).append(key)
         for key, row in fresh:
             after = row.buckets[position]
-            if key in rows:
+            if known and key in known:
                 before = buckets_of(rows[key])
-                if before == after and key in stays:
+                if before == after and known[key]:
                     self.touch(before)
                     continue
                 for bucket in before:
                     leaving.setdefault(bucket, []).append(key)
             for bucket in after:
-                members = entering.get(bucket)
-                if members is None:
-                    entering[bucket] = [key]  # smaller than a list that grows: most buckets have one member
-                else:
-                    members.append(key)
+                entering[bucket].append(key)
         self.touch(leaving)
         self.touch(entering)
         for bucket, members in leaving.items():
@@ -195,7 +194,7 @@ class Buckets:
 
     def touch(self, keys: Iterable[Any]) -> None:
         """Note buckets whose contents may differ; `settle` compares those that somebody reads."""
-        for key in keys:
+        for key in keys if self.cells else ():
             if key in self.cells:
                 self.touched[key] = None
 
@@ -255,8 +254,7 @@ class Store:
                 for key in sorted(self.rows, key=self.rank):
                     for bucket in index.buckets_of(self.rows[key]):
                         entering.setdefault(bucket, []).append(key)
-                for bucket, members in entering.items():
-                    buckets.add(bucket, members)
+                buckets.add(entering)
 
     def replace(self, sets: dict[Any, Row | None]) -> list[Any]:
         """Put rows under their keys (None: remove); the keys whose value is not equal to what was there.
@@ -279,9 +277,9 @@ class Store:
         ]
         if self.indexes:
             fresh.sort(key=_rank_of)
-        stays = {key for key, row in fresh if key in rows and order(rows[key]) == row.order}
+        known = {key: order(rows[key]) == row.order for key, row in fresh if key in rows}
         entering = [
-            (buckets, buckets.move_out(position, gone, fresh, stays))
+            (buckets, buckets.move_out(position, gone, fresh, known))
             for position, buckets in enumerate(self.indexes.values())
         ]
         for key in gone:
@@ -289,8 +287,7 @@ class Store:
         for key, row in fresh:
             rows[key] = row.value
         for buckets, groups in entering:
-            for bucket, members in groups.items():
-                buckets.add(bucket, members)
+            buckets.add(groups)
         return gone + [key for key, _ in fresh]
 
     def _stays(self, old: Any, row: Row) -> bool:

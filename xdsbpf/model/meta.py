@@ -50,8 +50,11 @@ GROUPS = {
 """API group of each kind that has one; core kinds are not listed."""
 
 
-def age_order(manifest: Manifest) -> tuple[bool, str, str, str]:
-    """Sort key: creation time (objects without one last), namespace, name; never arrival."""
-    metadata = manifest.metadata
-    created = metadata.creation_timestamp
-    return (created is None, created or "", metadata.namespace, metadata.name)
+def age_order(manifest: Manifest) -> str:
+    """Sort key: creation time (objects without one last), namespace, name; never arrival.
+
+    One text, as texts are compared at a fraction of the cost of tuples: no character is less than the separator.
+    """
+    meta = manifest.metadata
+    created = "~" if meta.creation_timestamp is None else meta.creation_timestamp
+    return f"{created}\0{meta.namespace}\0{meta.name}"
