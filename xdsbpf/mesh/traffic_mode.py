@@ -8,6 +8,7 @@ manifest asks for and the chosen plane does not do is reported as not enforced.
 from __future__ import annotations
 
 import enum
+import functools
 from typing import Final
 
 import msgspec
@@ -18,7 +19,7 @@ from xdsbpf.mesh.codes import warn
 from xdsbpf.mesh.destination_rules import DEFAULTS, EffectivePolicy, effective_policy, subsets
 from xdsbpf.mesh.inputs import NAMESPACES, SERVICES, object_id
 from xdsbpf.mesh.routes import http_rule_origins
-from xdsbpf.mesh.services import MeshService, PortInfo, service
+from xdsbpf.mesh.services import MeshService, PortInfo, Protocol, service
 from xdsbpf.mesh.virtual_services import owners
 from xdsbpf.model.meta import Manifest
 from xdsbpf.model.scalars import lookup
@@ -70,7 +71,8 @@ def traffic_mode(db: Database, host: str, port: int) -> TrafficMode:
     wish = _wish(db, owner)
     if not info.is_http:
         return _tcp_mode(db, owner, info, wish)
-    asked = (*_route_reasons(db, host, port), *_policy_reasons(db, host, port))
+    policies = _policies(db, host, port)
+    asked = (*_route_reasons(db, host, port), *_policy_reasons(policies))
     if wish.plane == "l4":
         for reason in asked:
             if reason.origin is not None:
@@ -82,13 +84,24 @@ def traffic_mode(db: Database, host: str, port: int) -> TrafficMode:
     elif asked:
         mode = TrafficMode(Plane.L7, asked)
     else:
-        mode = TrafficMode(Plane.L4, (Reason(f"{info.protocol}, and nothing asks for L7"),))
+        mode = _nothing_asks(info.protocol)
     if mode.plane is Plane.L4:
-        _report_not_in_kernel(db, host, port)
+        _report_not_in_kernel(db, host, port, policies)
     for reason in mode.reasons:
         if reason.origin is not None:
             db.cite(reason.origin)
     return mode
+
+
+@functools.cache
+def _nothing_asks(protocol: Protocol) -> TrafficMode:
+    """The mode of most ports; one value for all of them."""
+    return TrafficMode(Plane.L4, (Reason(f"{protocol}, and nothing asks for L7"),))
+
+
+def _policies(db: Database, host: str, port: int) -> list[EffectivePolicy]:
+    """The policies in effect for a port: of the whole service and of each subset."""
+    return [effective_policy(db, host, port, subset) for subset in ("", *(rule.name for rule in subsets(db, host)))]
 
 
 @query
@@ -135,8 +148,9 @@ def _tcp_mode(db: Database, owner: MeshService, info: PortInfo, wish: _Wish) -> 
         if spec.tls:
             warn(db, "XB2038", id, "spec.tls", "NOT-ENFORCED: TLS routes are not supported yet")
     gaps = _tcp_gaps_of_proxy if wish.plane == "l7" else _l7_fields
-    for subset in ("", *(rule.name for rule in subsets(db, owner.host))):
-        for text, origin in gaps(effective_policy(db, owner.host, info.number, subset)):
+    policies = _policies(db, owner.host, info.number)
+    for policy in policies:
+        for text, origin in gaps(policy):
             warn(
                 db,
                 "XB2041",
@@ -145,7 +159,7 @@ def _tcp_mode(db: Database, owner: MeshService, info: PortInfo, wish: _Wish) -> 
                 f"NOT-ENFORCED: {text}, but port {info.number} is TCP",
             )
     if wish.plane != "l7":
-        _report_not_in_kernel(db, owner.host, info.number)
+        _report_not_in_kernel(db, owner.host, info.number, policies)
         return TrafficMode(Plane.L4, (Reason(f"port {info.number} is {info.protocol}"),))
     if wish.origin is not None:
         db.cite(wish.origin)
@@ -156,12 +170,8 @@ def _route_reasons(db: Database, host: str, port: int) -> tuple[Reason, ...]:
     return tuple(Reason("HTTP route", origin) for origin in http_rule_origins(db, host, port))
 
 
-def _policy_reasons(db: Database, host: str, port: int) -> tuple[Reason, ...]:
-    found: dict[Reason, None] = {}
-    for subset in ("", *(rule.name for rule in subsets(db, host))):
-        for text, origin in _l7_fields(effective_policy(db, host, port, subset)):
-            found[Reason(text, origin)] = None
-    return tuple(found)
+def _policy_reasons(policies: list[EffectivePolicy]) -> tuple[Reason, ...]:
+    return tuple(dict.fromkeys(Reason(text, at) for policy in policies for text, at in _l7_fields(policy)))
 
 
 def _l7_fields(policy: EffectivePolicy) -> list[tuple[str, Origin]]:
@@ -208,10 +218,9 @@ def _place(policy: EffectivePolicy, block: str, field: str) -> tuple[str, Origin
     return (f"{block}.{field}", Origin(at.object, f"{at.path}.{field}")) if field else (block, at)
 
 
-def _report_not_in_kernel(db: Database, host: str, port: int) -> None:
+def _report_not_in_kernel(db: Database, host: str, port: int, policies: list[EffectivePolicy]) -> None:
     """Report the L4 fields in effect that the kernel does not act on yet."""
-    for subset in ("", *(rule.name for rule in subsets(db, host))):
-        policy = effective_policy(db, host, port, subset)
+    for policy in policies:
         for name, at in _kernel_gaps(policy):
             text = f"NOT-ENFORCED: the kernel does not act on {name} yet ({host}:{port})"
             hint = f"a service can be carried by the proxy: annotate it {DATAPLANE}: l7"

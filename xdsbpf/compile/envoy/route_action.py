@@ -6,6 +6,7 @@ operations and per-route filter settings out. The match is set by the caller.
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Final
 
@@ -61,13 +62,21 @@ class Mirror(msgspec.Struct, frozen=True):
 
 def default_route(target: Target) -> Route:
     """The route of a service without HTTP rules (2.14), also the pass-through of one on the kernel plane."""
-    action = RouteAction(cluster=target.cluster)
-    _set_timeouts(action, None)
-    _set_hashing(action, (target,))
-    action.retry_policy.CopyFrom(retry_policy(None, consistent_hash=target.hash is not None))
-    route = Route(name=names.DEFAULT_ROUTE, route=action)
+    route = Route()
+    route.CopyFrom(_default_message(is_hashed=target.hash is not None))
+    route.route.cluster = target.cluster
+    _set_hashing(route.route, (target,))
     add_filters(route, target.filters)
     return route
+
+
+@functools.cache
+def _default_message(*, is_hashed: bool) -> Route:
+    """What the default routes of all services have in common: most of the cost of one. Copy before changing."""
+    action = RouteAction()
+    _set_timeouts(action, None)
+    action.retry_policy.CopyFrom(retry_policy(None, consistent_hash=is_hashed))
+    return Route(name=names.DEFAULT_ROUTE, route=action)
 
 
 def http_route(

@@ -120,7 +120,7 @@ def routes_of(
         return [_not_found(RouteMatch(prefix="/", filter_state=source)) for source in alternatives]
     if rule.kind is RuleKind.DEFAULT or rule.http is None or rule.virtual_service is None:
         route = default_route(_target(db, rule, rule.targets[0], is_checked=is_checked))
-        return [_with_match(route, RouteMatch(prefix="/", filter_state=source)) for source in alternatives]
+        return _with_matches(route, [RouteMatch(prefix="/", filter_state=source) for source in alternatives])
     where = Origin(rule.virtual_service, rule.path)
     db.cite(Origin(rule.virtual_service, rule.match_path or rule.path))
     path, reason = match_error(rule.match) if rule.match is not None else ("", "")
@@ -136,14 +136,18 @@ def routes_of(
     compiled.name = rule.name
     if rule.match is not None:
         compiled.stat_prefix = rule.match.stat_prefix
-    return [_with_match(compiled, route_match(rule.match, source)) for source in alternatives]
+    return _with_matches(compiled, [route_match(rule.match, source) for source in alternatives])
 
 
-def _with_match(route: Route, match: RouteMatch) -> Route:
-    result = Route()
-    result.CopyFrom(route)
-    result.match.CopyFrom(match)
-    return result
+def _with_matches(route: Route, matches: list[RouteMatch]) -> list[Route]:
+    """The route for each of the matches; copies of it from the second one on."""
+    routes = [route] * len(matches)
+    for position, match in enumerate(matches):
+        if position:
+            routes[position] = Route()
+            routes[position].CopyFrom(route)
+        routes[position].match.CopyFrom(match)
+    return routes
 
 
 def _not_found(match: RouteMatch) -> Route:
