@@ -55,19 +55,22 @@ class Database(Inputs):
 
     # Outputs
 
-    def watch(self, query: Callable[Concatenate[Any, P], Any], *args: P.args, **kwargs: P.kwargs) -> None:
+    def watch(self, query: Callable[Concatenate[Any, P], Any], *args: P.args, **kwargs: P.kwargs) -> tuple[Any, ...]:
         """Publish `query(*args)`, first in the next revision, then whenever its value changed.
 
-        Counted: as many `unwatch` calls end it. `kwargs` exists for the type checker only.
+        Returns the arguments as its outputs will have them, so that who keeps them needs no copy. Counted: as many
+        `unwatch` calls end it. `kwargs` exists for the type checker only.
         """
         self.refuse_in_query("watch")
         cell = self._cell(query, args, kwargs)
         if cell.watch is not None:
             cell.watch.count += 1
-            return
-        self._watches += 1
-        cell.watch = Watch(query, self._watches)
-        self.queue[cell] = None
+        else:
+            self._watches += 1
+            cell.watch = Watch(query, self._watches)
+            self.queue[cell] = None
+        args_of_cell: tuple[Any, ...] = cell.key
+        return args_of_cell
 
     def unwatch(self, query: Callable[Concatenate[Any, P], Any], *args: P.args, **kwargs: P.kwargs) -> None:
         """End one `watch`; raises InvariantError if there is none. Frees what nobody needs."""

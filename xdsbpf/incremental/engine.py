@@ -121,12 +121,13 @@ class Engine(Graph):
         stack, positions = self._stack, self._next
         while len(stack) > base:
             cell = stack[-1]
+            state = cell.state
             # A run that was abandoned has state RUNNING: it is known to be needed. A cell may be on
             # the stack twice (checked below, read by what it made run): the second find is clean.
-            if cell.state == RUNNING or (cell.state and (not cell.computed or self._must_run(cell))):
-                height = len(stack)
+            if state == RUNNING or (state and (not cell.computed or self._must_run(cell))):
+                height = len(stack) - 1
                 self._run(cell)
-                del stack[height - 1 :], positions[height - 1 :]
+                del stack[height:], positions[height:]
             elif stack[-1] is cell and not cell.state:
                 stack.pop()
                 positions.pop()
@@ -177,10 +178,10 @@ class Engine(Graph):
         finally:
             self._depth -= 1
             self.running = outer
-        if error is not None:
-            value = failure_of(cell, error)
         if run.cycle is not None:
             value = run.cycle
+        elif error is not None:
+            value = failure_of(cell, error)
         self._finish(run, value, error)
 
     def _finish(self, run: Run, value: Any, error: Exception | None) -> None:
@@ -188,9 +189,10 @@ class Engine(Graph):
         reads = tuple(run.reads)
         if reads != cell.reads:
             self._connect(cell, reads)
-        if cell.value.__class__ is not value.__class__ or cell.value != value:
+        old, clock = cell.value, self.clock
+        if old.__class__ is not value.__class__ or old != value:
             cell.value = value  # else the old object stays: cut-off, and one copy in memory
-            cell.changed = self.clock
+            cell.changed = clock
         cell.cited = tuple(run.cited)
         cell.reports = tuple(run.reports) if run.reports else ()
         if error is not None:
@@ -201,7 +203,7 @@ class Engine(Graph):
             self._looped.add(cell)
         elif self._looped:
             self._looped.discard(cell)
-        cell.computed = self.clock
+        cell.computed = clock
         cell.state = CLEAN
 
     def _cycle_through(self, cell: Cell) -> Failure:

@@ -67,7 +67,8 @@ class Graph:
                         reader.computed = 0
                     if reader.watch is not None:
                         self.queue[reader] = None
-                    stack.append(reader)
+                    if reader.readers:
+                        stack.append(reader)
 
     def release(self, cell: Cell) -> None:
         """Free `cell` unless it is of use to somebody, and all else that is not. As `sweep`."""

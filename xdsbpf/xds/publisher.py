@@ -158,8 +158,8 @@ class Publisher:
         outputs = self._outputs.setdefault(query, {})
         output = outputs.get(args)
         if output is None:
-            output = outputs[args] = _Output(name, self._alone.setdefault(generator, (generator,)))
-            self._database.watch(query, *args)
+            output = _Output(name, self._alone.setdefault(generator, (generator,)))
+            outputs[self._database.watch(query, *args)] = output
         else:
             output.takers = (*output.takers, generator)
             self._settle(output, generator)
