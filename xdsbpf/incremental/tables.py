@@ -58,7 +58,7 @@ class Table(Generic[K, V]):
 
     def buckets_of(self, value: V) -> tuple[tuple[Any, ...], ...]:
         """The buckets that a value is in, of each index."""
-        return tuple([index.buckets_of(value) for index in self.indexes])
+        return tuple([_each_once(index.keys(value)) for index in self.indexes])
 
 
 class Index(Generic[V, B]):
@@ -80,8 +80,12 @@ class Index(Generic[V, B]):
 
     def buckets_of(self, value: V) -> tuple[B, ...]:
         """The buckets that a value is in, each once."""
-        keys = tuple(self.keys(value))
-        return keys if len(keys) < 2 else tuple(dict.fromkeys(keys))
+        return _each_once(self.keys(value))
+
+
+def _each_once(keys: Iterable[B]) -> tuple[B, ...]:
+    keys = tuple(keys)
+    return keys if len(keys) < 2 else tuple(dict.fromkeys(keys))
 
 
 BULK: Final = 16

@@ -277,3 +277,11 @@ def http_ports(db: Database) -> tuple[tuple[str, int], ...]:
     return tuple(
         (found.host, number) for found in services(db) for number in sorted(p.number for p in found.ports if p.is_http)
     )
+
+
+@query
+def tcp_ports(db: Database) -> tuple[tuple[str, int], ...]:
+    """(host, port) of every other port that has a frontend, sorted."""
+    return tuple(
+        (found.host, port) for found in services(db) for port in sorted(p.number for p in found.ports if not p.is_http)
+    )

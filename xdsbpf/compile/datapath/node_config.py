@@ -37,6 +37,6 @@ def node_config(db: Database, node: str, name: str) -> Resource | Absent:
         entry.name = called
         if pod.metadata.uid:
             entry.uid = pod.metadata.uid
-        entry.addresses.extend([packed(address) for address in addresses])
+        entry.addresses.extend(addresses.values())
         entry.identity = spiffe_id(domain, pod.metadata.namespace, pod.service_account)
     return resource(NODE_CONFIG, node, message)

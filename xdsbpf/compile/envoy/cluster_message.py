@@ -48,7 +48,7 @@ def eds_cluster(
 ) -> Cluster:
     """The cluster `name`, whose endpoints are the assignment `service_name`; findings go to `where`."""
     message = Cluster()
-    if policy == DEFAULTS:
+    if policy is DEFAULTS or policy == DEFAULTS:
         message.CopyFrom(_default_message(info.is_http, info.is_http2))
     else:
         _set_policy(db, message, info, policy, where)

@@ -12,8 +12,16 @@ from xdsbpf.compile.envoy.names import ClusterKey, parse_cluster
 from xdsbpf.diagnostics import Origin
 from xdsbpf.incremental import ABSENT, Absent, Database, Index, query
 from xdsbpf.mesh.destination_rules import effective_policy, subsets
-from xdsbpf.mesh.inputs import VIRTUAL_SERVICES, exact_key, host_key, settings
-from xdsbpf.mesh.services import hosts, service
+from xdsbpf.mesh.inputs import (
+    DESTINATION_RULES,
+    VIRTUAL_SERVICES,
+    exact_key,
+    host_key,
+    parent_suffix,
+    settings,
+    suffix_keys,
+)
+from xdsbpf.mesh.services import service, services
 from xdsbpf.model.names import CLUSTER, full_host
 from xdsbpf.model.resource import Resource
 from xdsbpf.model.virtual_service import VirtualService
@@ -36,19 +44,31 @@ VIRTUAL_SERVICES_BY_MIRROR = Index(
 )
 
 
+DESTINATION_RULES_WITH_SUBSETS = Index(
+    "destination_rules_with_subsets",
+    DESTINATION_RULES,
+    keys=lambda v: (host_key(v.spec.host, v.namespace),) if v.spec.subsets else (),
+)
+
+
 @query
 def cluster_names(db: Database) -> tuple[str, ...]:
     """Names of all clusters, sorted by host: every TCP port of every service, whole and by subset."""
-    return tuple(name for host in hosts(db) for name in _names_of_host(db, host))
+    written = frozenset(db.bucket_keys(DESTINATION_RULES_WITH_SUBSETS))
+    found: list[str] = []
+    for owner in services(db):
+        host = owner.host
+        # Most services have no subsets: they need no cell for that.
+        may_have = written and not written.isdisjoint((exact_key(host), *suffix_keys(parent_suffix(host))))
+        parts = _parts(db, host) if may_have else ("",)
+        found += [str(ClusterKey(port.number, part, host)) for port in owner.ports for part in parts]
+    return tuple(found)
 
 
 @query
-def _names_of_host(db: Database, host: str) -> tuple[str, ...]:
-    owner = service(db, host)
-    if owner is None:
-        return ()
-    parts = ("", *(subset.name for subset in subsets(db, host)))
-    return tuple(str(ClusterKey(port.number, part, host)) for port in owner.ports for part in parts)
+def _parts(db: Database, host: str) -> tuple[str, ...]:
+    """The names of a host's subsets, after "" for the whole: these change more seldom than their rules."""
+    return ("", *(subset.name for subset in subsets(db, host)))
 
 
 @query

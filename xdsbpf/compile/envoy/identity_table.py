@@ -70,18 +70,20 @@ def table(db: Database, node: str, name: str) -> Resource | Absent:
 def _seen(db: Database, node: str) -> Iterator[tuple[Pod, str, Source]]:
     """The addresses that pods of a node are seen with, if their identity can be written safely."""
     domain = settings(db).trust_domain
+    is_domain_safe = is_safe(domain)  # all else that is in a principal is in the attributes, too
     unknown = contested_on_node(db, node)
     for pod, addresses in workloads_of_node(db, node):
         namespace, account = pod.metadata.namespace, pod.service_account
         principal = spiffe_id(domain, namespace, account)
         text = attributes(namespace, account, pod.metadata.labels)
-        if not is_safe(principal + text):
+        if not (is_safe(text) and is_domain_safe):
             reason = "a label or the identity holds an unsafe character: the pod is an unknown source to the proxy"
             fail(db.report, IDENTITY_UNSAFE, Origin(pod.id, "metadata.labels"), reason)
             continue
         source = Source(principal, text)
+        is_running = pod.status.phase == "Running"
         for address in addresses:
-            if address not in unknown and is_seen_at(db, pod, address):
+            if address not in unknown and (is_running or is_seen_at(db, pod, address)):
                 yield pod, address, source
 
 
@@ -98,13 +100,9 @@ def expression(rows: Sequence[tuple[str, str]]) -> str:
     """CEL that yields the text of the source address: `{'10.0.0.1':'text'}[<address>]`."""
     if not rows:
         return "''"
-    literal = ",".join([f"'{_shown(address)}':'{text}'" for address, text in rows])
-    return f"{{{literal}}}[{SOURCE_ADDRESS}]"
-
-
-def _shown(address: str) -> str:
-    """An address as Envoy prints it in `source.address`."""
-    return f"[{address}]" if ":" in address else address
+    # An address stands there as Envoy prints it in `source.address`.
+    entries = [f"'[{address}]':'{text}'" if ":" in address else f"'{address}':'{text}'" for address, text in rows]
+    return f"{{{','.join(entries)}}}[{SOURCE_ADDRESS}]"
 
 
 def _value(key: str, rows: Sequence[tuple[str, str]]) -> FilterStateValue:

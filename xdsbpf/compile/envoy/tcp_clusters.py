@@ -20,7 +20,7 @@ from xdsbpf.mesh.addresses import service_at
 from xdsbpf.mesh.destination_rules import EffectivePolicy, effective_policy
 from xdsbpf.mesh.inputs import settings
 from xdsbpf.mesh.route_values import RouteTarget
-from xdsbpf.mesh.services import service, service_ports
+from xdsbpf.mesh.services import service, tcp_ports
 from xdsbpf.mesh.tcp_routes import tcp_targets
 from xdsbpf.mesh.weights import weighted_endpoints
 from xdsbpf.model.destination_rule import LoadBalancerSettings
@@ -31,7 +31,7 @@ from xdsbpf.model.resource import Resource
 @query
 def tcp_cluster_names(db: Database) -> tuple[str, ...]:
     """Names of the clusters of all service ports that do not speak HTTP, sorted by host and port."""
-    return tuple(name for host, port in service_ports(db) if (name := _name(db, host, port)))
+    return tuple(name for host, port in tcp_ports(db) if (name := _name(db, host, port)))
 
 
 @query
@@ -39,7 +39,7 @@ def tcp_assignment_names(db: Database) -> tuple[str, ...]:
     """Those of them that have an assignment of their own, because a route splits."""
     return tuple(
         name
-        for host, port in service_ports(db)
+        for host, port in tcp_ports(db)
         if (name := _name(db, host, port)) and _single(tcp_targets(db, host, port)) is None
     )
 

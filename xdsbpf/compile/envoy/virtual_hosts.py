@@ -76,7 +76,7 @@ def _domains(db: Database, owner: MeshService, port: int) -> list[str]:
     """Every name that a client may write for the service; ports are ignored by the route configuration."""
     short = f"{owner.name}.{owner.namespace}"
     domains = [owner.host, f"{owner.host}.", short, f"{short}.svc", owner.address]
-    others = _namesakes(db, owner.name, port)
+    others = _namesakes(db, owner, port)
     if others == (owner.namespace,):
         domains.insert(2, owner.name)
     else:
@@ -91,10 +91,13 @@ def _domains(db: Database, owner: MeshService, port: int) -> list[str]:
     return domains
 
 
-def _namesakes(db: Database, name: str, port: int) -> tuple[str, ...]:
-    """Namespaces with a service of this name that has this HTTP port, sorted."""
-    domain_of = {found.namespace for found in db.bucket(SERVICES_BY_BARE_NAME, name)}
-    return tuple(namespace for namespace in sorted(domain_of) if _has_http_port(db, name, namespace, port))
+def _namesakes(db: Database, owner: MeshService, port: int) -> tuple[str, ...]:
+    """Namespaces with a service of a service's name that has this HTTP port, as it has itself; sorted."""
+    found = db.bucket(SERVICES_BY_BARE_NAME, owner.name)
+    if len(found) == 1:
+        return (owner.namespace,)
+    namespaces = sorted({other.namespace for other in found})
+    return tuple(namespace for namespace in namespaces if _has_http_port(db, owner.name, namespace, port))
 
 
 def _has_http_port(db: Database, name: str, namespace: str, port: int) -> bool:

@@ -14,7 +14,7 @@ from envoy.extensions.upstreams.http.v3.http_protocol_options_pb2 import HttpPro
 from tests.compiling import NODE, Mesh, pod, service, slice_of
 from tests.compiling import names as route_names
 from xdsbpf.compile.envoy import names
-from xdsbpf.compile.envoy.clusters import cluster
+from xdsbpf.compile.envoy.clusters import cluster, cluster_names
 from xdsbpf.compile.envoy.endpoints import endpoints_resource
 from xdsbpf.compile.envoy.identity_table import Source, expression, identity_table
 from xdsbpf.compile.envoy.listeners import listener
@@ -63,6 +63,17 @@ def manager_of(mesh: Mesh, position: int = 0) -> Any:
     manager = HttpConnectionManager()
     assert found.typed_config.Unpack(manager)
     return manager
+
+
+@pytest.mark.parametrize("host", ["reviews", "REVIEWS", HOST, "*.default.svc.cluster.local", "*"])
+def test_a_subset_has_a_cluster_whichever_way_the_rule_names_the_host(host: str) -> None:
+    mesh = Mesh(BASE)
+    assert cluster_names(mesh.db) == (WHOLE,)
+    mesh.apply((RULE % PLAIN).replace("host: reviews", f"host: '{host}'"))
+    assert cluster_names(mesh.db) == (WHOLE, V2)
+    other = (RULE % PLAIN).replace("host: reviews", "host: ratings")
+    mesh.apply(other)
+    assert cluster_names(mesh.db) == (WHOLE,)
 
 
 def test_a_cluster_has_istios_defaults():
