@@ -21,8 +21,8 @@ _MAX_FIELDS: Final = 2_000
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _CODE_TAG, _MESSAGE_TAG = 0x08, 0x12  # of google.rpc.Status
 
-_BURST_BYTES: Final = 32 << 20
-_BYTES_PER_S: Final = 32 << 20
+_BURST_BYTES: Final = 16 << 20
+_BYTES_PER_S: Final = 16 << 20
 """Of all clients together; on gRPC a megabyte is 1 to 2 ms of CPU."""
 MAX_PAUSE_S: Final = 10.0
 """What keeps a connection alive is left unread as well on `fast`."""
