@@ -15,6 +15,7 @@ from xdsbpf.model.resource import AS_SERVED, Requirement, Resource, make_resourc
 from xdsbpf.xds import protocol
 from xdsbpf.xds.delta import DeltaSession
 from xdsbpf.xds.gate import EnvoyLedger, Gate
+from xdsbpf.xds.interest import Interest
 from xdsbpf.xds.request import DeltaRequest, Request, SotwRequest, decode_delta
 from xdsbpf.xds.response import Response
 from xdsbpf.xds.session import Session
@@ -140,6 +141,7 @@ class Planes:
 
     def __init__(self) -> None:
         self.store = ResourceStore()
+        self.interest = Interest[Session]()
         self.gate = Gate()
         self.nonces = itertools.count(1)
         self._serial = itertools.count(1)
@@ -159,7 +161,14 @@ class Planes:
             link.is_alive = False
         ledger = self.gate.open(view_of(node, kind), self.store) if kind == NODE_ENVOY else None
         variant = DeltaSession if self.processes[at].is_delta else SotwSession
-        session = variant(view_of(node, kind), self.store, gate=self.gate, ledger=ledger, nonces=self.nonces)
+        session = variant(
+            view_of(node, kind),
+            self.store,
+            gate=self.gate,
+            ledger=ledger,
+            nonces=self.nonces,
+            interest=self.interest,
+        )
         link = Link(session, self.processes[at], ledger)
         self.links[at].append(link)
         link.ask()
@@ -170,6 +179,7 @@ class Planes:
         if links:
             link = links.pop(index % len(links))
             link.is_alive = False
+            link.session.close()
             if link.ledger is not None:
                 self.gate.close(link.ledger)
 
@@ -182,9 +192,8 @@ class Planes:
     def apply(self, *batches: Batch) -> None:
         """One revision of the store."""
         changes = self.store.apply_all(batches)
-        for links in self.links.values():
-            for link in links:
-                link.session.on_changes(changes)
+        for session in self.interest.heard_by(changes.by_scope):
+            session.on_changes(changes)
 
     def send(self, node: str, kind: str, index: int) -> bool:
         """Let a session send one response, and check it."""
