@@ -127,8 +127,8 @@ class Crowd:
 
     def is_empty(self) -> bool:
         index = self.interest
-        tables = (index._named, index._shared, index._of_all, index._in_scope, index._members)
-        return not any(tables) and not any(index._audiences)
+        tables = (index._named, index._shared, index._of_all, index._in_scope, index._members, index._sharers)
+        return not any(tables)
 
 
 def run_case(seed: int) -> Counter[str]:
@@ -171,11 +171,11 @@ BROKEN = [
     ("no name of one's own", Edit(Interest, "put", "names = self._named", "names = {}\n    _ = self._named"), NOT_TOLD),
     ("no second one for a name", Edit(Interest, "put", "insort(entry, number)", "pass"), NOT_TOLD),
     ("no shared name", Edit(Interest, "share", "self.put(type_url, name, shared)", "pass"), NOT_TOLD),
-    ("no second sharer", Edit(Interest, "share", "self._sharers(shared).add(number)", "pass"), NOT_TOLD),
+    ("no second sharer", Edit(Interest, "share", "self._sharers[shared].add(number)", "pass"), NOT_TOLD),
     ("no name behind a shared set", Edit(Subscription, "_add_name", "self.listening.add(name, own)", "pass"), NOT_TOLD),
     ("no name of a set that was given up", Edit(Listening, "_part", "& names:", "& set():"), NOT_TOLD),
     ("no other view", Edit(Interest, "move", "for scope in after:", "for scope in before:"), NOT_TOLD),
-    ("any scope", Edit(Interest, "heard_by", "present.intersection(audience)", "set(audience)"), OTHERS),
+    ("any scope", Edit(Interest, "heard_by", "present & audience", "audience"), OTHERS),
     ("one scope of several", Edit(Interest, "move", "in after:", "in tuple(after)[:1]:"), NOT_TOLD),
     ("all but one", Edit(Interest, "heard_by", "sorted(found)", "sorted(found)[1:]"), NOT_TOLD),
     ("what is gone", Edit(Interest, "leave", "self.move(number, scopes, ())", "pass"), KEPT),

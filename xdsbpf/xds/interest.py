@@ -30,8 +30,8 @@ class Interest(Generic[Member]):
 
     def __init__(self) -> None:
         self._members: dict[int, Member] = {}
-        self._audiences: list[set[int] | tuple[int, ...]] = []
-        """By number: the members that share a set of names, or one member alone, by their numbers."""
+        self._sharers: dict[int, set[int]] = {}
+        """Number of an audience that shares a set of names -> its members; each member is an audience as well."""
         self._unused: list[int] = []
         self._named: dict[str, dict[str, int | array[int]]] = {}
         """Type -> name -> the number of its audience, or sorted those of several."""
@@ -45,7 +45,6 @@ class Interest(Generic[Member]):
         """A member sees these scopes, and listens to nothing yet; returns its number."""
         number = self._number()
         self._members[number] = member
-        self._audiences[number] = (number,)
         self.move(number, (), scopes)
         return number
 
@@ -60,7 +59,7 @@ class Interest(Generic[Member]):
         """It is gone, and all its `Listening`s are closed."""
         self.move(number, scopes, ())
         del self._members[number]
-        self._retire(number)
+        self._unused.append(number)
 
     def heard_by(self, by_scope: Mapping[str, tuple[Key, ...]]) -> list[Member]:
         """Whom a change may concern, by `Changes.by_scope`. Cost: O(changed keys + those who ask for any of them).
@@ -73,11 +72,10 @@ class Interest(Generic[Member]):
             present = self._in_scope.get(scope)
             if present is not None:
                 for audience in self._audiences_of(keys):
-                    hearing = present.intersection(audience)
-                    found = found | hearing if found else hearing
+                    found |= present & audience
         return [self._members[number] for number in sorted(found)]
 
-    def _audiences_of(self, keys: tuple[Key, ...]) -> Iterator[Iterable[int]]:
+    def _audiences_of(self, keys: tuple[Key, ...]) -> Iterator[set[int]]:
         """Each once, whatever the number of its names among the keys."""
         types: set[str] = set()
         numbers: set[int] = set()
@@ -89,7 +87,9 @@ class Interest(Generic[Member]):
             elif entry is not None:
                 numbers.update(entry)
         yield from (self._of_all[type_url] for type_url in types if type_url in self._of_all)
-        yield from (self._audiences[number] for number in numbers)
+        alone = {number for number in numbers if number in self._members}
+        yield alone
+        yield from (self._sharers[number] for number in numbers - alone)
 
     # For `Listening`.
 
@@ -131,40 +131,28 @@ class Interest(Generic[Member]):
         shared = self._shared.get((type_url, names))
         if shared is None:
             shared = self._shared[type_url, names] = self._number()
-            self._audiences[shared] = set()
+            self._sharers[shared] = set()
             for name in names:
                 self.put(type_url, name, shared)
-        self._sharers(shared).add(number)
+        self._sharers[shared].add(number)
 
     def unshare(self, type_url: str, names: frozenset[str], number: int) -> None:
         shared = self._shared[type_url, names]
-        sharers = self._sharers(shared)
+        sharers = self._sharers[shared]
         sharers.discard(number)
         if not sharers:
             for name in names:
                 self.remove(type_url, name, shared)
-            del self._shared[type_url, names]
-            self._retire(shared)
+            del self._shared[type_url, names], self._sharers[shared]
+            self._unused.append(shared)
 
     def is_shared(self, type_url: str, names: frozenset[str]) -> bool:
         """Whether more than one member asks for all of these."""
-        return len(self._audiences[self._shared[type_url, names]]) > 1
-
-    def _sharers(self, shared: int) -> set[int]:
-        sharers = self._audiences[shared]
-        assert isinstance(sharers, set)
-        return sharers
+        return len(self._sharers[self._shared[type_url, names]]) > 1
 
     def _number(self) -> int:
         """One that stands for nobody yet."""
-        if self._unused:
-            return self._unused.pop()
-        self._audiences.append(())
-        return len(self._audiences) - 1
-
-    def _retire(self, number: int) -> None:
-        self._audiences[number] = ()
-        self._unused.append(number)
+        return self._unused.pop() if self._unused else len(self._members) + len(self._sharers)
 
 
 class Listening:
