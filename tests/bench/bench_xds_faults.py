@@ -32,6 +32,8 @@ QUIET_S = 3.0
 MOST_RUNS = 3
 MARGIN = 0.1
 """A row is run again, up to MOST_RUNS times, while one of its figures is this near its target, or above."""
+AGAIN_WITHIN_S = 230.0
+"""Nothing is run again later than that, so that all of it takes five minutes at most."""
 KINDS = ("grpcio", "fast")
 OVER_TLS = ("grpcio-tls", "fast-tls")
 LIMIT_S, RETRY_S = 60.0, 5.0
@@ -287,13 +289,13 @@ FAULTS: dict[str, Callable[[str], Figures]] = {
 }
 
 
-def measure(name: str, kind: str) -> dict[str, Any]:
+def measure(name: str, kind: str, again_until: float) -> dict[str, Any]:
     """One fault on one transport: the median of each figure, every run, and what the specification asks for.
 
     One run is enough where every figure is clear of its target: see MARGIN.
     """
     runs: list[Figures] = []
-    while len(runs) < MOST_RUNS and not (runs and _is_clear(name, runs)):
+    while not runs or (len(runs) < MOST_RUNS and not _is_clear(name, runs) and time.monotonic() < again_until):
         began = time.monotonic()
         runs.append(FAULTS[name](kind))
         sys.stderr.write(f"xds_faults: {name} {kind} {time.monotonic() - began:.1f} s\n")
@@ -315,6 +317,7 @@ def run() -> dict[str, Any]:
     """The figures as one JSON-able value."""
     began, load, rows = time.monotonic(), os.getloadavg(), {}
     for name in FAULTS:
-        rows[name] = {kind: measure(name, kind) for kind in (KINDS + OVER_TLS if name == "reconnects" else KINDS)}
+        kinds = KINDS + OVER_TLS if name == "reconnects" else KINDS
+        rows[name] = {kind: measure(name, kind, began + AGAIN_WITHIN_S) for kind in kinds}
     took_s = round(time.monotonic() - began)
     return {"machine": describe(), "load_average": load, "took_s": took_s, "most_runs": MOST_RUNS, "rows": rows}
