@@ -6,6 +6,8 @@ One query per (service, port): a changed slice recomputes its own service and no
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from xdsbpf.diagnostics import Items, ObjectId
@@ -31,30 +33,54 @@ class Endpoint(msgspec.Struct, frozen=True, gc=False):
     labels: Labels = ()
 
 
-@query
+class EndpointSet(msgspec.Struct, frozen=True, gc=False):
+    """The ready endpoints of a service port, and what an encoder need not find out once more.
+
+    `places` has the address (PLACE_ADDRESS bytes) and port of each in network order, PLACE bytes in all. `port` is that
+    of every endpoint, or 0 if they differ.
+    """
+
+    endpoints: tuple[Endpoint, ...] = ()
+    places: bytes = b""
+    port: int = 0
+
+
+PLACE_ADDRESS: Final = 4
+PLACE: Final = PLACE_ADDRESS + 2
+
+
 def endpoints(db: Database, host: str, port: int) -> tuple[Endpoint, ...]:
-    """Ready endpoints of a service port, each address and port once, sorted; () for an unknown port.
+    """Ready endpoints of a service port, each address and port once, sorted; () for an unknown port."""
+    return endpoint_set(db, host, port).endpoints
+
+
+@query
+def endpoint_set(db: Database, host: str, port: int) -> EndpointSet:
+    """The ready endpoints of a service port; none for an unknown port.
 
     Terminating and not-ready ones are left out, refused addresses are reported. Cost: O(endpoints).
     """
     owner = service(db, host)
     info = owner.port(port) if owner else None
     if owner is None or info is None:
-        return ()
+        return EndpointSet()
     found: dict[bytes, Endpoint] = {}
+    ports = set()
     for slice_ in db.bucket(SLICES_BY_SERVICE, (owner.namespace, owner.name)):
         number = _slice_port(slice_, info)
         if number is not None:
+            ports.add(number)
             _add_endpoints(db, slice_, number, found)
-    return tuple(map(found.__getitem__, sorted(found)))
+    places = sorted(found)
+    return EndpointSet(tuple(map(found.__getitem__, places)), b"".join(places), ports.pop() if len(ports) == 1 else 0)
 
 
 def _add_endpoints(db: Database, slice_: EndpointSlice, number: int, found: dict[bytes, Endpoint]) -> None:
-    """Add the ready endpoints of a slice, by address and port as they sort; the first of a kind counts.
+    """Add the ready endpoints of a slice by their place, address and port as they sort; the first of a kind counts.
 
     Every endpoint of a service passes here when one of them changes: what is usual is done in line.
     """
-    namespace, ending = slice_.metadata.namespace, number.to_bytes(2, "big")
+    namespace, ending = slice_.metadata.namespace, number.to_bytes(PLACE - PLACE_ADDRESS, "big")
     pods: list[Pod] = []
     unused: list[int] = []
     for position, entry in enumerate(slice_.endpoints):

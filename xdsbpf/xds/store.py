@@ -199,12 +199,12 @@ class ResourceStore:
         return found
 
     def _forget_wildcards(self, by_scope: Mapping[str, tuple[Key, ...]]) -> None:
-        changed = {(scope, type_url) for scope, keys in by_scope.items() for type_url, _ in keys}
-        for pair in changed:
-            self._changed[pair] = self.revision
-            for key in self._wildcards_with.pop(pair, ()):
-                self._wildcards.pop(key, None)
-                self._wildcard_names.pop(key, None)
+        for scope, keys in by_scope.items():
+            for type_url in dict(keys):
+                self._changed[scope, type_url] = self.revision
+                for key in self._wildcards_with.pop((scope, type_url), ()):
+                    self._wildcards.pop(key, None)
+                    self._wildcard_names.pop(key, None)
 
     def knows_type(self, type_url: str) -> bool:
         """True for a type of xDS or of ours, or one that the store has held."""

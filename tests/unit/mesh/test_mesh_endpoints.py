@@ -14,7 +14,7 @@ from tests.builders import (
     subset,
     workload,
 )
-from xdsbpf.mesh.endpoints import endpoints, subset_endpoints
+from xdsbpf.mesh.endpoints import endpoint_set, endpoints, subset_endpoints
 from xdsbpf.model.kube import ServicePort
 
 
@@ -106,7 +106,7 @@ def test_a_subset_without_endpoints_is_reported() -> None:
 def test_a_changed_slice_recomputes_its_own_service_only() -> None:
     mesh = Mesh(*bookinfo())
     for name in ("reviews", "ratings", "details", "productpage"):
-        mesh.db.watch(endpoints, host(name), 9080)
+        mesh.db.watch(endpoint_set, host(name), 9080)
     mesh.db.drain()
     before = mesh.db.runs
     mesh.put(endpoint_slice("ratings", endpoint("10.10.2.99")))
@@ -118,7 +118,7 @@ def test_a_changed_slice_recomputes_its_own_service_only() -> None:
 
 def test_the_origins_of_endpoints_are_the_slice_the_service_and_the_pods() -> None:
     mesh = Mesh(*bookinfo())
-    assert mesh.origins(endpoints, host("ratings"), 9080) == {
+    assert mesh.origins(endpoint_set, host("ratings"), 9080) == {
         "EndpointSlice/default/ratings-1 endpoints[0]",
         "Pod/default/ratings-v1",
         "Service/default/ratings spec",

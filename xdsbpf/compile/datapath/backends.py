@@ -6,6 +6,7 @@ ready, and till then the kernel goes on balancing with what it has.
 
 from __future__ import annotations
 
+import struct
 from functools import lru_cache
 from typing import Final
 
@@ -14,15 +15,14 @@ from xdsbpf.compile.datapath import names
 from xdsbpf.compile.fragments import Frame, frame_of, nested, placeholder
 from xdsbpf.incremental import ABSENT, Absent, Database, query
 from xdsbpf.mesh.addresses import packed
-from xdsbpf.mesh.endpoints import Endpoint, endpoints
+from xdsbpf.mesh.endpoints import PLACE, PLACE_ADDRESS, Endpoint, EndpointSet, endpoint_set
 from xdsbpf.mesh.services import service, service_ports
 from xdsbpf.mesh.weights import is_shared_out, weighted_endpoints
 from xdsbpf.model.names import BACKENDS
 from xdsbpf.model.resource import Resource, make_resource
 
 _SERVICE_TAG: Final = datapath_pb2.Backends.SERVICE_FIELD_NUMBER << 3 | 2
-_IPV4: Final = 4
-"""Length of an endpoint's address: `mesh.endpoints` has no others yet."""
+_addresses: Final = struct.Struct(f"{PLACE_ADDRESS}s{PLACE - PLACE_ADDRESS}x").iter_unpack
 
 
 @query
@@ -40,27 +40,27 @@ def backends(db: Database, name: str) -> Resource | Absent:
     if parsed is None or info is None:
         return ABSENT
     if is_shared_out(db, parsed[0], info):
-        members = b"".join([_encoded((entry.endpoint,), entry.weight) for entry in weighted_endpoints(db, *parsed)])
+        members = b"".join([_encoded(entry.endpoint, entry.weight) for entry in weighted_endpoints(db, *parsed)])
     else:
-        members = _encoded(endpoints(db, *parsed), 1)
+        members = _alike(endpoint_set(db, *parsed))
     return make_resource(BACKENDS, name, nested(_SERVICE_TAG, name.encode()) + members)
 
 
-def _encoded(alike: tuple[Endpoint, ...], weight: int) -> bytes:
-    """Backends of one weight. Those of one port, mostly all, are joined at once."""
-    if not alike:
-        return b""
-    port, addresses = alike[0].port, []
-    for endpoint in alike:
-        if endpoint.port != port:
-            return b"".join([_encoded((one,), weight) for one in alike])
-        addresses.append(packed(endpoint.address))
-    before, after = _member(port, weight)
-    return before + (after + before).join(addresses) + after
+def _alike(found: EndpointSet) -> bytes:
+    """Backends of weight 1. Those of one port, which is the rule, are joined at once."""
+    if not found.endpoints or not found.port:
+        return b"".join([_encoded(endpoint, 1) for endpoint in found.endpoints])
+    before, after = _member(found.port, 1)
+    return before + (after + before).join([address for (address,) in _addresses(found.places)]) + after
+
+
+def _encoded(endpoint: Endpoint, weight: int) -> bytes:
+    before, after = _member(endpoint.port, weight)
+    return before + packed(endpoint.address) + after
 
 
 @lru_cache(maxsize=4096)
 def _member(port: int, weight: int) -> Frame:
     """The encoding of a backend around its IPv4 address; mostly the same for a whole mesh."""
-    backend = datapath_pb2.Backend(address=placeholder(_IPV4), port=port, weight=weight)
-    return frame_of(datapath_pb2.Backends(backends=[backend]), _IPV4)
+    backend = datapath_pb2.Backend(address=placeholder(PLACE_ADDRESS), port=port, weight=weight)
+    return frame_of(datapath_pb2.Backends(backends=[backend]), PLACE_ADDRESS)
