@@ -21,9 +21,12 @@ def generators(
 
     What each view of a kind has of its own is not among them: `view_generators`.
     """
+    planes = (*datapath_generators(nodes), *envoy_generators(nodes))
+    # What a node has of its own follows one another: it is made from the same pods, which are then at hand.
+    of_nodes = sorted((entry for entry in planes if entry.args), key=lambda entry: entry.args)
     return (
-        *datapath_generators(nodes),
-        *envoy_generators(nodes),
+        *(entry for entry in planes if not entry.args),
+        *of_nodes,
         *raw_generators(families, for_grpc=GRPC in kinds),
         *(proxyless.shared_generators() if GRPC in kinds else ()),
         *(sidecar.shared_generators() if SIDECAR in kinds else ()),

@@ -102,9 +102,15 @@ def _level(rule: DestinationRule, namespace: str, root: str) -> int | None:
     return 2 if rule.namespace == root else 1
 
 
-@query
 def destination_rule(db: Database, host: str) -> MergedRule | None:
     """The rule in force for a host, or None. Losing rules are reported as shadowed."""
+    # Most services have no rule: they need no cell for that.
+    near = db.bucket(DESTINATION_RULES_BY_HOST, exact_key(host))
+    return _merged_rule(db, host) if near or any(_wildcard_rules(db, parent_suffix(host))) else None
+
+
+@query
+def _merged_rule(db: Database, host: str) -> MergedRule | None:
     namespace = host_namespace(db, host)
     root = settings(db).root_namespace
     domain = settings(db).domain

@@ -64,6 +64,11 @@ NO_WISH: Final = _Wish("", None)
 @query
 def traffic_mode(db: Database, host: str, port: int) -> TrafficMode:
     """Plane of a service port with its reasons; L4 for a port that does not exist."""
+    return mode_of(db, host, port)
+
+
+def mode_of(db: Database, host: str, port: int) -> TrafficMode:
+    """The `traffic_mode` for a query that depends on all of it anyway, and spares it a cell."""
     owner = service(db, host)
     info = owner.port(port) if owner else None
     if owner is None or info is None:

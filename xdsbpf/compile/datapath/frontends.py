@@ -21,7 +21,7 @@ from xdsbpf.mesh.route_values import RouteRule, RuleKind
 from xdsbpf.mesh.routes import http_routes
 from xdsbpf.mesh.services import PortInfo, service, services
 from xdsbpf.mesh.tcp_admission import tcp_groups
-from xdsbpf.mesh.traffic_mode import Plane, traffic_mode
+from xdsbpf.mesh.traffic_mode import Plane, mode_of
 from xdsbpf.model.names import FRONTEND, LISTENER, service_host
 from xdsbpf.model.resource import AS_SERVED, Requirement, Resource
 
@@ -60,7 +60,7 @@ def _frontend(db: Database, host: str, port: int) -> Resource | Absent:
         protocol=datapath_pb2.TCP,
         service=names.backends_name(host, port),
     )
-    need = _requirement(db, host, info) if traffic_mode(db, host, port).plane is Plane.L7 else None
+    need = _requirement(db, host, info) if mode_of(db, host, port).plane is Plane.L7 else None
     if need is None:
         message.balance.backends = names.backends_name(host, port)
     else:
