@@ -37,7 +37,7 @@ class Inputs(Engine):
             cell = self._stores[table].cells[key]
         except KeyError:
             store = self._store(table)
-            cell = self._source(store.cells, key, store.rows.get(key, ABSENT))
+            cell = Cell(store.cells, key, store.rows.get(key, ABSENT), self.clock)
         run.reads[cell] = None
         value = cell.value
         return value
@@ -53,7 +53,7 @@ class Inputs(Engine):
             return buckets.values(bucket)
         cell = buckets.cells.get(bucket)
         if cell is None:
-            cell = self._source(buckets.cells, bucket, buckets.values(bucket))
+            cell = Cell(buckets.cells, bucket, buckets.values(bucket), self.clock)
         run.reads[cell] = None
         values: tuple[V, ...] = cell.value
         return values
@@ -73,7 +73,7 @@ class Inputs(Engine):
             return read()
         cell = buckets.keys_cells.get(shared)
         if cell is None:
-            cell = self._source(buckets.keys_cells, shared, read())
+            cell = Cell(buckets.keys_cells, shared, read(), self.clock)
         run.reads[cell] = None
         keys: tuple[Any, ...] = cell.value
         return keys
@@ -129,6 +129,3 @@ class Inputs(Engine):
             store.adopt_indexes()
             buckets = store.indexes[index]
         return buckets
-
-    def _source(self, home: dict[Any, Cell], key: Any, value: Any) -> Cell:
-        return Cell(home, key, value, self.clock)

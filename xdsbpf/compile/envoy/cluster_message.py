@@ -52,12 +52,16 @@ def eds_cluster(
         message.CopyFrom(_default_message(info.is_http, info.is_http2))
     else:
         _set_policy(db, message, info, policy, where)
+        _set_source(message)
     message.name = name
     message.alt_stat_name = f"{stat_name};"
-    message.type = Cluster.EDS
-    message.eds_cluster_config.eds_config.CopyFrom(EDS)
     message.eds_cluster_config.service_name = service_name
     return message
+
+
+def _set_source(message: Cluster) -> None:
+    message.type = Cluster.EDS
+    message.eds_cluster_config.eds_config.CopyFrom(EDS)
 
 
 @functools.cache
@@ -67,6 +71,7 @@ def _default_message(is_http: bool, is_http2: bool) -> Cluster:
     message.load_balancing_policy.CopyFrom(default_load_balancing_policy())
     message.common_lb_config.SetInParent()
     set_connection_pool(message, None, None, is_http=is_http, is_http2=is_http2)
+    _set_source(message)
     return message
 
 
