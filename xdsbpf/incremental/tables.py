@@ -58,7 +58,12 @@ class Table(Generic[K, V]):
 
     def buckets_of(self, value: V) -> tuple[tuple[Any, ...], ...]:
         """The buckets that a value is in, of each index."""
-        return tuple([_each_once(index.keys(value)) for index in self.indexes])
+        found = []
+        for index in self.indexes:
+            keys = index.keys(value)
+            # Nearly always a tuple of one, for each of all objects: what it may be else is looked at in a function.
+            found.append(keys if keys.__class__ is tuple and len(keys) < 2 else _each_once(keys))
+        return tuple(found)
 
 
 class Index(Generic[V, B]):

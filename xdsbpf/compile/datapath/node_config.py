@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 from xdsbpf._pb.xdsbpf.datapath.v1 import datapath_pb2
 from xdsbpf.compile.datapath.encoding import resource
 from xdsbpf.incremental import ABSENT, Absent, Database, query
@@ -15,13 +17,19 @@ from xdsbpf.model.resource import Resource
 @query
 def node_config_names(db: Database, node: str) -> tuple[str, ...]:
     """The node's own name, or nothing for a node that is not known."""
-    return (node,) if node in known_nodes(db) else ()
+    return (node,) if _is_known(db, node) else ()
+
+
+def _is_known(db: Database, node: str) -> bool:
+    nodes = known_nodes(db)  # sorted: every node of the mesh asks this
+    position = bisect_left(nodes, node)
+    return position < len(nodes) and nodes[position] == node
 
 
 @query
 def node_config(db: Database, node: str, name: str) -> Resource | Absent:
     """The configuration of `node`; ABSENT for another name. `proxy_address` is empty if unknown."""
-    if name != node or node not in known_nodes(db):
+    if name != node or not _is_known(db, node):
         return ABSENT
     proxy = proxy_address(db, node)
     domain = settings(db).trust_domain
