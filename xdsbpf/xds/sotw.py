@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from xdsbpf.model.names import CLUSTER
 from xdsbpf.model.resource import Resource
-from xdsbpf.xds import protocol, shared
+from xdsbpf.xds import protocol
 from xdsbpf.xds.references import REFERRING_TYPES, USING_TYPES, merged, uses_of
 from xdsbpf.xds.request import Request, SotwRequest
 from xdsbpf.xds.resource_errors import ERROR_BYTES
@@ -180,11 +180,7 @@ class SotwSession(Session):
         dropped = subscription.names - wanted
         new = [name for name in asked if name in wanted and name not in subscription.names]
         was_wildcard = subscription.is_wildcard
-        plain = shared.plain_names(asked) if len(asked) >= shared.MIN_NAMES and not subscription.names else None
-        if plain is None:
-            subscription.subscribe(new)
-        else:
-            subscription.add_names(plain)
+        subscription.subscribe(tuple(new))
         gone = list(dropped)
         if was_wildcard and not star and (wanted or subscription.wildcard is Wildcard.EXPLICIT):
             gone.append(protocol.WILDCARD)

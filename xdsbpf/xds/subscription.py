@@ -17,15 +17,15 @@ import msgspec
 from xdsbpf.errors import ProtocolError
 from xdsbpf.model import names as model_names
 from xdsbpf.model.resource import Requirement, Resource
-from xdsbpf.xds import protocol
+from xdsbpf.xds import protocol, shared
 from xdsbpf.xds.interest import Listening
 from xdsbpf.xds.shared import SharedPage
 from xdsbpf.xds.waits import Waiting
 
 MAX_GLOBS = 100
 """Glob collections of one type on one stream: each is compared with every name of the type."""
-NAME_COST: Final = 64
-"""Bytes that a name is taken to cost beside its own length."""
+NAME_COST: Final = 96
+"""Bytes that a name is taken to cost beside its own length: here, and in the index of who listens."""
 NO_CHANGE: Final = 0
 """Stamp of a response that brings nothing new."""
 WHOLE_SET: Final = ""
@@ -250,8 +250,12 @@ class Subscription:
                 else:
                     self.mark(name, self.backlog_stamp)
 
-    def subscribe(self, names: Iterable[str]) -> bool:
+    def subscribe(self, names: tuple[str, ...]) -> bool:
         """Add names; true if `*` was among them. Raises: ProtocolError for too many globs."""
+        plain = shared.plain_names(names) if len(names) >= shared.MIN_NAMES and not self.names else None
+        if plain is not None:
+            self.add_names(plain)
+            return False
         star = False
         for name in names:
             if name == protocol.WILDCARD:
