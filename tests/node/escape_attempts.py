@@ -225,17 +225,24 @@ def datagram(to: Place, host: str) -> str:
 
 def reused_port(to: Place, host: str) -> str:
     """Leave a record at the proxy by a redirected connection, then dial the proxy itself from the same port."""
-    with tcp() as first:
-        first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        first.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
-        first.setblocking(False)
-        first.connect_ex((os.environ["REDIRECTED_ADDRESS"], int(os.environ.get("REDIRECTED_PORT", "9080"))))
-        port = first.getsockname()[1]
-    with tcp() as second:
-        second.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        second.bind((os.environ["OWN_ADDRESS"], port))
-        second.connect(to)
-        return talk(second, request(host))
+    for _ in range(20):
+        with tcp() as first:
+            first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            first.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
+            first.setblocking(False)
+            first.connect_ex((os.environ["REDIRECTED_ADDRESS"], int(os.environ.get("REDIRECTED_PORT", "9080"))))
+            port = first.getsockname()[1]
+        with tcp() as second:
+            second.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                second.bind((os.environ["OWN_ADDRESS"], port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                continue  # a trick that runs at the same time has got the port in between
+            second.connect(to)
+            return talk(second, request(host))
+    return "no port was free"
 
 
 # --- a network namespace of one's own -----------------------------------------------------------
