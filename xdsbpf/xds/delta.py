@@ -133,6 +133,8 @@ class DeltaSession(Session):
                 accepted[name] = version
                 unchanged.append(current)
             else:
+                # In force until another one is sent, and nothing will be if the content is this one again by then.
+                accepted[name] = version
                 subscription.mark(name, self._stamp)
                 if subscription.type_url in USING_TYPES:
                     subscription.unknown_uses.add(name)
