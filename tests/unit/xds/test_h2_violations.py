@@ -48,6 +48,7 @@ CONNECTION_ERRORS: dict[str, tuple[Code, list[bytes]]] = {
     "6.2 a block interrupted by PING": (Code.PROTOCOL_ERROR, [headers(flags=0), frame(frames.PING, b"12345678")]),
     "4.1 a block interrupted by an unknown frame": (Code.PROTOCOL_ERROR, [headers(flags=0), frame(0x42, on=1)]),
     "6.3 PRIORITY on stream 0": (Code.PROTOCOL_ERROR, [frame(frames.PRIORITY, b"12345")]),
+    "6.3 PRIORITY of 4 bytes on an idle stream": (Code.FRAME_SIZE_ERROR, [frame(frames.PRIORITY, b"1234", on=3)]),
     "6.4 RST_STREAM on stream 0": (Code.PROTOCOL_ERROR, [frame(frames.RST_STREAM, b"1234")]),
     "6.4 RST_STREAM of 3 bytes": (Code.FRAME_SIZE_ERROR, [headers(), frame(frames.RST_STREAM, b"123", on=1)]),
     "6.5 SETTINGS on a stream": (Code.PROTOCOL_ERROR, [frame(frames.SETTINGS, on=1)]),

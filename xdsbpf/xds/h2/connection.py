@@ -336,7 +336,13 @@ class Connection:
         stream.returnable = 0
 
     def _reset(self, stream_id: int, code: ErrorCode, events: list[Event]) -> None:
-        """Answer a stream error. These count as resets too: the peer can provoke them at will (CVE-2025-8671)."""
+        """Answer a stream error. These count as resets too: the peer can provoke them at will (CVE-2025-8671).
+
+        Raises: ConnectionFault where the stream was never opened, and so cannot be reset (section 6.4): PRIORITY alone
+        may come before.
+        """
+        if stream_id > self.last_stream_id:
+            raise ConnectionFault(code, f"a malformed frame on idle stream {stream_id}")
         self.sender.out.append(frames.rst_stream(stream_id, code))
         stream = self.streams.get(stream_id)
         if stream is not None:
